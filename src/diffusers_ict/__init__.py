@@ -1,0 +1,56 @@
+"""Consistency models trained from data, for Hugging Face diffusers: iCT, ACT and CT.
+
+`import diffusers_ict` needs torch and diffusers only; `diffusers_ict.training` needs the extra `train`.
+"""
+
+from .ct import CT
+from .distances import pseudo_huber, pseudo_huber_constant, squared_l2
+from .ict import ICT
+from .noise_schedule import (
+    ct_num_levels,
+    ct_teacher_decay,
+    ict_num_levels,
+    ict_weighting,
+    karras_sigmas,
+    lognormal_pair_probabilities,
+    rho_through,
+    uniform_pair_probabilities,
+)
+from .objective import Objective, Pair, consistency_pair
+from .pipeline_consistency import ConsistencyPipeline
+from .preconditioning import ConsistencyFunction, c_noise, c_out, c_skip, denoise, scale_input
+from .scheduling_ict import ICTScheduler
+from .time_embedding import fast_columns, hold_fast_columns, uses_fast_columns, zero_fast_columns
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CT",
+    "ICT",
+    "ConsistencyFunction",
+    "ConsistencyPipeline",
+    "ICTScheduler",
+    "Objective",
+    "Pair",
+    "c_noise",
+    "c_out",
+    "c_skip",
+    "consistency_pair",
+    "ct_num_levels",
+    "ct_teacher_decay",
+    "denoise",
+    "fast_columns",
+    "hold_fast_columns",
+    "ict_num_levels",
+    "ict_weighting",
+    "karras_sigmas",
+    "lognormal_pair_probabilities",
+    "pseudo_huber",
+    "pseudo_huber_constant",
+    "rho_through",
+    "scale_input",
+    "squared_l2",
+    "uniform_pair_probabilities",
+    "uses_fast_columns",
+    "zero_fast_columns",
+]

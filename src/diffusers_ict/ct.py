@@ -1,0 +1,42 @@
+"""CT: consistency training (Song et al., arXiv:2303.01469), the baseline that iCT and ACT improve on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .distances import squared_l2
+from .noise_schedule import ct_num_levels, ct_teacher_decay, uniform_pair_probabilities
+from .objective import Objective, Pair
+
+
+@dataclass(frozen=True)
+class CT(Objective):
+    """EMA teacher, uniform noise levels, weight 1, square root N (Sec. 5 and Appendix C).
+
+    Attributes:
+        s0, s1: levels at the start and pairs at the end.
+        mu0: decay of the teacher's EMA at N = s0 (0.9 on CIFAR-10, 0.95 on ImageNet 64x64).
+        metric: ([B, C, H, W], [B, C, H, W]) -> [B]; squared L2, or an LPIPS object for the published setting.
+    """
+
+    s0: int = 2
+    s1: int = 150
+    mu0: float = 0.9
+    metric: Callable[[Tensor, Tensor], Tensor] = squared_l2
+
+    def num_levels(self, step: int, total_steps: int) -> int:
+        return ct_num_levels(step, total_steps, self.s0, self.s1)
+
+    def pair_probabilities(self, sigmas: Tensor) -> Tensor:
+        return uniform_pair_probabilities(sigmas)
+
+    def distance(self, pair: Pair) -> Tensor:
+        return self.metric(pair.student, pair.target)
+
+    def weighting(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def teacher_decay(self, num_levels: int) -> float | None:
+        return ct_teacher_decay(num_levels, self.s0, self.mu0)

@@ -1,0 +1,26 @@
+"""Distances between two batches of images, each [B, ...] x [B, ...] -> [B]: one number per sample."""
+
+import math
+
+from torch import Tensor
+
+
+def pseudo_huber_constant(dimensions: int) -> float:
+    """c = 0.00054 sqrt(d) for images of d = C * H * W entries. iCT (arXiv:2310.14189) Sec. 3.3."""
+    return 0.00054 * math.sqrt(dimensions)
+
+
+def pseudo_huber(a: Tensor, b: Tensor, c: float | None = None) -> Tensor:
+    """sqrt(||a - b||^2 + c^2) - c with the norm over all entries of a sample. iCT Eq. 9. [B, ...] -> [B].
+
+    Not the element-wise Huber loss: the root is taken once per image. Without `c`, pseudo_huber_constant(d).
+    """
+    difference = (a - b).flatten(1)
+    if c is None:
+        c = pseudo_huber_constant(difference.shape[1])
+    return (difference.square().sum(1) + c**2).sqrt() - c
+
+
+def squared_l2(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference over the entries of a sample, as in CT's code. [B, ...] -> [B]."""
+    return (a - b).flatten(1).square().mean(1)

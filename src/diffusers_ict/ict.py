@@ -1,0 +1,41 @@
+"""iCT: Improved Techniques for Training Consistency Models (Song & Dhariwal, arXiv:2310.14189)."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .distances import pseudo_huber
+from .noise_schedule import ict_num_levels, ict_weighting, lognormal_pair_probabilities
+from .objective import Objective, Pair
+
+
+@dataclass(frozen=True)
+class ICT(Objective):
+    """No teacher EMA, pseudo-Huber distance, lognormal noise levels, weight 1 / (sigma_{i+1} - sigma_i), doubling N.
+
+    The student is its own teacher: with a lagging one, the leading term of (student - target) / (sigma_{i+1} - sigma_i)
+    is the lag, which says nothing about the data and diverges as the grid is refined (Sec. 3.2).
+
+    Attributes:
+        s0, s1: pairs of the grid at the first and the last stage (Eq. 11).
+        p_mean, p_std: of ln(sigma) when levels are drawn (Eq. 10).
+        huber_c: constant of the pseudo-Huber distance; None for 0.00054 sqrt(d).
+    """
+
+    s0: int = 10
+    s1: int = 1280
+    p_mean: float = -1.1
+    p_std: float = 2.0
+    huber_c: float | None = None
+
+    def num_levels(self, step: int, total_steps: int) -> int:
+        return ict_num_levels(step, total_steps, self.s0, self.s1)
+
+    def pair_probabilities(self, sigmas: Tensor) -> Tensor:
+        return lognormal_pair_probabilities(sigmas, self.p_mean, self.p_std)
+
+    def distance(self, pair: Pair) -> Tensor:
+        return pseudo_huber(pair.student, pair.target, self.huber_c)
+
+    def weighting(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        return ict_weighting(sigma, sigma_next)

@@ -1,0 +1,108 @@
+"""Noise levels: the grid, the two curricula that refine it, and how a training step picks from it.
+
+A grid is an ascending float64 tensor of N noise levels; pair i (0-based) is (sigmas[i], sigmas[i + 1]),
+so N levels have N - 1 pairs. Everything drawn or weighted per pair has shape [N - 1].
+
+Sources: iCT (arXiv:2310.14189), CT (arXiv:2303.01469), EDM (arXiv:2206.00364).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+SIGMA_MIN = 0.002
+SIGMA_MAX = 80.0
+RHO = 7.0
+
+
+def karras_sigmas(
+    num_levels: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
+) -> Tensor:
+    """The grid of N noise levels, EDM Eq. 5 and iCT Sec. 2: ascending, float64, [N].
+
+    The end points are set exactly, because (sigma_min ** (1 / rho)) ** rho is not sigma_min in floating
+    point and the boundary condition f(x, sigma_min) = x is.
+
+    Raises:
+        ValueError: fewer than two levels.
+    """
+    if num_levels < 2:
+        raise ValueError(f"a grid needs at least 2 noise levels for one pair, got {num_levels}.")
+    ramp = torch.linspace(0, 1, num_levels, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    sigmas = (low + ramp * (high - low)) ** rho
+    sigmas[0], sigmas[-1] = sigma_min, sigma_max
+    return sigmas
+
+
+def ict_num_levels(step: int, total_steps: int, s0: int = 10, s1: int = 1280) -> int:
+    """N(k) of iCT, Eq. 11: s0 pairs, doubled at equal intervals until s1, plus one (the +1 is outside the min).
+
+    Raises:
+        ValueError: `total_steps` too small to hold one optimizer step per stage.
+    """
+    stages = math.log2(math.floor(s1 / s0)) + 1
+    interval = math.floor(total_steps / stages)
+    if interval < 1:
+        raise ValueError(
+            f"the iCT curriculum from {s0} to {s1} has {math.ceil(stages)} stages and needs at least as many "
+            f"steps, got {total_steps}."
+        )
+    return min(s0 * 2 ** (step // interval), s1) + 1
+
+
+def ct_num_levels(step: int, total_steps: int, s0: int = 2, s1: int = 150) -> int:
+    """N(k) of CT, Appendix C: the square root schedule from s0 to s1 + 1 levels."""
+    return math.ceil(math.sqrt(step / total_steps * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
+
+
+def ct_teacher_decay(num_levels: int, s0: int = 2, mu0: float = 0.9) -> float:
+    """mu(k) = exp(s0 ln(mu0) / N(k)), CT Appendix C: decay of the teacher's EMA, mu0 when N = s0."""
+    return math.exp(s0 * math.log(mu0) / num_levels)
+
+
+def lognormal_pair_probabilities(sigmas: Tensor, mean: float = -1.1, std: float = 2.0) -> Tensor:
+    """p(i) of iCT, Eq. 10: the mass a lognormal puts between neighbouring levels. sigmas [N] -> [N - 1]."""
+    cdf = torch.erf((sigmas.log() - mean) / (math.sqrt(2) * std))
+    mass = cdf.diff()
+    return mass / mass.sum()
+
+
+def uniform_pair_probabilities(sigmas: Tensor) -> Tensor:
+    """CT draws every pair equally often. sigmas [N] -> [N - 1]."""
+    return torch.full_like(sigmas[1:], 1 / (len(sigmas) - 1))
+
+
+def ict_weighting(sigma: Tensor, sigma_next: Tensor) -> Tensor:
+    """lambda(sigma_i) = 1 / (sigma_{i+1} - sigma_i), iCT Sec. 3.1. Same shape as its arguments."""
+    return 1 / (sigma_next - sigma)
+
+
+def rho_through(
+    sigma: float, num_train_timesteps: int = 40, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX
+) -> float:
+    """The rho for which diffusers' stock scheduler takes `sigma` as the second of two sampling steps.
+
+    The stock CMStochasticIterativeScheduler knows no list of sigmas: with two steps it takes index
+    T // 2 of a descending Karras grid of T levels. rho serves nothing but that grid, and the level at a
+    fixed index falls monotonically as rho grows, so bisection finds it to the last bit of float64.
+
+    Raises:
+        ValueError: no rho in [0.5, 1e4] reaches `sigma`.
+    """
+    ramp = (num_train_timesteps // 2) / (num_train_timesteps - 1)
+
+    def level(rho: float) -> float:
+        low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+        return (high + ramp * (low - high)) ** rho
+
+    small, large = 0.5, 1e4
+    if not level(large) < sigma < level(small):
+        raise ValueError(
+            f"the middle of a {num_train_timesteps}-level stock grid can be any sigma between {level(large):.4g} "
+            f"and {level(small):.4g}, got {sigma}; choose an intermediate sigma in that range."
+        )
+    while small < (middle := (small + large) / 2) < large:
+        small, large = (middle, large) if level(middle) > sigma else (small, middle)
+    return small

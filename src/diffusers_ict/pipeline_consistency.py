@@ -1,0 +1,190 @@
+"""ConsistencyPipeline: one- and few-step sampling, saved in a form that stock diffusers loads."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+from .scheduling_ict import ICTScheduler
+
+Generators = torch.Generator | list[torch.Generator] | None
+
+
+class ConsistencyPipeline(ConsistencyModelPipeline):
+    """Unconditional or class-conditional image generation with a consistency model.
+
+    Takes what diffusers' ConsistencyModelPipeline takes and more (`sigmas`, `height`, `width`, `output_type="latent"`,
+    `callback_on_step_end`, labels in any form, any number of channels). Repositories of either kind load into
+    either pipeline: this one turns any stock consistency scheduler into an `ICTScheduler`, and saves itself as the
+    stock pipeline with the stock twin of its scheduler.
+
+    Args:
+        unet: a UNet2DModel with positional time embedding.
+        scheduler: an ICTScheduler or a CMStochasticIterativeScheduler.
+
+    Raises:
+        ValueError: any other scheduler.
+    """
+
+    _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - diffusers reads this class attribute
+
+    def __init__(self, unet: UNet2DModel, scheduler: CMStochasticIterativeScheduler) -> None:
+        if not isinstance(scheduler, CMStochasticIterativeScheduler):
+            raise ValueError(
+                "a consistency pipeline needs an ICTScheduler or a CMStochasticIterativeScheduler, got "
+                f"{type(scheduler).__name__}."
+            )
+        if not isinstance(scheduler, ICTScheduler):
+            scheduler = ICTScheduler.from_stock(scheduler)
+        super().__init__(unet=unet, scheduler=scheduler)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save as a stock ConsistencyModelPipeline with the stock twin of the scheduler.
+
+        Such a folder, or the Hub repository made of it, loads with and without this package and gives the same
+        images with one and two steps. Arguments are those of `DiffusionPipeline.save_pretrained`.
+        """
+        stock = ConsistencyModelPipeline(unet=self.unet, scheduler=self.scheduler.to_stock())
+        stock.save_pretrained(save_directory, **kwargs)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        class_labels: Tensor | np.ndarray | Sequence[int] | int | None = None,
+        num_inference_steps: int = 1,
+        timesteps: Sequence[int] | None = None,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback: Callable[[int, Tensor, Tensor], None] | None = None,
+        callback_steps: int = 1,
+        *,
+        sigmas: Sequence[float] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        callback_on_step_end: Callable[..., dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple:
+        """Draw images: Algorithm 1 of Consistency Models (arXiv:2303.01469).
+
+        Args:
+            batch_size: number of images.
+            class_labels: one class for all images, or one for each; drawn with `generator` when the model is
+                class-conditional and none are given.
+            num_inference_steps: evaluations of the network; ignored where `timesteps` or `sigmas` are given.
+            timesteps: descending integer indices into the scheduler's grid, as stock diffusers takes them.
+            generator: one, or a list with one for each image.
+            latents: standard normal noise, [batch_size, C, height, width], instead of drawn noise.
+            output_type: "pil", "np" ([B, H, W, C] in [0, 1]), "pt" ([B, C, H, W] in [0, 1]) or "latent" (in [-1, 1]).
+            return_dict: an ImagePipelineOutput, or else a tuple with the images.
+            callback, callback_steps: callback(step, timestep, sample) after every `callback_steps`-th step.
+            sigmas: descending noise levels, the first usually sigma_max.
+            height, width: in pixels; by default the model's sample size.
+            callback_on_step_end: callback(pipe, step, timestep, {"latents": ...}) after each step; a "latents" entry in
+                the dictionary it returns replaces the sample.
+            callback_on_step_end_tensor_inputs: which tensors it is handed; only "latents" exists.
+
+        Raises:
+            ValueError: an argument out of range or of a wrong shape; the message says what is allowed.
+        """
+        height, width = self._image_size(height, width)
+        self._check_inputs(batch_size, timesteps, sigmas, generator, output_type, callback_steps)
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"callback_on_step_end_tensor_inputs may hold 'latents' only, got {sorted(unknown)}.")
+        if timesteps is not None or sigmas is not None:
+            num_inference_steps = None
+        device = self._execution_device
+        self.scheduler.set_timesteps(num_inference_steps, device, timesteps, sigmas)
+
+        sample = self._initial_noise(batch_size, height, width, generator, latents, device)
+        labels = self._labels(batch_size, class_labels, generator, device)
+
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress_bar:
+            for step, t in enumerate(self.scheduler.timesteps):
+                scaled = self.scheduler.scale_model_input(sample, t).to(self.unet.dtype)
+                output = self.unet(scaled, t, class_labels=labels, return_dict=False)[0]
+                # The sample stays in float32 whatever the network computes in.
+                sample = self.scheduler.step(output.float(), t, sample, generator=generator, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    returned = callback_on_step_end(self, step, t, {"latents": sample})
+                    sample = (returned or {}).get("latents", sample)
+                if callback is not None and step % callback_steps == 0:
+                    callback(step, t, sample)
+                progress_bar.update()
+
+        images = self.image_processor.postprocess(sample, output_type=output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width in pixels, checked against the UNet's halvings."""
+        native = self.unet.config.sample_size
+        if native is None and (height is None or width is None):
+            raise ValueError("this model has no sample_size in its config: give height and width.")
+        native = native if isinstance(native, (tuple, list)) else (native, native)
+        height, width = height or native[0], width or native[1]
+        factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        if height % factor or width % factor or min(height, width) < 1:
+            raise ValueError(f"height and width must be multiples of {factor} for this model, got {height}x{width}.")
+        return height, width
+
+    def _check_inputs(self, batch_size, timesteps, sigmas, generator, output_type, callback_steps) -> None:
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}.")
+        if timesteps is not None and sigmas is not None:
+            raise ValueError("give timesteps or sigmas, not both.")
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"a list of generators needs one for each of the {batch_size} images, got {len(generator)}."
+            )
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
+        channels = self.unet.config.out_channels
+        if output_type == "pil" and channels not in (1, 3, 4):
+            raise ValueError(
+                f"PIL images have 1, 3 or 4 channels and this model's have {channels}: choose output_type 'np' or 'pt'."
+            )
+        if not isinstance(callback_steps, int) or callback_steps < 1:
+            raise ValueError(f"callback_steps must be a positive integer, got {callback_steps!r}.")
+
+    def _initial_noise(self, batch_size, height, width, generator, latents, device) -> Tensor:
+        """sigma_max z, float32 [batch_size, C, height, width]."""
+        shape = (batch_size, self.unet.config.in_channels, height, width)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif latents.shape != shape:
+            raise ValueError(f"latents must have the shape {shape}, got {tuple(latents.shape)}.")
+        return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+
+    def _labels(self, batch_size, class_labels, generator: Generators, device) -> Tensor | None:
+        """Class labels as int64 [batch_size], or None for an unconditional model."""
+        classes = self.unet.config.num_class_embeds
+        if classes is None:
+            if class_labels is not None:
+                raise ValueError("this model is unconditional: leave class_labels out.")
+            return None
+        if class_labels is None:
+            several = isinstance(generator, list)
+            shape = (1,) if several else (batch_size,)
+            drawn = [
+                torch.randint(classes, shape, generator=g, device=g.device if g is not None else "cpu")
+                for g in (generator if several else [generator])
+            ]
+            return torch.cat(drawn).to(device)
+        labels = torch.as_tensor(class_labels).reshape(-1)
+        if len(labels) == 1:
+            labels = labels.expand(batch_size)
+        if len(labels) != batch_size or labels.is_floating_point():
+            raise ValueError(f"class_labels must be one integer or {batch_size} of them, got {class_labels!r}.")
+        if labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(f"class_labels must lie within 0 and {classes - 1}, got {labels.tolist()}.")
+        return labels.to(device, torch.int64)

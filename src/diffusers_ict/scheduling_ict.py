@@ -1,0 +1,237 @@
+"""ICTScheduler: sampling and training noise levels of consistency models, as a diffusers scheduler."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import CMStochasticIterativeScheduler, SchedulerMixin  # noqa: F401 - loading looks for SchedulerMixin here
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from .noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, karras_sigmas, rho_through
+from .objective import Objective
+from .preconditioning import SIGMA_DATA, ConsistencyFunction, c_noise, c_out, c_skip, per_image, scale_input
+
+# What stock diffusers cannot express travels under this one key of a stock scheduler_config.json: stock code
+# neither warns of it nor drops it, because its name begins with an underscore.
+STOCK_KEY = "_ict"
+STOCK_KEY_VERSION = 1
+CARRIED = ("rho", "intermediate_sigmas")
+
+
+class ICTScheduler(CMStochasticIterativeScheduler):
+    """Multistep consistency sampling (CM, arXiv:2303.01469, Algorithm 1) at chosen noise levels, and the training side.
+
+    Args:
+        num_train_timesteps: levels of the grid that integer `timesteps` index, and that stock diffusers uses.
+        sigma_min, sigma_max, sigma_data: noise levels and data deviation, for images in [-1, 1].
+        s_noise: factor on the noise added between steps.
+        rho: curvature of the Karras grid used in training.
+        clip_denoised: clip every estimate to [-1, 1].
+        intermediate_sigmas: noise levels to return to between steps, in the order in which steps are added:
+            n steps use the first n - 1. 0.821 is iCT's second level on CIFAR-10 (arXiv:2310.14189, Appendix A), 1.526
+            that on ImageNet 64x64. For more steps than it has levels for, the Karras grid that passes through the
+            first of them half-way is used, which is what the stock twin of this scheduler does.
+
+    Raises:
+        ValueError: an intermediate sigma outside (sigma_min, sigma_max), or one that appears twice.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 40,
+        sigma_min: float = SIGMA_MIN,
+        sigma_max: float = SIGMA_MAX,
+        sigma_data: float = SIGMA_DATA,
+        s_noise: float = 1.0,
+        rho: float = RHO,
+        clip_denoised: bool = True,
+        intermediate_sigmas: Sequence[float] = (0.821,),
+    ) -> None:
+        super().__init__(num_train_timesteps, sigma_min, sigma_max, sigma_data, s_noise, rho, clip_denoised)
+        middle = list(intermediate_sigmas)
+        if len(set(middle)) < len(middle) or not all(sigma_min < sigma < sigma_max for sigma in middle):
+            raise ValueError(
+                f"intermediate_sigmas must be different numbers between sigma_min {sigma_min} and sigma_max "
+                f"{sigma_max}, got {middle}."
+            )
+        self.stock_rho = rho_through(middle[0], num_train_timesteps, sigma_min, sigma_max) if middle else rho
+
+    # ------------------------------------------------------------------ sampling
+
+    def sampling_sigmas(self, num_inference_steps: int) -> np.ndarray:
+        """The descending noise levels of an n-step sampler, float64 [n]: sigma_max, then the intermediate ones.
+
+        Raises:
+            ValueError: fewer than one step, or more than the grid has levels.
+        """
+        steps, grid = num_inference_steps, self.config.num_train_timesteps
+        if not isinstance(steps, int) or not 1 <= steps <= grid:
+            raise ValueError(f"num_inference_steps must be an integer from 1 to {grid}, got {steps}.")
+        chosen = list(self.config.intermediate_sigmas)[: steps - 1]
+        if len(chosen) == steps - 1:
+            return np.array([self.config.sigma_max, *sorted(chosen, reverse=True)])
+        return self._stock_grid(np.arange(steps) * (grid // steps))
+
+    def _stock_grid(self, indices: np.ndarray) -> np.ndarray:
+        """Levels of the stock twin's grid, index 0 being sigma_max, in the arithmetic of the stock scheduler."""
+        ramp = indices / (self.config.num_train_timesteps - 1)
+        low, high = (s ** (1 / self.stock_rho) for s in (self.config.sigma_min, self.config.sigma_max))
+        return (high + ramp * (low - high)) ** self.stock_rho
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> None:
+        """Set the noise levels of the next sampling run, in exactly one of three ways.
+
+        Args:
+            num_inference_steps: number of steps; levels as in `sampling_sigmas`.
+            device: where `timesteps` are put (`sigmas` stay on the CPU).
+            timesteps: descending indices into the grid of `num_train_timesteps` levels, as for the stock scheduler
+                (0 is the first step, at sigma_max, whatever its place in the list says of order).
+            sigmas: descending noise levels within [sigma_min, sigma_max], in units of images in [-1, 1].
+
+        Raises:
+            ValueError: none or several of the three, or values out of order or out of range.
+        """
+        given = [name for name, value in (("num_inference_steps", num_inference_steps), ("timesteps", timesteps),
+                                          ("sigmas", sigmas)) if value is not None]  # fmt: skip
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of num_inference_steps, timesteps and sigmas, got {given or 'none'}.")
+        if sigmas is not None:
+            levels = self._checked_sigmas(sigmas)
+        elif timesteps is not None:
+            levels = self._stock_grid(self._checked_indices(timesteps)[::-1])
+        else:
+            levels = self.sampling_sigmas(num_inference_steps)
+
+        self.num_inference_steps = len(levels)
+        self.custom_timesteps = num_inference_steps is None
+        self.sigmas = torch.from_numpy(np.append(levels, self.config.sigma_min).astype(np.float32))
+        on_mps = str(device).startswith("mps")
+        self.timesteps = torch.from_numpy(self.sigma_to_t(levels)).to(device, torch.float32 if on_mps else None)
+        self._step_index = self._begin_index = None
+
+    def _checked_sigmas(self, sigmas: Sequence[float]) -> np.ndarray:
+        levels = np.atleast_1d(np.asarray(sigmas, dtype=np.float64))
+        low, high = self.config.sigma_min, self.config.sigma_max
+        if len(levels) == 0 or (np.diff(levels) >= 0).any() or not ((levels >= low) & (levels <= high)).all():
+            raise ValueError(f"sigmas must descend and lie within [{low}, {high}], got {levels.tolist()}.")
+        return levels
+
+    def _checked_indices(self, timesteps: Sequence[int]) -> np.ndarray:
+        indices = np.atleast_1d(np.asarray(timesteps))
+        grid = self.config.num_train_timesteps
+        if (
+            not np.issubdtype(indices.dtype, np.integer)
+            or len(indices) == 0
+            or (np.diff(indices) >= 0).any()
+            or indices[-1] < 0
+            or indices[0] >= grid
+        ):
+            raise ValueError(
+                f"timesteps must be descending integer indices from {grid - 1} to 0, got {list(timesteps)}; "
+                "give noise levels as sigmas=."
+            )
+        return indices
+
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor) -> Tensor:
+        """c_in(sigma) times the sample: what the network is to be given. Shape as the sample's."""
+        if self.step_index is None:
+            self._init_step_index(timestep)
+        self.is_scale_input_called = True
+        return scale_input(sample, self.sigmas[self.step_index], self.config.sigma_data)
+
+    def get_scalings_for_boundary_condition(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """(c_skip, c_out) of CM Appendix C, through the library's one formula for each."""
+        constants = self.config.sigma_min, self.config.sigma_data
+        return c_skip(sigma, *constants), c_out(sigma, *constants)
+
+    # ------------------------------------------------------------------ training
+
+    def consistency_function(self, unet: Callable) -> ConsistencyFunction:
+        """f(x, sigma, class_labels) around `unet`, with this scheduler's constants."""
+        return ConsistencyFunction(unet, self.config.sigma_min, self.config.sigma_data)
+
+    def training_sigmas(
+        self, objective: Objective, step: int, total_steps: int, batch_size: int, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Noise levels of one training step: a pair of neighbours for each sample.
+
+        Args:
+            objective: decides the number of levels N(step) and how often each pair is drawn.
+            step, total_steps: optimizer step from 0, and how many there will be.
+            generator: on the CPU.
+
+        Returns:
+            (sigma, sigma_next), float32 [batch_size] each, on the CPU; sigma < sigma_next.
+        """
+        config = self.config
+        grid = karras_sigmas(
+            objective.num_levels(step, total_steps), config.sigma_min, config.sigma_max, config.rho
+        )
+        pairs = torch.multinomial(objective.pair_probabilities(grid), batch_size, True, generator=generator)
+        return grid[pairs].float(), grid[pairs + 1].float()
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x + sigma z, at the noise levels the timesteps stand for.
+
+        Args:
+            original_samples, noise: [B, C, H, W].
+            timesteps: [B]; floating point: 250 ln(sigma) of any level, such as an entry of `timesteps`;
+                integer: indices into the current `timesteps`.
+        """
+        if timesteps.is_floating_point():
+            wide = torch.float32 if timesteps.device.type == "mps" else torch.float64
+            sigma = (timesteps.to(wide) / 250).exp()
+        else:
+            sigma = self.sigmas.to(timesteps.device)[timesteps]
+        return original_samples + noise * per_image(sigma, noise).to(noise)
+
+    def timesteps_of(self, sigmas: Tensor) -> Tensor:
+        """250 ln(sigma): the timesteps the network is given for these noise levels. Same shape."""
+        return c_noise(sigmas)
+
+    # ------------------------------------------------------------------ to and from stock diffusers
+
+    def to_stock(self) -> CMStochasticIterativeScheduler:
+        """The stock scheduler that draws the same images with one and two steps.
+
+        With more steps too, unless several intermediate sigmas were set: stock has no list of levels, only a grid,
+        whose rho is chosen here so that its middle is the first intermediate sigma.
+        """
+        config = self.config
+        stock = CMStochasticIterativeScheduler(
+            num_train_timesteps=config.num_train_timesteps,
+            sigma_min=config.sigma_min,
+            sigma_max=config.sigma_max,
+            sigma_data=config.sigma_data,
+            s_noise=config.s_noise,
+            rho=self.stock_rho,
+            clip_denoised=config.clip_denoised,
+        )
+        carried = {"rho": config.rho, "intermediate_sigmas": list(config.intermediate_sigmas)}
+        stock.register_to_config(**{STOCK_KEY: {"version": STOCK_KEY_VERSION, **carried}})
+        return stock
+
+    @classmethod
+    def from_stock(cls, stock: CMStochasticIterativeScheduler) -> "ICTScheduler":
+        """The scheduler a stock one is the twin of; for one made elsewhere, one that draws the same images."""
+        return cls.from_config({**stock.config, "_class_name": CMStochasticIterativeScheduler.__name__})
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: Mapping[str, Any], **kwargs: Any):
+        """Diffusers' hook between a config file and `__init__`; here a stock config becomes one of ours."""
+        config = dict(config_dict)
+        carried = config.pop(STOCK_KEY, None)
+        if config.get("_class_name") == CMStochasticIterativeScheduler.__name__:
+            # A stock config made elsewhere has a grid and no list of levels; its default must not be ours.
+            config["intermediate_sigmas"] = []
+            config.update({key: carried[key] for key in CARRIED if key in (carried or {})})
+        return super().extract_init_dict(config, **kwargs)
