@@ -6,7 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, ImagePipelineOutput, UNet2DModel
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
+    ImagePipelineOutput,
+    UNet2DModel,
+)
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor

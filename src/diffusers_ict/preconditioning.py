@@ -77,6 +77,9 @@ class ConsistencyFunction:
         """
         level = per_image(sigma, x)
         output = self.net(
-            scale_input(x, level, self.sigma_data), c_noise(sigma), class_labels=class_labels, return_dict=False
+            scale_input(x, level, self.sigma_data),
+            c_noise(sigma),
+            class_labels=class_labels,
+            return_dict=False,
         )[0]
         return denoise(output.float(), x, level, self.sigma_min, self.sigma_data)

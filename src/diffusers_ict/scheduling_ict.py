@@ -160,7 +160,12 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         return ConsistencyFunction(unet, self.config.sigma_min, self.config.sigma_data)
 
     def training_sigmas(
-        self, objective: Objective, step: int, total_steps: int, batch_size: int, generator: torch.Generator | None = None
+        self,
+        objective: Objective,
+        step: int,
+        total_steps: int,
+        batch_size: int,
+        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Noise levels of one training step: a pair of neighbours for each sample.
 
@@ -173,9 +178,7 @@ class ICTScheduler(CMStochasticIterativeScheduler):
             (sigma, sigma_next), float32 [batch_size] each, on the CPU; sigma < sigma_next.
         """
         config = self.config
-        grid = karras_sigmas(
-            objective.num_levels(step, total_steps), config.sigma_min, config.sigma_max, config.rho
-        )
+        grid = karras_sigmas(objective.num_levels(step, total_steps), config.sigma_min, config.sigma_max, config.rho)
         pairs = torch.multinomial(objective.pair_probabilities(grid), batch_size, True, generator=generator)
         return grid[pairs].float(), grid[pairs + 1].float()
 

@@ -1,0 +1,153 @@
+"""ACT: Adversarial Consistency Training (Kong et al., arXiv:2311.14097).
+
+A discriminator D judges the images f maps noisy data back to, and its verdict is mixed into the consistency loss:
+
+    L_G = (1 - lambda_N(n)) L_CT + lambda_N(n) softplus(-D(f(x_{n+1}, t_{n+1}), t_{n+1}))
+    L_D = softplus(D(sg f(x_t, t), t)) + softplus(-D(x', t'))      and every 16th step (gamma / 2) |grad_x D(x', t')|^2
+
+The consistency part is any `Objective`: CT as published, or iCT. All losses are [B]; D sees clean images, and
+conditions on the noise level they were mapped back from.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import softplus
+
+from .objective import Objective, Pair
+from .preconditioning import c_noise
+
+
+@dataclass(frozen=True)
+class AdversarialWeight:
+    """lambda_N(n) = w (n / (N - 1)) ^ log_{1/2}(w_mid / w): 0 at n = 0, w_mid in the middle, w at n = N - 1.
+
+    n is the position of a noise level in the grid, counted from 0. ACT Eq. 12; 0.3 / 0.3 (a constant) on CIFAR-10,
+    0.6 / 0.2 on ImageNet 64x64 and LSUN Cat.
+
+    Raises:
+        ValueError: unless 0 < w_mid <= w <= 1, or both are 0.
+    """
+
+    w: float = 0.3
+    w_mid: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not (0 < self.w_mid <= self.w <= 1 or self.w == self.w_mid == 0):
+            raise ValueError(
+                f"the adversarial weights must satisfy 0 < w_mid <= w <= 1 (or both be 0), got w {self.w} and w_mid "
+                f"{self.w_mid}."
+            )
+
+    def rising(self, index: Tensor, num_levels: int) -> Tensor:
+        """(n / (N - 1)) ^ exponent, from 0 to 1: also the weight of a sample in D's losses, where that is used. [B]."""
+        exponent = math.log(self.w_mid / self.w, 0.5) if self.w else 0.0
+        return (index.float() / (num_levels - 1)) ** exponent
+
+    def __call__(self, index: Tensor, num_levels: int) -> Tensor:
+        """lambda_N(n) for positions [B] in a grid of `num_levels`: [B]."""
+        return self.w * self.rising(index, num_levels)
+
+
+def verdict(discriminator: Callable, images: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    """D's logits in float32: images [B, C, H, W] in [-1, 1], sigma [B] -> [B]; > 0 means real."""
+    return discriminator(images, c_noise(sigma), class_labels).float()
+
+
+def generator_loss(logits_fake: Tensor) -> Tensor:
+    """Non-saturating loss softplus(-D(fake)): [B]. ACT Eq. 9."""
+    return softplus(-logits_fake)
+
+
+def discriminator_loss(
+    logits_fake: Tensor,
+    logits_real: Tensor,
+    weight_fake: Tensor | float = 1.0,
+    weight_real: Tensor | float = 1.0,
+) -> Tensor:
+    """softplus(D(fake)) + softplus(-D(real)), each at the weight of its own noise level: [B]. ACT Eq. 10."""
+    return weight_fake * softplus(logits_fake) + weight_real * softplus(-logits_real)
+
+
+def r1_penalty(
+    discriminator: Callable,
+    images: Tensor,
+    sigma: Tensor,
+    class_labels: Tensor | None = None,
+    gamma: float = 10.0,
+) -> Tensor:
+    """(gamma / 2) |grad_x D(x, t)|^2 on real images, with a graph to differentiate through: [B].
+
+    The gradient is taken at what D sees: give it the augmented images.
+    """
+    seen = images.detach().requires_grad_(True)
+    # The fused attention kernels have no second derivative.
+    with sdpa_kernel(SDPBackend.MATH):
+        logits = verdict(discriminator, seen, sigma, class_labels)
+        (gradient,) = torch.autograd.grad(logits.sum(), seen, create_graph=True)
+    return gamma / 2 * gradient.flatten(1).square().sum(1)
+
+
+def weighted_lerp(objective: Objective, pair: Pair, adversarial: Tensor, weight: Tensor) -> Tensor:
+    """lambda(sigma_i) ((1 - lambda_N) d + lambda_N L_adv): [B].
+
+    On CT, whose lambda(sigma) is 1, this is the published L_G. On iCT the mixture is of the unweighted distance, so that
+    the adversarial term keeps its share while iCT's weighting grows 128-fold over training.
+    """
+    mixed = (1 - weight) * objective.distance(pair) + weight * adversarial
+    return objective.weighting(pair.sigma, pair.sigma_next) * mixed
+
+
+@dataclass(frozen=True)
+class GradientBalance:
+    """(1 - lambda_N) L_C + lambda_N r L_adv with r the ratio of their gradients' norms at the last layer: [B].
+
+    The adaptive weight of VQGAN (arXiv:2012.09841, Eq. 7). Costs two extra backward passes through the last layer.
+
+    Attributes:
+        last_layer: weights of the generator's last layer.
+        largest: bound of the ratio.
+    """
+
+    last_layer: Tensor
+    largest: float = 1e4
+
+    def __call__(self, objective: Objective, pair: Pair, adversarial: Tensor, weight: Tensor) -> Tensor:
+        consistency = objective.loss(pair)
+        norms = [
+            torch.autograd.grad(loss.mean(), self.last_layer, retain_graph=True)[0].norm()
+            for loss in (consistency, adversarial)
+        ]
+        ratio = (norms[0] / norms[1].clamp(min=1e-12)).clamp(max=self.largest).detach()
+        return (1 - weight) * consistency + weight * ratio * adversarial
+
+
+class AdaptiveStrength:
+    """ACT-Aug: the strength p of the augmentation, driven by the running R1 penalty r against tau.
+
+    r <- 0.93 r + 0.07 R1;  p <- clip(p +- images_seen / horizon, 0, 1), plus when r > tau: a penalty that rises means a
+    discriminator that overfits. ACT Sec. 4.3.
+
+    Args:
+        tau: threshold of r. The released code's 1e4 is hardly ever reached, which leaves p at 0.
+        horizon: images after which p could have gone from 0 to 1.
+
+    Raises:
+        ValueError: tau or horizon not positive.
+    """
+
+    def __init__(self, tau: float, horizon: int = 500_000) -> None:
+        if tau <= 0 or horizon <= 0:
+            raise ValueError(f"tau and horizon of the augmentation must be positive, got {tau} and {horizon}.")
+        self.tau, self.horizon = tau, horizon
+        self.p = self.r = 0.0
+
+    def update(self, r1: float, images_seen: int) -> None:
+        """Move p after a step that computed R1 (mean over the batch), `images_seen` images after the last such step."""
+        self.r = 0.93 * self.r + 0.07 * r1
+        direction = 1 if self.r > self.tau else -1
+        self.p = min(max(self.p + direction * images_seen / self.horizon, 0.0), 1.0)

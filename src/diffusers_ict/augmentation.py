@@ -1,0 +1,174 @@
+"""Differentiable augmentation of strength p, after StyleGAN2-ADA (Karras et al., arXiv:2006.06676, Appendix B).
+
+Each transformation is applied to each image with probability p, decided and parametrised by uniform numbers that come
+in, so that a call is a pure function. What moves whole pixels (mirror, quarter turns, whole-pixel shifts) is exact;
+what does not is composed into one affine map and resampled once, bilinearly; colours are one matrix. At p = 0 images
+pass through untouched, not resampled.
+
+kornia has most of these, but draws its own random numbers from the global generator, resamples once for each of them,
+and would add a dependency heavier than this file.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+NUM_UNIFORM = 28  # uniform numbers for each image
+
+
+class _Numbers:
+    """Hands out columns of uniform numbers [B, NUM_UNIFORM], in a fixed order."""
+
+    def __init__(self, uniform: Tensor) -> None:
+        self.columns = iter(uniform.unbind(1))
+
+    def uniform(self) -> Tensor:
+        return next(self.columns)
+
+    def normal(self) -> Tensor:
+        # Away from 0 and 1, where the inverse of the normal distribution is infinite.
+        return torch.special.ndtri(self.uniform().clamp(1e-6, 1 - 1e-6))
+
+    def happens(self, p: float) -> Tensor:
+        return self.uniform() < p
+
+
+def augment(images: Tensor, p: float, uniform: Tensor) -> Tensor:
+    """Augment a batch with strength p.
+
+    Args:
+        images: [B, C, H, W]; hue, saturation and luma flip need C = 3.
+        p: probability of each transformation, 0 to 1.
+        uniform: independent uniform numbers, [B, NUM_UNIFORM].
+
+    Returns:
+        [B, C, H, W], differentiable in `images`; `images` itself when p is 0. Values may leave [-1, 1].
+    """
+    if p <= 0:
+        return images
+    numbers = _Numbers(uniform)
+    moved = _move_whole_pixels(images, p, numbers)
+    return _recolour(_warp(moved, p, numbers), p, numbers)
+
+
+def _move_whole_pixels(x: Tensor, p: float, numbers: _Numbers) -> Tensor:
+    """Mirror, quarter turns, and shifts by whole pixels with reflection at the border."""
+    mirrored = numbers.happens(p) & (numbers.uniform() < 0.5)
+    turned, quarter = numbers.happens(p), (numbers.uniform() * 4).long()
+    shifted = numbers.happens(p)
+    height, width = x.shape[-2:]
+    # StyleGAN2-ADA shifts by up to an eighth of the image.
+    down = ((numbers.uniform() * 2 - 1) * 0.125 * height).round().long() * shifted
+    right = ((numbers.uniform() * 2 - 1) * 0.125 * width).round().long() * shifted
+
+    x = _select(mirrored, x.flip(-1), x)
+    if height == width:
+        quarter = quarter * turned
+        for turns in (1, 2, 3):
+            x = _select(quarter == turns, x.rot90(turns, (-2, -1)), x)
+    rows = _reflect(torch.arange(height, device=x.device) - down[:, None], height)
+    columns = _reflect(torch.arange(width, device=x.device) - right[:, None], width)
+    batch = torch.arange(len(x), device=x.device)[:, None, None]
+    # Advanced indices around a slice put the channels last.
+    return x[batch, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _select(where: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return torch.where(where[:, None, None, None], a, b)
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    """Indices beyond the border reflected about the outermost pixels."""
+    if size == 1:
+        return torch.zeros_like(index)
+    index = index.abs() % (2 * (size - 1))
+    return torch.minimum(index, 2 * (size - 1) - index)
+
+
+def _warp(x: Tensor, p: float, numbers: _Numbers) -> Tensor:
+    """Scaling, rotation, anisotropic scaling, rotation, fractional shift: one affine map, one resampling."""
+    count = len(x)
+    # Two rotations, of which at least one happens with probability p.
+    p_rotation = 1 - math.sqrt(1 - p)
+    zero, one = x.new_zeros(count), x.new_ones(count)
+
+    def when(happens: Tensor, value: Tensor, otherwise: Tensor) -> Tensor:
+        return torch.where(happens, value.to(x.dtype), otherwise)
+
+    isotropic = numbers.happens(p)
+    scale = when(isotropic, torch.exp2(0.2 * numbers.normal()), one)
+    rotates_first = numbers.happens(p_rotation)
+    first = when(rotates_first, (numbers.uniform() * 2 - 1) * math.pi, zero)
+    anisotropic = numbers.happens(p)
+    stretch = when(anisotropic, torch.exp2(0.2 * numbers.normal()), one)
+    rotates_last = numbers.happens(p_rotation)
+    last = when(rotates_last, (numbers.uniform() * 2 - 1) * math.pi, zero)
+    shifts = numbers.happens(p)
+    # Coordinates run from -1 to 1: a shift of 0.125 of the image is 0.25.
+    across = when(shifts, 0.25 * numbers.normal(), zero)
+    down = when(shifts, 0.25 * numbers.normal(), zero)
+
+    linear = _rotation(last) @ _diagonal(scale * stretch, scale / stretch) @ _rotation(first)
+    theta = torch.cat([linear, torch.stack([across, down], 1)[:, :, None]], 2)
+    warped = grid_sample(
+        x.float(), affine_grid(theta.float(), list(x.shape), align_corners=False),
+        mode="bilinear", padding_mode="reflection", align_corners=False,
+    ).to(x.dtype)  # fmt: skip
+    return _select(isotropic | rotates_first | anisotropic | rotates_last | shifts, warped, x)
+
+
+def _rotation(angle: Tensor) -> Tensor:
+    """[B] -> [B, 2, 2]."""
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+
+
+def _diagonal(a: Tensor, b: Tensor) -> Tensor:
+    """[B], [B] -> [B, 2, 2]."""
+    return torch.diag_embed(torch.stack([a, b], 1))
+
+
+def _recolour(x: Tensor, p: float, numbers: _Numbers) -> Tensor:
+    """Brightness, contrast, and for RGB luma flip, hue and saturation: x -> M x + b at every pixel."""
+    count, channels = x.shape[:2]
+    brightness = torch.where(numbers.happens(p), 0.2 * numbers.normal(), 0.0)
+    contrast = torch.where(numbers.happens(p), torch.exp2(0.5 * numbers.normal()), 1.0)
+    flips = numbers.happens(p) & (numbers.uniform() < 0.5)
+    angle = torch.where(numbers.happens(p), (numbers.uniform() * 2 - 1) * math.pi, 0.0)
+    saturation = torch.where(numbers.happens(p), torch.exp2(numbers.normal()), 1.0)
+
+    matrix = contrast[:, None, None] * torch.eye(channels, device=x.device).expand(count, -1, -1)
+    offset = contrast * brightness
+    if channels == 3:
+        matrix = _saturate(saturation) @ _turn_hue(angle) @ _flip_luma(flips) @ matrix
+        # The luma axis is an eigenvector of all three, so a grey offset stays grey; a flip reverses it.
+        offset = torch.where(flips, -offset, offset)
+    changed = torch.einsum("bij,bjhw->bihw", matrix.to(x.dtype), x) + offset.to(x.dtype)[:, None, None, None]
+    untouched = (brightness == 0) & (contrast == 1) & ~flips & (angle == 0) & (saturation == 1)
+    return _select(untouched, x, changed)
+
+
+def _luma_projection(like: Tensor) -> Tensor:
+    """v v^T with v = (1, 1, 1) / sqrt(3), the grey axis."""
+    return torch.full((3, 3), 1 / 3, device=like.device)
+
+
+def _flip_luma(flips: Tensor) -> Tensor:
+    """Reflection I - 2 v v^T where `flips`: [B] -> [B, 3, 3]."""
+    return torch.eye(3, device=flips.device) - 2 * flips.float()[:, None, None] * _luma_projection(flips)
+
+
+def _turn_hue(angle: Tensor) -> Tensor:
+    """Rotation about the grey axis, Rodrigues' formula: [B] -> [B, 3, 3]."""
+    projection, identity = _luma_projection(angle), torch.eye(3, device=angle.device)
+    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=angle.device) / math.sqrt(3)
+    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
+    return cos * identity + (1 - cos) * projection + sin * cross
+
+
+def _saturate(factor: Tensor) -> Tensor:
+    """Distance from the grey axis times `factor`: [B] -> [B, 3, 3]."""
+    projection = _luma_projection(factor)
+    return projection + factor[:, None, None] * (torch.eye(3, device=factor.device) - projection)

@@ -1,0 +1,149 @@
+"""Checkpoints that are whole or absent: folders of safetensors and JSON, no pickle.
+
+A checkpoint is written under a temporary name, flushed to disk, then renamed; older ones are pruned after that.
+A manifest holds the size and SHA-256 of every file, so a torn or damaged folder is told from a good one.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import UserError
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on: `tensors` by file and name, and `state`, plain JSON that holds the step."""
+
+    state: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Ask the operating system to put a file or folder on disk. Windows cannot open folders, and need not."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int | None = None) -> Path:
+    """Write `folder/checkpoint-{step}` and prune all but the newest `keep` (None keeps all).
+
+    A process killed at any moment leaves either the new checkpoint whole or the old ones untouched.
+    """
+    target = folder / f"checkpoint-{step}"
+    temporary = folder / f".{target.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, tensors in checkpoint.tensors.items():
+        # safetensors refuses views that share memory, and hashes need a fixed layout.
+        tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        save_file(tensors, temporary / f"{name}.safetensors")
+    (temporary / STATE).write_text(json.dumps(checkpoint.state, indent=1))
+    files = sorted(temporary.iterdir())
+    manifest = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for file in (*files, temporary / MANIFEST, temporary):
+        _flush(file)
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    _flush(folder)
+    for old in list_checkpoints(folder)[keep or None :]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, newest first."""
+    found = [p for p in folder.iterdir() if p.is_dir() and NAME.fullmatch(p.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda p: -int(NAME.fullmatch(p.name)[1]))
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, in a few words; None when every file is as it was written."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        for name, facts in manifest.items():
+            file = path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != facts["bytes"] or _sha256(file) != facts["sha256"]:
+                return f"{name} is not as it was written"
+    except FileNotFoundError:
+        return "it does not exist or has no manifest"
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return "its manifest cannot be read"
+    return None
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint folder after checking it against its manifest.
+
+    Raises:
+        UserError: the folder is missing, torn or damaged.
+    """
+    if reason := fault(path):
+        raise UserError(f"the checkpoint {path} cannot be used: {reason}; resume from another one or from 'latest'.")
+    tensors = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
+    return Checkpoint(json.loads((path / STATE).read_text()), tensors)
+
+
+def load_latest(folder: Path) -> Checkpoint:
+    """Read the newest good checkpoint of a run; a damaged one is passed over with a warning that names it.
+
+    Raises:
+        UserError: there is none.
+    """
+    for path in list_checkpoints(folder):
+        reason = fault(path)
+        if reason is None:
+            return load(path)
+        warnings.warn(f"passing over the checkpoint {path.name}: {reason}.", stacklevel=2)
+    raise UserError(f"{folder} holds no usable checkpoint to resume from; leave --resume_from_checkpoint out to begin.")
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The moments and step counts of an optimizer, keyed "parameter name|entry"."""
+    names = {p: name for name, p in model.named_parameters()}
+    return {f"{names[p]}|{key}": value for p, entry in optimizer.state.items() for key, value in entry.items()}
+
+
+@torch.no_grad()
+def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        name, entry = key.rsplit("|", 1)
+        # Step counts stay where the optimizer keeps them: on the CPU unless it is fused or capturable.
+        device = "cpu" if entry == "step" and not _steps_on_device(optimizer) else parameters[name].device
+        optimizer.state[parameters[name]][entry] = value.to(device, copy=True)
+
+
+def _steps_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    return any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)

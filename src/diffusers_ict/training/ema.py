@@ -1,0 +1,60 @@
+"""Exponential moving averages of the weights, several decays at once, in float32."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def variant_name(decay: float) -> str:
+    """0.9999 -> "ema9999": the name of an EMA's weights as a diffusers variant, which may hold no dot."""
+    return "ema" + f"{decay:.10f}".rstrip("0").split(".")[1]
+
+
+@torch.no_grad()
+def move_towards(averages: Iterable[Tensor], weights: Iterable[Tensor], decay: float) -> None:
+    """average <- decay average + (1 - decay) weight, in place, for tensors in the same order."""
+    torch._foreach_lerp_(list(averages), list(weights), 1 - decay)
+
+
+class EMA:
+    """shadow <- decay_k shadow + (1 - decay_k) weights, for each of several decays.
+
+    Args:
+        parameters: (name, tensor) pairs, such as `model.named_parameters()`; the shadows begin as copies of them.
+        decays: each in [0, 1).
+        warmup: use min(decay, (1 + k) / (10 + k)) at step k, so that a run much shorter than 1 / (1 - decay) steps
+            averages over its last tenth instead of remembering its initial weights. It leaves long runs as
+            published: a decay of 0.9999 is reached at step 90,000.
+
+    Float32 throughout: at 0.9999 a bfloat16 shadow would never move.
+    """
+
+    def __init__(self, parameters: Iterable[tuple[str, Tensor]], decays: Iterable[float], warmup: bool = False) -> None:
+        start = {name: p.detach() for name, p in parameters}
+        self.warmup = warmup
+        self.shadows = {decay: {name: p.to(torch.float32, copy=True) for name, p in start.items()} for decay in decays}
+
+    @torch.no_grad()
+    def update(self, parameters: Iterable[tuple[str, Tensor]], step: int) -> None:
+        """Move every shadow towards the weights after optimizer step `step` (from 0)."""
+        weights = {name: p.detach().float() for name, p in parameters}
+        for decay, shadow in self.shadows.items():
+            now = min(decay, (1 + step) / (10 + step)) if self.warmup else decay
+            move_towards(shadow.values(), [weights[name] for name in shadow], now)
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module, decay: float) -> None:
+        """Write the shadow of `decay` into the parameters of `model`."""
+        for name, p in model.named_parameters():
+            p.copy_(self.shadows[decay][name])
+
+    def state_dict(self, decay: float) -> dict[str, Tensor]:
+        """The shadow of one decay, by parameter name."""
+        return self.shadows[decay]
+
+    @torch.no_grad()
+    def load_state_dict(self, decay: float, state: dict[str, Tensor]) -> None:
+        """Restore the shadow of one decay."""
+        for name, shadow in self.shadows[decay].items():
+            shadow.copy_(state[name])

@@ -1,0 +1,69 @@
+"""Sample grids and the published form of a run."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from PIL import Image
+
+from ..pipeline_consistency import ConsistencyPipeline
+from ..scheduling_ict import ICTScheduler
+from .ema import EMA, variant_name
+
+
+def image_grid(images: np.ndarray, columns: int, zoom: int = 1) -> Image.Image:
+    """Images in [0, 1], [n, H, W, C] with C = 1, 3 or 4, as one picture with `columns` columns.
+
+    The last row is filled up with black.
+    """
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    sheet = np.zeros((rows * columns, height, width, channels), np.uint8)
+    sheet[:count] = (images * 255).round().clip(0, 255)
+    sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
+    sheet = sheet.reshape(rows * height, columns * width, channels)
+    picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
+    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+
+
+def make_pipeline(unet: UNet2DModel, intermediate_sigmas: list[float]) -> ConsistencyPipeline:
+    """A pipeline around a copy-free UNet in eval mode, without progress bars."""
+    pipeline = ConsistencyPipeline(unet.eval(), ICTScheduler(intermediate_sigmas=intermediate_sigmas))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save_samples(pipeline: ConsistencyPipeline, folder: Path, step: int, count: int, seed: int) -> Path:
+    """Draw `count` images with one step and with two, from the same noise, and save both grids as one PNG.
+
+    Classes go round in order. Images of 2 or more than 4 channels show their first channel.
+    """
+    device, classes = pipeline.unet.device, pipeline.unet.config.num_class_embeds
+    labels = torch.arange(count) % classes if classes else None
+    rows = []
+    for num_inference_steps in (1, 2):
+        generator = torch.Generator(device).manual_seed(seed)
+        images = pipeline(count, labels, num_inference_steps, generator=generator, output_type="np", return_dict=False)[
+            0
+        ]
+        rows.append(images)
+    images = np.concatenate(rows)
+    if images.shape[-1] not in (1, 3, 4):
+        images = images[..., :1]
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"step-{step:07d}.png"
+    # One row for each number of steps where that is readable, else blocks.
+    columns = count if count <= 16 else int(np.ceil(np.sqrt(count)))
+    image_grid(images, columns, zoom=max(1, 64 // images.shape[1])).save(target)
+    return target
+
+
+def export(pipeline: ConsistencyPipeline, ema: EMA, folder: Path) -> None:
+    """Save the pipeline in stock form with the first EMA's weights, and every other EMA as a variant of them."""
+    first, *others = ema.shadows
+    for decay in others:
+        ema.copy_to(pipeline.unet, decay)
+        pipeline.unet.save_pretrained(folder / "unet", variant=variant_name(decay))
+    ema.copy_to(pipeline.unet, first)
+    pipeline.save_pretrained(folder)

@@ -1,0 +1,189 @@
+"""The UNet of a run: a given config, given weights, or one that suits the resolution."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+
+from ..errors import UserError
+from ..time_embedding import hold_fast_columns, uses_fast_columns, zero_fast_columns
+from .images import Images
+from .recipe import Recipe
+
+# Width of each level, by image size; the number of levels follows from the size itself.
+WIDTHS = {
+    16: (32, 64),
+    32: (64, 128, 128),
+    64: (128, 128, 256, 256),
+    128: (128, 256, 256, 512, 512),
+    256: (128, 128, 256, 256, 512, 512),
+}
+MIDDLE = 8  # the coarsest feature map is at most this wide
+ATTENTION = 16  # and feature maps of at most this size have attention
+
+
+def default_unet_config(resolution: int, channels: int, num_classes: int | None = None) -> dict:
+    """A UNet2DModel config for square images of 8 to 256 pixels: 0.7 M parameters at 8 pixels, 114 M at 256.
+
+    Widths grow with the image; levels are added until the coarsest is at most 8 pixels wide; attention stands where
+    feature maps are 16 pixels or less, but never on the finest level.
+
+    Raises:
+        UserError: a size out of range, or one that cannot be halved often enough.
+    """
+    if not 8 <= resolution <= 256:
+        raise UserError(
+            f"a UNet is chosen for resolutions from 8 to 256 pixels, got {resolution}; for others give "
+            "--model_config_name_or_path."
+        )
+    widths = next(w for size, w in WIDTHS.items() if resolution < size or size == 256)
+    levels = 2
+    while resolution / 2 ** (levels - 1) > MIDDLE:
+        levels += 1
+    factor = 2 ** (levels - 1)
+    if resolution % factor:
+        raise UserError(
+            f"a UNet for images of this size halves them {levels - 1} times, so the resolution must be a multiple "
+            f"of {factor}, got {resolution}; choose --resolution {resolution // factor * factor}."
+        )
+    widths = (*widths, *[widths[-1]] * levels)[:levels]
+    attends = [level > 0 and resolution / 2**level <= ATTENTION for level in range(levels)]
+    return {
+        "sample_size": resolution,
+        "in_channels": channels,
+        "out_channels": channels,
+        "num_class_embeds": num_classes,
+        "block_out_channels": widths,
+        "layers_per_block": 1 if resolution < 16 else 2,
+        "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        "norm_num_groups": min(32, widths[0] // 2),
+        "attention_head_dim": 8 if widths[0] < 128 else 64,
+    }
+
+
+def read_config(name_or_path: str) -> dict:
+    """A UNet2DModel config from a JSON file, a saved model's folder, or a model on the Hub.
+
+    Raises:
+        UserError: nothing there, or not a UNet2DModel config.
+    """
+    path = Path(name_or_path)
+    try:
+        if path.suffix == ".json":
+            config = json.loads(path.read_text())
+        else:
+            subfolder = "unet" if not path.is_dir() or (path / "unet").is_dir() else None
+            config = UNet2DModel.load_config(name_or_path, subfolder=subfolder)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no UNet2DModel config could be read from {name_or_path}: {reason}") from error
+    if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
+        raise UserError(f"{name_or_path} is a {config['_class_name']}; the model must be a UNet2DModel.")
+    return config
+
+
+def check_fits(config: dict, resolution: int, channels: int, num_classes: int | None) -> None:
+    """Does a UNet of this config take and return these images and labels?
+
+    Raises:
+        UserError: what does not fit.
+    """
+    kind = config.get("time_embedding_type", "positional")
+    if kind != "positional":
+        raise UserError(
+            f"time_embedding_type must be 'positional' (stock diffusers cannot sample consistency models with the "
+            f"others), got {kind!r}; change it in the model's config."
+        )
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    if resolution % factor:
+        raise UserError(
+            f"this UNet halves its images {len(config['block_out_channels']) - 1} times, so the resolution must be a "
+            f"multiple of {factor}, got {resolution}."
+        )
+    given = config.get("in_channels", 3), config.get("out_channels", 3)
+    if given != (channels, channels):
+        raise UserError(
+            f"the images have {channels} channels, so the UNet needs {channels} in and out, and it has {given[0]} in "
+            f"and {given[1]} out; choose another model, or convert the images with --image_mode."
+        )
+    classes = config.get("num_class_embeds")
+    if classes != num_classes:
+        raise UserError(
+            f"the UNet is made for {classes or 'no'} classes and the run has {num_classes or 'none'}; set "
+            "--class_conditional to suit, or num_class_embeds in the model's config."
+        )
+
+
+def build(config: dict, seed: int) -> UNet2DModel:
+    """A freshly initialised UNet; the weights are a function of the seed, and no global generator is touched."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return UNet2DModel.from_config(config)
+
+
+def load(name_or_path: str, dropout: float) -> UNet2DModel:
+    """The UNet of a saved model or pipeline, local or on the Hub, in float32.
+
+    Raises:
+        UserError: there is none.
+    """
+    subfolder = "unet" if not Path(name_or_path).is_dir() or (Path(name_or_path) / "unet").is_dir() else None
+    try:
+        return UNet2DModel.from_pretrained(name_or_path, subfolder=subfolder, dropout=dropout)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no UNet2DModel could be loaded from {name_or_path}: {reason}") from error
+
+
+def limit_dropout(unet: UNet2DModel, largest: int) -> None:
+    """Switch dropout off at feature maps wider than `largest` pixels, as iCT does at 64x64.
+
+    Not part of the model's config, and it need not be: nothing is dropped when sampling.
+    """
+    levels = len(unet.down_blocks)
+    stages = [(level, block) for level, block in enumerate(unet.down_blocks)]
+    stages += [(levels - 1 - level, block) for level, block in enumerate(unet.up_blocks)]
+    for level, block in stages:
+        if unet.config.sample_size / 2**level > largest:
+            for module in block.modules():
+                if isinstance(module, torch.nn.Dropout):
+                    module.p = 0.0
+
+
+def discriminator_config(unet_config: dict) -> dict:
+    """A ConsistencyDiscriminator config like the encoder of a UNet, one layer deeper, as ACT pairs them."""
+    copied = ("sample_size in_channels down_block_types block_out_channels attention_head_dim norm_num_groups norm_eps "
+              "act_fn freq_shift flip_sin_to_cos num_class_embeds").split()  # fmt: skip
+    config = {key: unet_config[key] for key in copied if unet_config.get(key) is not None}
+    return {**config, "layers_per_block": unet_config.get("layers_per_block", 2) + 1}
+
+
+def make_student(recipe: Recipe, images: Images, seed: int) -> UNet2DModel:
+    """The UNet to train, on the CPU: fresh or from given weights, with an insensitive time embedding.
+
+    Weights that already use the fast frequencies keep them.
+
+    Raises:
+        UserError: it does not fit the images.
+    """
+    channels, resolution = images.shape[0], images.shape[1]
+    facts = resolution, channels, images.num_classes
+    if recipe.pretrained_model_name_or_path is not None:
+        unet = load(recipe.pretrained_model_name_or_path, recipe.dropout)
+        check_fits(dict(unet.config), *facts)
+    else:
+        given = recipe.model_config_name_or_path
+        config = read_config(given) if given is not None else default_unet_config(*facts)
+        check_fits(config, *facts)
+        unet = build({**config, "dropout": recipe.dropout, "sample_size": resolution}, seed)
+        if recipe.insensitive_time_embedding:
+            zero_fast_columns(unet)
+    if recipe.insensitive_time_embedding and not uses_fast_columns(unet):
+        hold_fast_columns(unet)
+    if recipe.dropout_resolution is not None:
+        limit_dropout(unet, recipe.dropout_resolution)
+    if recipe.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet
