@@ -95,8 +95,8 @@ def r1_penalty(
 def weighted_lerp(objective: Objective, pair: Pair, adversarial: Tensor, weight: Tensor) -> Tensor:
     """lambda(sigma_i) ((1 - lambda_N) d + lambda_N L_adv): [B].
 
-    On CT, whose lambda(sigma) is 1, this is the published L_G. On iCT the mixture is of the unweighted distance, so that
-    the adversarial term keeps its share while iCT's weighting grows 128-fold over training.
+    On CT, whose lambda(sigma) is 1, this is the published L_G. On iCT the mixture is of the unweighted distance, so
+    that the adversarial term keeps its share while iCT's weighting grows 128-fold over training.
     """
     mixed = (1 - weight) * objective.distance(pair) + weight * adversarial
     return objective.weighting(pair.sigma, pair.sigma_next) * mixed

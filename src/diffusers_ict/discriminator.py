@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
@@ -79,8 +78,8 @@ class ConsistencyDiscriminator(ModelMixin, ConfigMixin):
         )
         last = block_out_channels[-1]
         self.mid_block = UNetMidBlock2D(in_channels=last, resnet_time_scale_shift="default", **common)
-        self.norm_out = nn.GroupNorm(norm_num_groups, last, eps=norm_eps) if norm_out else nn.Identity()
-        self.act_out = nn.SiLU()
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, last, eps=norm_eps) if norm_out else nn.Identity()
+        self.conv_act = nn.SiLU()
         self.logit = nn.Linear(last * POOLED**2, 1)
 
     def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Tensor:
@@ -100,6 +99,6 @@ class ConsistencyDiscriminator(ModelMixin, ConfigMixin):
         hidden = self.conv_in(sample)
         for block in self.down_blocks:
             hidden, _ = block(hidden, embedding)
-        hidden = self.act_out(self.norm_out(self.mid_block(hidden, embedding)))
+        hidden = self.conv_act(self.conv_norm_out(self.mid_block(hidden, embedding)))
         pooled = nn.functional.adaptive_avg_pool2d(hidden, POOLED)
         return self.logit(pooled.flatten(1)).squeeze(1)

@@ -1,6 +1,5 @@
 """The second player of an ACT run: discriminator, its optimizer, and the strength of the augmentation."""
 
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
