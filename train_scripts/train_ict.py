@@ -123,7 +123,9 @@ def train(recipe: Recipe) -> None:
 
     if recipe.torch_compile:
         # Compiled graphs must draw dropout masks as eager ones do, or student and teacher would not share them.
-        torch._inductor.config.fallback_random = True
+        import torch._inductor.config as inductor
+
+        inductor.fallback_random = True
     f = ConsistencyFunction(in_precision(unet))
     f_teacher = None if teacher is None else ConsistencyFunction(in_precision(teacher))
     optimizer = accelerator.prepare(
