@@ -148,9 +148,11 @@ def train(recipe: Recipe) -> None:
         total=recipe.max_train_steps, initial=first_step, unit="step", disable=not accelerator.is_main_process
     )
 
+    augmented = adversary is not None and recipe.augment
+
     def draw_batch(step: int, player: int, sigmas: Tensor, probabilities: Tensor) -> GlobalBatch:
         draw = Draw(recipe.seed, step, batch_size, device, player)
-        return GlobalBatch(draw, images, sigmas, probabilities, recipe.random_flip, recipe.augment)
+        return GlobalBatch(draw, images, sigmas, probabilities, recipe.random_flip, augmented)
 
     # ---------------------------------------------------------------- the step
     train_seconds, images_told, clock = seconds_before, 0, time.perf_counter()
