@@ -75,9 +75,7 @@ def run(flags: list[str], threads: int) -> list[dict]:
 
 def steps_for(flags: list[str], options: argparse.Namespace, folder: Path, threads: int, batch: int) -> int:
     """How many steps fit into the seconds, from the median speed after warming up."""
-    log = run(
-        [*flags, "--max_train_steps", str(options.calibration_steps), "--output_dir", str(folder)], threads
-    )
+    log = run([*flags, "--max_train_steps", str(options.calibration_steps), "--output_dir", str(folder)], threads)
     shutil.rmtree(folder)
     speed = float(np.median([entry["images_per_second"] for entry in log[len(log) // 3 :]]))
     return max(int(options.seconds * speed / batch), 16)
@@ -114,7 +112,9 @@ def load_extractor(options: argparse.Namespace, images: Images, device: str) -> 
     """(features of uint8 images on the CPU, what they are)."""
     if options.features is None:
         net = fit_classifier(images.pixels, images.labels)
-        return lambda pixels: classifier_features(net, pixels), "64 features of the classifier in benchmarks/features.py"
+        return lambda pixels: classifier_features(
+            net, pixels
+        ), "64 features of the classifier in benchmarks/features.py"
     spec = importlib.util.spec_from_file_location("given_features", options.features)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -171,14 +171,19 @@ def main() -> None:
             flags = [*METHODS[method], *common, "--seed", str(seed), "--max_train_steps", str(steps[method])]
             log = run([*flags, "--checkpointing_steps", str(steps[method]), "--output_dir", str(folder)], threads)
             row = {"method": method, "seed": seed, "steps": steps[method], "train_seconds": log[-1]["train_seconds"]}
-            row["augment_p"] = max((entry.get("augment_p", 0.0) for entry in log))
+            row["augment_p"] = max(entry.get("augment_p", 0.0) for entry in log)
             row["results"] = evaluate(folder, extract, real, options.samples, device)
             print(json.dumps(row), flush=True)
             return row
 
         jobs = [(method, seed) for seed in options.seeds for method in options.methods]
         rows = list(pool.map(lambda job: one(*job), jobs))
-    report = {**facts(options, images, extractor), "train_flags": options.train_flags, "batch_size": batch, "rows": rows}
+    report = {
+        **facts(options, images, extractor),
+        "train_flags": options.train_flags,
+        "batch_size": batch,
+        "rows": rows,
+    }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     options.output.with_suffix(".md").write_text(table(report))
@@ -204,7 +209,9 @@ def grouped(report: dict) -> dict[str, list[dict]]:
 
 def table(report: dict) -> str:
     """Markdown: mean over the seeds, and each seed's Frechet distance."""
-    head = "| method | steps | Frechet 1 step | 2 steps | precision 1 / 2 | recall 1 / 2 | each seed, 1 step | 2 steps |"
+    head = (
+        "| method | steps | Frechet 1 step | 2 steps | precision 1 / 2 | recall 1 / 2 | each seed, 1 step | 2 steps |"
+    )
     lines = [f"`{report['command']}`, commit {report['commit'][:10]}, {report['hardware']}, {report['samples']} samples, "
              f"{report['features']}.", "", head, "|" + "---|" * 8]  # fmt: skip
     for method, rows in grouped(report).items():

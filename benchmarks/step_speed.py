@@ -87,7 +87,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--precisions", nargs="+", choices=["no", "bf16", "fp16"], default=["no", "bf16"])
     parser.add_argument("--eager_only", action="store_true")
-    parser.add_argument("--warm_steps", type=int, default=20, help="at least 16, so that a gradient penalty is among them")
+    parser.add_argument(
+        "--warm_steps", type=int, default=20, help="at least 16, so that a gradient penalty is among them"
+    )
     parser.add_argument("--timed_steps", type=int, default=48)
     parser.add_argument("train_flags", nargs="*", help="after --: flags of train_ict.py for every method")
     options = parser.parse_args()
@@ -118,7 +120,11 @@ def write(options: argparse.Namespace, batch: int, found: list[tuple[tuple[str, 
         if "seconds" in result:
             row["images_per_second"] = options.timed_steps * batch / result["seconds"]
         rows.append(row)
-    base = {row["method"]: row.get("images_per_second") for row in rows if row["precision"] == "fp32" and not row["compiled"]}
+    base = {
+        row["method"]: row.get("images_per_second")
+        for row in rows
+        if row["precision"] == "fp32" and not row["compiled"]
+    }
     lines = ["| step | precision | | images/s | against eager fp32 | peak GiB |", "|" + "---|" * 6]
     for row in rows:
         start = f"| {row['method']} | {row['precision']} | {'compiled' if row['compiled'] else 'eager'} |"
@@ -132,7 +138,9 @@ def write(options: argparse.Namespace, batch: int, found: list[tuple[tuple[str, 
     report = {
         "command": " ".join(["python", "benchmarks/step_speed.py", *shown]),
         "commit": commit.stdout.strip() or os.environ.get("COMMIT", "unknown"),
-        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {platform.machine()}",
+        "hardware": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{os.cpu_count()} cores, {platform.machine()}",
         "torch": torch.__version__,
         "batch_size": batch,
         "timed_steps": options.timed_steps,

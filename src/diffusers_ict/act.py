@@ -99,7 +99,7 @@ def weighted_lerp(objective: Objective, pair: Pair, adversarial: Tensor, weight:
     that the adversarial term keeps its share while iCT's weighting grows 128-fold over training.
     """
     mixed = (1 - weight) * objective.distance(pair) + weight * adversarial
-    return objective.weighting(pair.sigma, pair.sigma_next) * mixed
+    return objective.weighting(pair.sigma, pair.sigma_next).to(mixed.dtype) * mixed
 
 
 @dataclass(frozen=True)

@@ -95,4 +95,5 @@ class Objective(ABC):
 
     def loss(self, pair: Pair) -> Tensor:
         """lambda(sigma_i) d(student, target): [B]."""
-        return self.weighting(pair.sigma, pair.sigma_next) * self.distance(pair)
+        distance = self.distance(pair)
+        return self.weighting(pair.sigma, pair.sigma_next).to(distance.dtype) * distance

@@ -37,7 +37,7 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
         ValueError: any other scheduler.
     """
 
-    _callback_tensor_inputs = ["latents"]  # noqa: RUF012 - diffusers reads this class attribute
+    _callback_tensor_inputs = ["latents"]
 
     def __init__(self, unet: UNet2DModel, scheduler: CMStochasticIterativeScheduler) -> None:
         if not isinstance(scheduler, CMStochasticIterativeScheduler):

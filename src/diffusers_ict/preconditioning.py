@@ -54,8 +54,8 @@ def denoise(
 
 
 def per_image(sigma: Tensor, x: Tensor) -> Tensor:
-    """sigma [B] viewed as [B, 1, ..., 1], to be broadcast against x [B, ...]."""
-    return sigma.reshape(-1, *[1] * (x.ndim - 1))
+    """sigma [B] as [B, 1, ..., 1] in the dtype of x, to be broadcast against x [B, ...]."""
+    return sigma.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
 class ConsistencyFunction:
@@ -70,9 +70,9 @@ class ConsistencyFunction:
         self.net, self.sigma_min, self.sigma_data = net, sigma_min, sigma_data
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W] in float32, sigma [B] in float32, labels [B] -> the clean estimate [B, C, H, W] in float32.
+        """x [B, C, H, W] in float32, sigma [B], labels [B] -> the clean estimate [B, C, H, W] in float32.
 
-        Whatever precision the network computes in, the arithmetic around it stays in float32: at N = 1281 the
+        sigma may be float64, as grids are: the timestep is then that of the sampler to the last bit. Whatever precision the network computes in, the arithmetic around it stays in float32: at N = 1281 the
         two points of a pair are closer than half precision can tell.
         """
         level = per_image(sigma, x)

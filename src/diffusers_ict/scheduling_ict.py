@@ -175,12 +175,12 @@ class ICTScheduler(CMStochasticIterativeScheduler):
             generator: on the CPU.
 
         Returns:
-            (sigma, sigma_next), float32 [batch_size] each, on the CPU; sigma < sigma_next.
+            (sigma, sigma_next), float64 [batch_size] each, on the CPU; sigma < sigma_next.
         """
         config = self.config
         grid = karras_sigmas(objective.num_levels(step, total_steps), config.sigma_min, config.sigma_max, config.rho)
         pairs = torch.multinomial(objective.pair_probabilities(grid), batch_size, True, generator=generator)
-        return grid[pairs].float(), grid[pairs + 1].float()
+        return grid[pairs], grid[pairs + 1]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x + sigma z, at the noise levels the timesteps stand for.

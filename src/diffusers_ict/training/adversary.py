@@ -1,6 +1,5 @@
 """The second player of an ACT run: discriminator, its optimizer, and the strength of the augmentation."""
 
-
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DModel

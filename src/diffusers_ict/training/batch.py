@@ -16,7 +16,7 @@ class Batch:
 
     Attributes:
         x: images in [-1, 1], [B, C, H, W]; labels: [B] or None; noise: z, [B, C, H, W].
-        sigma, sigma_next: noise levels of each sample's pair, float32 [B].
+        sigma, sigma_next: noise levels of each sample's pair, float64 [B].
         index_next: place of sigma_next in the grid, counted from 0, [B].
         uniform: uniform numbers for augmentation, [B, NUM_UNIFORM], or None.
         dropout_seed: of this part.
@@ -56,8 +56,9 @@ class GlobalBatch:
         self.indices = draw.indices(len(images))
         self.flips = draw.flips() if random_flip else None
         pairs = draw.pairs(probabilities)
-        # From the float64 grid to the float32 of the images, once.
-        levels = torch.stack([sigmas[pairs], sigmas[pairs + 1]]).float()
+        levels = torch.stack([sigmas[pairs], sigmas[pairs + 1]])
+        if draw.device.type == "mps":  # which has no float64
+            levels = levels.float()
         self.sigma, self.sigma_next = levels.to(draw.device)
         self.index_next = (pairs + 1).to(draw.device)
         self.noise = draw.noise(images.shape)

@@ -1,0 +1,35 @@
+# Everything runs in .venv, which the first command makes. Linux and macOS; Python 3.10 or newer.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test lint format clean compare
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: .venv/installed ## train on the digits of scikit-learn, sample, judge: two minutes, then see runs/digits
+	rm -rf runs/digits
+	$(BIN)/python examples/demo_digits.py --output_dir runs/digits
+
+test: .venv/installed ## run the test suite
+	$(BIN)/python -m pytest
+
+lint: .venv/installed ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed ## mend what lint can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+compare: .venv/installed ## CT, iCT and ACT side by side on the digits: about an hour
+	$(BIN)/python benchmarks/compare.py --output benchmarks/results/digits --jobs 2 -- --train_batch_size 16 --dropout 0 --learning_rate 1e-3 --ema_decays 0.999
+
+clean: ## remove the environment, caches and runs
+	rm -rf .venv runs build dist .pytest_cache .ruff_cache src/*.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,72 @@
+"""Small real things the tests share: a tiny UNet, a data set made on the spot, a clean accelerate state."""
+
+import os
+
+# Read when huggingface_hub is imported: no test reaches a real server.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TQDM_DISABLE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # also for subprocesses: sums in another order are other sums
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "train_scripts"), str(ROOT / "examples"), str(ROOT / "benchmarks")]
+torch.set_num_threads(1)
+
+TINY = {
+    "sample_size": 8,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+}
+
+
+def make_unet(seed: int = 0, **changes) -> UNet2DModel:
+    """A tiny UNet2DModel whose weights follow from the seed."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return UNet2DModel(**{**TINY, **changes})
+
+
+def write_npz(path: Path, count: int = 64, channels: int = 1, side: int = 8, classes: int = 4) -> Path:
+    """Coloured discs on noise, with labels: real enough to train on."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, count)
+    images = rng.integers(0, 40, (count, side, side, channels))
+    grid = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), -1)
+    for image, label in zip(images, labels):
+        disc = np.hypot(*(grid - side / 2 + 0.5).transpose(2, 0, 1)) < side / 8 * (label + 1)
+        image[disc] = 200
+    np.savez(path, images=images.astype(np.uint8), labels=labels)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_npz(tmp_path / "data.npz")
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    """accelerate keeps one state for the whole process; every run here wants its own."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

@@ -1,0 +1,122 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_ict import (
+    ct_num_levels,
+    ct_teacher_decay,
+    ict_num_levels,
+    ict_weighting,
+    karras_sigmas,
+    lognormal_pair_probabilities,
+    rho_through,
+    uniform_pair_probabilities,
+)
+
+
+def test_ict_levels_double_every_50k_steps_of_400k():
+    expected = [11, 21, 41, 81, 161, 321, 641, 1281]
+    for stage, levels in enumerate(expected):
+        first, last = stage * 50_000, (stage + 1) * 50_000 - 1
+        assert ict_num_levels(first, 400_000) == levels
+        assert ict_num_levels(last, 400_000) == levels
+
+
+def test_ict_levels_never_exceed_1281_when_stages_do_not_divide_the_steps():
+    assert {ict_num_levels(k, 1003) for k in range(1003)} == {11, 21, 41, 81, 161, 321, 641, 1281}
+
+
+def test_fewer_steps_than_stages_is_refused():
+    assert ict_num_levels(7, 8) == 1281
+    with pytest.raises(ValueError, match="at least as many steps, got 7"):
+        ict_num_levels(0, 7)
+
+
+def test_ct_levels_follow_the_square_root_from_2_to_151():
+    assert ct_num_levels(0, 800_000) == 2
+    # sqrt(1/2 (151^2 - 2^2) + 2^2) = 106.78..., minus 1, rounded up, plus 1
+    assert ct_num_levels(400_000, 800_000) == 107
+    assert ct_num_levels(799_999, 800_000) == 151
+
+
+def test_ct_teacher_decay_is_mu0_at_the_first_level_count_and_approaches_1():
+    assert ct_teacher_decay(2) == pytest.approx(0.9, abs=1e-15)
+    assert ct_teacher_decay(151) == pytest.approx(math.exp(2 * math.log(0.9) / 151))
+    assert 0.998 < ct_teacher_decay(151) < 1
+
+
+def test_the_finest_grid_has_1281_points_and_exact_ends():
+    sigmas = karras_sigmas(1281)
+    assert sigmas.shape == (1281,)
+    assert sigmas.dtype == torch.float64
+    assert sigmas[0].item() == 0.002
+    assert sigmas[-1].item() == 80.0
+    assert (sigmas.diff() > 0).all()
+
+
+def test_grid_agrees_with_diffusers_karras_sigmas():
+    from diffusers import CMStochasticIterativeScheduler
+
+    theirs = CMStochasticIterativeScheduler(num_train_timesteps=41).sigmas.flip(0)
+    torch.testing.assert_close(karras_sigmas(41), theirs, rtol=1e-14, atol=0)
+
+
+def test_a_grid_of_one_level_is_refused():
+    with pytest.raises(ValueError, match="at least 2 noise levels"):
+        karras_sigmas(1)
+
+
+def test_lognormal_probabilities_equal_hand_numbers():
+    # N = 3: sigmas 0.002, 2.5153, 80; p ~ erf differences of (ln sigma + 1.1) / (2 sqrt 2)
+    sigmas = karras_sigmas(3)
+    assert sigmas[1].item() == pytest.approx(2.5152, abs=1e-4)
+    edges = [math.erf((math.log(s) + 1.1) / (2 * math.sqrt(2))) for s in sigmas.tolist()]
+    mass = [edges[1] - edges[0], edges[2] - edges[1]]
+    expected = [m / sum(mass) for m in mass]
+    assert expected[0] == pytest.approx(0.8458, abs=1e-4)
+    np.testing.assert_allclose(lognormal_pair_probabilities(sigmas).numpy(), expected, rtol=1e-12)
+
+
+def test_lognormal_probabilities_agree_with_a_histogram_of_lognormal_draws():
+    sigmas = karras_sigmas(11)
+    draws = np.exp(np.random.default_rng(0).normal(-1.1, 2.0, 400_000))
+    counts, _ = np.histogram(draws, bins=sigmas.numpy())
+    np.testing.assert_allclose(lognormal_pair_probabilities(sigmas).numpy(), counts / counts.sum(), atol=3e-3)
+
+
+def test_uniform_probabilities_are_equal_and_sum_to_one():
+    p = uniform_pair_probabilities(karras_sigmas(151))
+    assert p.shape == (150,)
+    assert p.sum().item() == pytest.approx(1, abs=1e-12)
+    assert p.min() == p.max()
+
+
+def test_mean_weights_of_the_eight_stages_equal_hand_numbers():
+    means = []
+    for levels in (11, 21, 41, 81, 161, 321, 641, 1281):
+        sigmas = karras_sigmas(levels)
+        weights = ict_weighting(sigmas[:-1], sigmas[1:])
+        means.append((lognormal_pair_probabilities(sigmas) * weights).sum().item())
+    np.testing.assert_allclose(means, [8.4, 17.5, 35, 71, 141, 282, 565, 1129], rtol=0.02)
+    assert weights.max().item() == pytest.approx(2.6e4, rel=0.02)
+
+
+@pytest.mark.parametrize(("sigma", "rho"), [(0.821, 16.211778615771653), (1.526, 9.102204375138106)])
+def test_rho_through_equals_the_known_values(sigma, rho):
+    assert rho_through(sigma) == pytest.approx(rho, rel=1e-12)
+
+
+def test_rho_through_lands_on_the_same_float32_for_any_sigma():
+    from diffusers import CMStochasticIterativeScheduler
+
+    for sigma in np.exp(np.linspace(math.log(0.45), math.log(30), 200)):
+        stock = CMStochasticIterativeScheduler(rho=rho_through(float(sigma)))
+        stock.set_timesteps(2)
+        assert stock.sigmas[1].item() == np.float32(sigma)
+
+
+def test_a_sigma_that_no_rho_reaches_is_refused():
+    with pytest.raises(ValueError, match="choose an intermediate sigma in that range"):
+        rho_through(0.01)

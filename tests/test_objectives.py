@@ -1,0 +1,192 @@
+import math
+
+import pytest
+import torch
+from conftest import make_unet
+
+from diffusers_ict import CT, ICT, ConsistencyFunction, consistency_pair, karras_sigmas, squared_l2
+from diffusers_ict.preconditioning import per_image
+
+
+def one_step(objective, f, x, levels=1281, **more):
+    """Losses [B] of a batch whose pairs are drawn by the objective."""
+    sigmas = karras_sigmas(levels).to(x.dtype)
+    pairs = torch.multinomial(objective.pair_probabilities(sigmas), len(x), replacement=True)
+    pair = consistency_pair(f, x, torch.randn_like(x), sigmas[pairs], sigmas[pairs + 1], **more)
+    return objective.loss(pair)
+
+
+def test_loss_vanishes_on_the_point_mass_oracle():
+    mu = 0.3
+
+    def f(x, sigma, labels):
+        return mu + (x - mu) * 0.002 / per_image(sigma, x)
+
+    x = torch.full((64, 1, 8, 8), mu, dtype=torch.float64)
+    for objective in (ICT(), CT()):
+        assert one_step(objective, f, x).abs().max() < 1e-9
+    pair = consistency_pair(f, x, torch.randn_like(x), torch.full((64,), 0.5), torch.full((64,), 0.6))
+    assert (pair.student - pair.target).abs().max() <= 4.5e-16
+
+
+def test_gaussian_oracle_is_constant_along_the_probability_flow():
+    # For N(0, v) the flow is x(s) = x(smin) sqrt((v + s^2) / (v + smin^2)); the consistency function maps back.
+    v = 0.25
+    start = torch.randn(16, 1, 2, 2, dtype=torch.float64)
+    for s in (0.002, 0.1, 1.0, 80.0):
+        x = start * math.sqrt((v + s**2) / (v + 0.002**2))
+        back = x * math.sqrt((v + 0.002**2) / (v + s**2))
+        torch.testing.assert_close(back, start, rtol=1e-14, atol=0)
+
+
+def test_on_gaussian_data_the_loss_pulls_a_wrong_variance_towards_the_true_one():
+    v = 0.25
+    x = torch.randn(100_000, 1, dtype=torch.float64) * math.sqrt(v)
+
+    def gradient(guess: float) -> float:
+        parameter = torch.tensor(guess, dtype=torch.float64, requires_grad=True)
+
+        def f(x, sigma, labels):
+            s = per_image(sigma, x)
+            return x * ((parameter + 0.002**2) / (parameter + s**2)).sqrt()
+
+        torch.manual_seed(0)
+        pair = consistency_pair(
+            f, x, torch.randn_like(x), torch.full((len(x),), 0.5), torch.full((len(x),), 0.505)
+        )
+        squared_l2(pair.student, pair.target).mean().backward()
+        return parameter.grad.item() / 0.005
+
+    assert gradient(0.15) < -0.01
+    assert gradient(0.40) > 0.01
+    assert abs(gradient(0.25)) < 0.01
+
+
+def test_scaled_gradient_tends_to_the_hand_number_without_a_lag_and_diverges_with_one():
+    # Point mass at xi = 0.3 and f = (smin / s) x + (1 - smin / s) theta, at s = 0.5 and theta = 1.
+    def scaled_gradient(gap: float, lag: float) -> float:
+        theta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+
+        def with_parameter(value):
+            def f(x, sigma, labels):
+                ratio = 0.002 / per_image(sigma, x)
+                return ratio * x + (1 - ratio) * value
+
+            return f
+
+        x = torch.full((1, 1), 0.3, dtype=torch.float64)
+        sigma = torch.full((1,), 0.5, dtype=torch.float64)
+        pair = consistency_pair(
+            with_parameter(theta), x, torch.randn_like(x), sigma, sigma + gap, teacher=with_parameter(theta.detach() * lag)
+        )
+        (squared_l2(pair.student, pair.target) / gap).sum().backward()
+        return theta.grad.item()
+
+    assert scaled_gradient(1e-6, 1.0) == pytest.approx(0.01115520, abs=1e-6)
+    assert scaled_gradient(1e-4, 0.99) > 100
+    assert scaled_gradient(1e-5, 0.99) > 9 * scaled_gradient(1e-4, 0.99)
+
+
+def test_equal_sigmas_with_dropout_give_exactly_zero():
+    f = ConsistencyFunction(make_unet(dropout=0.5).train())
+    x, sigma = torch.randn(8, 1, 8, 8), torch.full((8,), 1.5)
+    z = torch.randn_like(x)
+    pair = consistency_pair(f, x, z, sigma, sigma, dropout_seed=7)
+    assert ICT().distance(pair).abs().max().item() == 0
+    other = consistency_pair(f, x, z, sigma, sigma, dropout_seed=8)
+    assert (pair.student - other.student).abs().max() > 1e-3, "the masks do not depend on the seed"
+
+
+def test_a_pair_leaves_the_global_generator_alone():
+    f = ConsistencyFunction(make_unet(dropout=0.5).train())
+    x, sigma = torch.randn(2, 1, 8, 8), torch.ones(2)
+    before = torch.get_rng_state()
+    consistency_pair(f, x, x, sigma, sigma + 1, dropout_seed=7)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_no_gradient_flows_through_the_teacher():
+    student, teacher = make_unet(0), make_unet(1)
+    x, sigma = torch.randn(4, 1, 8, 8), torch.full((4,), 1.0)
+    pair = consistency_pair(
+        ConsistencyFunction(student), x, torch.randn_like(x), sigma, sigma * 1.5, teacher=ConsistencyFunction(teacher)
+    )
+    CT().loss(pair).mean().backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert any(p.grad.abs().max() > 0 for p in student.parameters())
+
+
+def test_with_its_own_teacher_the_gradient_is_that_of_a_constant_target():
+    unet = make_unet()
+    f = ConsistencyFunction(unet)
+    x, sigma = torch.randn(4, 1, 8, 8), torch.full((4,), 1.0)
+    z = torch.randn_like(x)
+    ICT().loss(consistency_pair(f, x, z, sigma, sigma * 1.5)).mean().backward()
+    found = [p.grad.clone() for p in unet.parameters()]
+    unet.zero_grad()
+    with torch.no_grad():
+        target = f(x + z, sigma)
+    residual = (f(x + 1.5 * z, sigma * 1.5) - target).flatten(1)
+    c = 0.00054 * 8
+    (((residual**2).sum(1) + c**2).sqrt() - c).div(0.5).mean().backward()
+    for p, gradient in zip(unet.parameters(), found):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_the_noisier_point_carries_the_gradient_and_noise_is_shared():
+    seen = []
+
+    def f(x, sigma, labels):
+        seen.append((x, sigma, torch.is_grad_enabled()))
+        return x
+
+    x, z = torch.zeros(2, 1, 2, 2), torch.randn(2, 1, 2, 2)
+    consistency_pair(f, x, z, torch.full((2,), 0.5), torch.full((2,), 2.0))
+    (noisy, high, with_gradient), (clean, low, without) = seen
+    assert (high > low).all()
+    assert with_gradient
+    assert not without
+    assert torch.equal(noisy / 2.0, clean / 0.5)
+
+
+def test_losses_are_one_per_sample_and_weighted_as_published():
+    x = torch.randn(16, 1, 8, 8)
+    f = ConsistencyFunction(make_unet())
+    sigma, sigma_next = torch.full((16,), 1.0), torch.full((16,), 1.25)
+    pair = consistency_pair(f, x, torch.randn_like(x), sigma, sigma_next)
+    assert ICT().loss(pair).shape == (16,)
+    torch.testing.assert_close(ICT().loss(pair), 4 * ICT().distance(pair))
+    torch.testing.assert_close(CT().loss(pair), CT().distance(pair))
+
+
+def test_only_ct_has_an_ema_teacher():
+    assert ICT().teacher_decay(11) is None
+    assert CT().teacher_decay(2) == pytest.approx(0.9)
+
+
+def test_pair_difference_in_bfloat16_training_equals_float32s_at_1281_levels():
+    sigmas = karras_sigmas(1281)
+    pairs = torch.arange(0, 1280, 10)
+    x, z = torch.rand(len(pairs), 1, 8, 8) * 2 - 1, torch.randn(len(pairs), 1, 8, 8)
+    exact = (sigmas[pairs + 1] - sigmas[pairs]).view(-1, 1, 1, 1) * z.double()
+
+    def difference(half: bool) -> torch.Tensor:
+        inputs = []
+
+        def f(x, sigma, labels):
+            inputs.append(x)
+            return unet_f(x, sigma, labels)
+
+        unet_f = ConsistencyFunction(make_unet())
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            consistency_pair(f, x, z, sigmas[pairs].float(), sigmas[pairs + 1].float())
+        assert all(t.dtype == torch.float32 for t in inputs)
+        return inputs[0] - inputs[1]
+
+    assert torch.equal(difference(True), difference(False))
+    relative = ((difference(True).double() - exact) / exact).abs()
+    assert relative.median() < 1e-5
+    bad = (x.bfloat16() + sigmas[pairs + 1].view(-1, 1, 1, 1).bfloat16() * z.bfloat16()) - (
+        x.bfloat16() + sigmas[pairs].view(-1, 1, 1, 1).bfloat16() * z.bfloat16()
+    )
+    assert ((bad.double() - exact) / exact).abs().median() > 0.3, "half precision would have passed too"

@@ -1,0 +1,205 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_unet
+from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, DDIMScheduler, DiffusionPipeline
+from oracle import GaussianNet, gaussian_f
+
+from diffusers_ict import ConsistencyFunction, ConsistencyPipeline, ICTScheduler
+
+
+def make_pipeline(scheduler=None, **changes) -> ConsistencyPipeline:
+    pipeline = ConsistencyPipeline(make_unet(**changes).eval(), scheduler or ICTScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def images(pipeline, steps, seed=0, **more):
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(seed)
+    return pipeline(4, num_inference_steps=steps, generator=generator, output_type="np", **more).images
+
+
+def test_saved_form_is_stock(tmp_path):
+    make_pipeline().save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["_class_name"] == "ConsistencyModelPipeline"
+    assert index["scheduler"] == ["diffusers", "CMStochasticIterativeScheduler"]
+    assert set(index) == {"_class_name", "_diffusers_version", "scheduler", "unet"}
+
+
+@pytest.mark.parametrize("classes", [None, 5])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_stock_pipeline_gives_identical_images_from_a_directory(tmp_path, steps, classes):
+    ours = make_pipeline(num_class_embeds=classes)
+    ours.save_pretrained(tmp_path)
+    labels = {"class_labels": [0, 1, 2, 4]} if classes else {}
+    expected = images(ours, steps, **labels)
+    for loaded in (
+        ConsistencyPipeline.from_pretrained(tmp_path),
+        DiffusionPipeline.from_pretrained(tmp_path),
+        ConsistencyModelPipeline.from_pretrained(tmp_path),
+    ):
+        assert np.abs(images(loaded, steps, **labels) - expected).max() == 0.0
+    assert type(loaded) is ConsistencyModelPipeline
+
+
+def test_second_sigma_in_the_stock_pipeline_is_that_of_ict(tmp_path):
+    make_pipeline().save_pretrained(tmp_path)
+    stock = DiffusionPipeline.from_pretrained(tmp_path)
+    images(stock, 2)
+    assert stock.scheduler.sigmas[1].item() == np.float32(0.821)
+
+
+def test_stock_repositories_made_elsewhere_load_and_give_their_own_images(tmp_path):
+    unet = make_unet().eval()
+    stock = ConsistencyModelPipeline(unet, CMStochasticIterativeScheduler(num_train_timesteps=151))
+    stock.save_pretrained(tmp_path)
+    ours = ConsistencyPipeline.from_pretrained(tmp_path)
+    assert isinstance(ours.scheduler, ICTScheduler)
+    for steps in (1, 2, 4):
+        assert np.array_equal(images(ours, steps), images(stock, steps))
+    chosen = {"timesteps": [22, 0]}
+    assert np.array_equal(images(ours, None, **chosen), images(stock, None, **chosen))
+
+
+def test_from_pipe_and_from_stock_pipelines():
+    stock = ConsistencyModelPipeline(make_unet().eval(), CMStochasticIterativeScheduler())
+    assert isinstance(ConsistencyPipeline.from_pipe(stock).scheduler, ICTScheduler)
+
+
+def test_other_schedulers_are_refused():
+    with pytest.raises(ValueError, match="needs an ICTScheduler.*got DDIMScheduler"):
+        ConsistencyPipeline(make_unet(), DDIMScheduler())
+
+
+def test_train_time_f_equals_pipeline_time_f():
+    pipeline = make_pipeline(ICTScheduler(clip_denoised=False))
+    noise = torch.randn(4, 1, 8, 8)
+    sampled = pipeline(4, latents=noise, output_type="latent").images
+    with torch.no_grad():
+        trained = ConsistencyFunction(pipeline.unet)(80.0 * noise, torch.full((4,), 80.0))
+    assert torch.equal(sampled, trained)
+
+
+def test_with_the_gaussian_oracle_samples_equal_the_closed_form():
+    pipeline = ConsistencyPipeline(GaussianNet(variance=0.1), ICTScheduler(clip_denoised=False))
+    pipeline.set_progress_bar_config(disable=True)
+    z = torch.randn(500, 2, 4, 4)
+    once = pipeline(500, latents=z, output_type="latent").images
+    torch.testing.assert_close(once, gaussian_f(80 * z.double(), 80.0, 0.1).float(), rtol=1e-4, atol=1e-5)
+    assert once.std().item() == pytest.approx(math.sqrt(0.1), rel=0.02)
+
+    generator = torch.Generator().manual_seed(3)
+    twice = pipeline(500, num_inference_steps=2, latents=z, generator=generator, output_type="latent").images
+    again = torch.randn(500, 2, 4, 4, generator=torch.Generator().manual_seed(3))
+    noised = once.double() + math.sqrt(0.821**2 - 0.002**2) * again
+    torch.testing.assert_close(twice, gaussian_f(noised, 0.821, 0.1).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_given_sigmas_equal_the_same_levels_by_steps():
+    pipeline = make_pipeline()
+    assert np.array_equal(images(pipeline, 2), images(pipeline, 1, sigmas=[80.0, 0.821]))
+
+
+def test_any_number_of_channels_tuple_sizes_and_other_sizes():
+    pipeline = make_pipeline(in_channels=5, out_channels=5, sample_size=(8, 12))
+    assert images(pipeline, 1).shape == (4, 8, 12, 5)
+    assert images(pipeline, 1, height=4, width=16).shape == (4, 4, 16, 5)
+    latents = torch.randn(4, 5, 8, 12)
+    assert pipeline(4, latents=latents, output_type="pt").images.shape == (4, 5, 8, 12)
+    with pytest.raises(ValueError, match="1, 3 or 4 channels and this model's have 5"):
+        pipeline(1)
+
+
+def test_labels_in_every_form_give_the_same_images():
+    pipeline = make_pipeline(num_class_embeds=5)
+    expected = images(pipeline, 1, class_labels=[3, 3, 3, 3])
+    for labels in (3, torch.tensor([3, 3, 3, 3]), np.array([3, 3, 3, 3]), torch.tensor(3), np.int64(3)):
+        assert np.array_equal(images(pipeline, 1, class_labels=labels), expected)
+    assert not np.array_equal(images(pipeline, 1, class_labels=2), expected)
+
+
+def test_drawn_labels_obey_the_generator():
+    pipeline = make_pipeline(num_class_embeds=5)
+    first = images(pipeline, 1, seed=1)
+    torch.randint(5, (3,))  # the global generator moves on
+    assert np.array_equal(first, images(pipeline, 1, seed=1))
+    several = [torch.Generator().manual_seed(i) for i in range(4)]
+    a = pipeline(4, generator=several, output_type="np").images
+    b = pipeline(4, generator=[torch.Generator().manual_seed(i) for i in range(4)], output_type="np").images
+    assert np.array_equal(a, b)
+    alone = pipeline(1, generator=torch.Generator().manual_seed(2), output_type="np").images
+    np.testing.assert_allclose(a[2:3], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("output_type", ["np", "pil", "pt", "latent"])
+def test_bfloat16_networks_give_every_kind_of_output(output_type):
+    pipeline = make_pipeline().to(dtype=torch.bfloat16)
+    out = pipeline(2, num_inference_steps=2, output_type=output_type, generator=torch.Generator().manual_seed(0)).images
+    assert len(out) == 2
+    if output_type == "pil":
+        assert out[0].mode == "L"
+        assert out[0].size == (8, 8)
+    else:
+        assert torch.as_tensor(out).isfinite().all()
+
+
+def test_callbacks_are_called_and_may_replace_the_sample():
+    pipeline, seen = make_pipeline(), []
+    images(pipeline, 3, callback=lambda i, t, x: seen.append((i, float(t))), callback_steps=2)
+    assert [i for i, _ in seen] == [0, 2]
+
+    def grey(pipe, step, t, tensors):
+        assert pipe is pipeline
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    assert (images(pipeline, 2, callback_on_step_end=grey) == 0.5).all()
+
+
+def test_tuple_output_and_offload_order():
+    pipeline = make_pipeline()
+    assert isinstance(pipeline(1, return_dict=False), tuple)
+    assert pipeline.model_cpu_offload_seq == "unet"
+
+
+def test_variants_are_saved_and_loaded(tmp_path):
+    make_pipeline(seed=1).save_pretrained(tmp_path, variant="ema999")
+    make_pipeline(seed=0).save_pretrained(tmp_path)
+    main = ConsistencyPipeline.from_pretrained(tmp_path)
+    other = ConsistencyPipeline.from_pretrained(tmp_path, variant="ema999")
+    assert np.array_equal(images(main, 1), images(make_pipeline(seed=0), 1))
+    assert np.array_equal(images(other, 1), images(make_pipeline(seed=1), 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps must be an integer from 1"),
+        ({"sigmas": [0.5, 80.0]}, "sigmas must descend"),
+        ({"sigmas": [90.0]}, "sigmas must descend and lie within"),
+        ({"sigmas": [80.0], "timesteps": [0]}, "not both"),
+        ({"latents": torch.zeros(2, 3, 8, 8)}, r"shape \(2, 1, 8, 8\), got \(2, 3, 8, 8\)"),
+        ({"generator": [torch.Generator()]}, "one for each of the 2 images, got 1"),
+        ({"class_labels": [0, 7]}, "within 0 and 4"),
+        ({"class_labels": [0, 1, 2]}, "one integer or 2 of them"),
+        ({"class_labels": [0.5, 1.0]}, "one integer or 2 of them"),
+        ({"output_type": "jpeg"}, "'pil', 'np', 'pt' or 'latent', got 'jpeg'"),
+        ({"batch_size": 0}, "positive integer, got 0"),
+        ({"height": 7}, "multiples of 2"),
+        ({"callback_steps": 0}, "callback_steps must be a positive"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt"]}, "'latents' only"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(arguments, message):
+    pipeline = make_pipeline(num_class_embeds=5)
+    with pytest.raises(ValueError, match=message):
+        pipeline(**{"batch_size": 2, **arguments})
+
+
+def test_labels_for_an_unconditional_model_are_refused():
+    with pytest.raises(ValueError, match="unconditional"):
+        make_pipeline()(1, class_labels=1)

@@ -1,0 +1,201 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_unet
+from diffusers import CMStochasticIterativeScheduler
+
+from diffusers_ict import CT, ICT, ConsistencyFunction, ICTScheduler, karras_sigmas
+
+
+def test_two_steps_go_through_the_second_sigma_of_ict():
+    scheduler = ICTScheduler()
+    scheduler.set_timesteps(2)
+    assert scheduler.sigmas.tolist() == [80.0, np.float32(0.821), np.float32(0.002)]
+    assert scheduler.init_noise_sigma == 80.0
+    assert scheduler.order == 1
+    assert len(scheduler) == 40
+
+
+@pytest.mark.parametrize("sigma", [0.821, 1.526])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 40])
+def test_the_stock_twin_has_the_same_levels_and_timesteps(sigma, steps):
+    ours = ICTScheduler(intermediate_sigmas=[sigma])
+    stock = ours.to_stock()
+    assert type(stock) is CMStochasticIterativeScheduler
+    ours.set_timesteps(steps)
+    stock.set_timesteps(steps)
+    assert torch.equal(ours.sigmas, stock.sigmas)
+    assert torch.equal(ours.timesteps.float(), stock.timesteps.float())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_steps_equal_the_stock_schedulers_bit_for_bit(steps):
+    ours = ICTScheduler()
+    stock = ours.to_stock()
+    results = []
+    for scheduler in (ours, stock):
+        scheduler.set_timesteps(steps)
+        generator = torch.Generator().manual_seed(0)
+        sample = torch.randn(2, 3, 4, 4, generator=generator) * scheduler.init_noise_sigma
+        for t in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(sample, t)
+            sample = scheduler.step(scaled.sin(), t, sample, generator=generator).prev_sample
+        results.append(sample)
+    assert torch.equal(*results)
+
+
+def test_of_a_stock_scheduler_made_elsewhere_every_step_count_is_kept():
+    stock = CMStochasticIterativeScheduler(num_train_timesteps=151, rho=6.0, sigma_max=60.0)
+    ours = ICTScheduler.from_stock(stock)
+    assert list(ours.config.intermediate_sigmas) == []
+    for steps in (1, 2, 3, 10):
+        ours.set_timesteps(steps)
+        stock.set_timesteps(steps)
+        assert torch.equal(ours.sigmas, stock.sigmas)
+    ours.set_timesteps(timesteps=[88, 22, 0])
+    stock.set_timesteps(timesteps=[88, 22, 0])
+    assert torch.equal(ours.sigmas, stock.sigmas)
+
+
+def test_from_stock_inverts_to_stock():
+    ours = ICTScheduler(rho=5.0, intermediate_sigmas=[1.526, 0.3], sigma_data=0.6, clip_denoised=False)
+    back = ICTScheduler.from_stock(ours.to_stock())
+    for key in ICTScheduler().config:
+        if not key.startswith("_"):
+            assert back.config[key] == ours.config[key] or list(back.config[key]) == list(ours.config[key])
+
+
+def test_what_stock_cannot_express_survives_a_stock_load_and_save(tmp_path, caplog):
+    ours = ICTScheduler(intermediate_sigmas=[0.9, 4.0])
+    ours.to_stock().save_pretrained(tmp_path / "a")
+    CMStochasticIterativeScheduler.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    assert not caplog.records, "stock diffusers warned of our key"
+    back = ICTScheduler.from_pretrained(tmp_path / "b")
+    assert list(back.config.intermediate_sigmas) == [0.9, 4.0]
+    assert back.config.rho == 7.0
+
+
+def test_unknown_entries_of_a_later_version_are_ignored(tmp_path):
+    ICTScheduler().to_stock().save_pretrained(tmp_path)
+    path = tmp_path / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    config["_ict"] |= {"version": 9, "something_new": 1}
+    path.write_text(json.dumps(config))
+    assert list(ICTScheduler.from_pretrained(tmp_path).config.intermediate_sigmas) == [0.821]
+
+
+def test_own_form_round_trips(tmp_path):
+    ICTScheduler(intermediate_sigmas=[1.526]).save_pretrained(tmp_path)
+    loaded = ICTScheduler.from_pretrained(tmp_path)
+    loaded.set_timesteps(2)
+    assert loaded.sigmas[1].item() == np.float32(1.526)
+
+
+def test_intermediate_sigmas_are_added_in_order_and_used_descending():
+    scheduler = ICTScheduler(intermediate_sigmas=[0.8, 5.0, 0.1])
+    assert scheduler.sampling_sigmas(1).tolist() == [80.0]
+    assert scheduler.sampling_sigmas(2).tolist() == [80.0, 0.8]
+    assert scheduler.sampling_sigmas(3).tolist() == [80.0, 5.0, 0.8]
+    assert scheduler.sampling_sigmas(4).tolist() == [80.0, 5.0, 0.8, 0.1]
+
+
+def test_given_sigmas_are_used_as_they_are():
+    scheduler = ICTScheduler()
+    scheduler.set_timesteps(sigmas=[80.0, 2.0, 0.5])
+    np.testing.assert_array_equal(scheduler.sigmas.numpy(), np.float32([80.0, 2.0, 0.5, 0.002]))
+    np.testing.assert_allclose(scheduler.timesteps.numpy(), 250 * np.log([80.0, 2.0, 0.5]), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one of"),
+        ({"num_inference_steps": 1, "sigmas": [80.0]}, "exactly one of"),
+        ({"num_inference_steps": 0}, "from 1 to 40, got 0"),
+        ({"num_inference_steps": 41}, "from 1 to 40, got 41"),
+        ({"num_inference_steps": 2.5}, "from 1 to 40, got 2.5"),
+        ({"sigmas": [0.5, 80.0]}, "descend and lie within"),
+        ({"sigmas": [80.0, 80.0]}, "descend and lie within"),
+        ({"sigmas": [81.0]}, "descend and lie within"),
+        ({"sigmas": [80.0, 0.001]}, "descend and lie within"),
+        ({"sigmas": []}, "descend and lie within"),
+        ({"sigmas": [80.0, float("nan")]}, "descend and lie within"),
+        ({"timesteps": [0, 22]}, "descending integer indices"),
+        ({"timesteps": [40, 0]}, "descending integer indices from 39"),
+        ({"timesteps": [2.5]}, "give noise levels as sigmas"),
+    ],
+)
+def test_bad_levels_get_one_sentence(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ICTScheduler().set_timesteps(**arguments)
+
+
+@pytest.mark.parametrize("sigmas", [[0.001], [80.0], [0.8, 0.8]])
+def test_bad_intermediate_sigmas_are_refused(sigmas):
+    with pytest.raises(ValueError, match="different numbers between sigma_min"):
+        ICTScheduler(intermediate_sigmas=sigmas)
+
+
+def test_interface_of_diffusers_schedulers():
+    scheduler = ICTScheduler()
+    scheduler.set_timesteps(3)
+    assert scheduler.step_index is None
+    assert scheduler.begin_index is None
+    scheduler.set_begin_index(1)
+    sample = torch.randn(1, 1, 2, 2)
+    scheduler.scale_model_input(sample, scheduler.timesteps[1])
+    assert scheduler.step_index == 1
+    assert scheduler.index_for_timestep(scheduler.timesteps[2]) == 2
+    out = scheduler.step(sample, scheduler.timesteps[1], sample, return_dict=False)
+    assert isinstance(out, tuple)
+    assert scheduler.step_index == 2
+    with pytest.raises(ValueError, match="integer indices"):
+        scheduler.step(sample, 1, sample)
+
+
+def test_add_noise_takes_timesteps_of_any_level_and_indices():
+    scheduler = ICTScheduler()
+    scheduler.set_timesteps(2)
+    x, z = torch.randn(2, 1, 2, 2), torch.randn(2, 1, 2, 2)
+    expected = x + torch.tensor([80.0, 0.821]).view(2, 1, 1, 1) * z
+    torch.testing.assert_close(scheduler.add_noise(x, z, scheduler.timesteps), expected)
+    torch.testing.assert_close(scheduler.add_noise(x, z, torch.tensor([0, 1])), expected)
+    elsewhere = scheduler.timesteps_of(torch.tensor([3.0, 7.0]))
+    torch.testing.assert_close(
+        scheduler.add_noise(x, z, elsewhere), x + torch.tensor([3.0, 7.0]).view(2, 1, 1, 1) * z
+    )
+    stock = scheduler.to_stock()
+    stock.set_timesteps(2)
+    torch.testing.assert_close(scheduler.add_noise(x, z, scheduler.timesteps), stock.add_noise(x, z, stock.timesteps))
+
+
+def test_training_levels_are_neighbours_of_the_current_grid(generator):
+    sigma, sigma_next = ICTScheduler().training_sigmas(ICT(), 0, 1000, 256, generator)
+    grid = karras_sigmas(11)
+    place = torch.searchsorted(grid, sigma)
+    assert torch.equal(grid[place], sigma)
+    assert torch.equal(grid[place + 1], sigma_next)
+    counts = torch.bincount(place, minlength=10) / 256
+    torch.testing.assert_close(counts, ICT().pair_probabilities(karras_sigmas(11)).float(), atol=0.1, rtol=0)
+    sigma, _ = ICTScheduler().training_sigmas(CT(), 999, 1000, 4096, generator)
+    assert len(sigma.unique()) == 150
+
+
+def test_consistency_function_in_training_equals_the_schedulers_step():
+    unet, scheduler = make_unet().eval(), ICTScheduler(clip_denoised=False)
+    levels = [80.0, 3.3, 0.821]
+    scheduler.set_timesteps(sigmas=levels)
+    f = scheduler.consistency_function(unet)
+    assert isinstance(f, ConsistencyFunction)
+    x = torch.randn(3, 1, 8, 8)
+    for level, sigma, t in zip(levels, scheduler.sigmas, scheduler.timesteps):
+        noisy = x * sigma
+        with torch.no_grad():
+            trained = f(noisy, torch.full((3,), level, dtype=torch.float64))
+            output = unet(scheduler.scale_model_input(noisy, t), t).sample
+            c_skip, c_out = scheduler.get_scalings_for_boundary_condition(sigma)
+            sampled = c_out * output + c_skip * noisy
+            scheduler._step_index += 1
+        assert torch.equal(trained, sampled)
