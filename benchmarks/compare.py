@@ -4,8 +4,8 @@
     python benchmarks/compare.py --output benchmarks/results/digits                       # the digits of scikit-learn
     python benchmarks/compare.py --data fashion-mnist.npz --resolution 16 --output ...     # any data of train_ict.py
 
-Each method is timed for a few steps, given as many steps as fit into the seconds, trained by train_scripts/train_ict.py,
-and sampled with one and two steps. Writes OUTPUT.json (every figure, and how it came about), OUTPUT.md and OUTPUT.png.
+Each method is timed for a few steps, given as many steps as fit into the seconds, trained by
+train_scripts/train_ict.py, and sampled with one and two steps. Writes OUTPUT.json (every figure, and how it came about), OUTPUT.md and OUTPUT.png.
 """
 
 import argparse
@@ -128,7 +128,7 @@ def facts(options: argparse.Namespace, images: Images, extractor: str) -> dict:
     cuda = torch.cuda.is_available()
     return {
         "command": " ".join(["python", "benchmarks/compare.py", *shown]),
-        "commit": commit.stdout.strip() or os.environ.get("COMMIT", "unknown"),
+        "commit": commit.stdout.strip() if commit.returncode == 0 else os.environ.get("COMMIT", "unknown"),
         "hardware": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} cores, {platform.machine()}",
         "torch": torch.__version__,
         "jobs": options.jobs,

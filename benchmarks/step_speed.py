@@ -137,7 +137,7 @@ def write(options: argparse.Namespace, batch: int, found: list[tuple[tuple[str, 
     shown = [Path(a).name if "/" in a else a for a in sys.argv[1:]]
     report = {
         "command": " ".join(["python", "benchmarks/step_speed.py", *shown]),
-        "commit": commit.stdout.strip() or os.environ.get("COMMIT", "unknown"),
+        "commit": commit.stdout.strip() if commit.returncode == 0 else os.environ.get("COMMIT", "unknown"),
         "hardware": torch.cuda.get_device_name()
         if torch.cuda.is_available()
         else f"{os.cpu_count()} cores, {platform.machine()}",

@@ -51,9 +51,7 @@ def test_on_gaussian_data_the_loss_pulls_a_wrong_variance_towards_the_true_one()
             return x * ((parameter + 0.002**2) / (parameter + s**2)).sqrt()
 
         torch.manual_seed(0)
-        pair = consistency_pair(
-            f, x, torch.randn_like(x), torch.full((len(x),), 0.5), torch.full((len(x),), 0.505)
-        )
+        pair = consistency_pair(f, x, torch.randn_like(x), torch.full((len(x),), 0.5), torch.full((len(x),), 0.505))
         squared_l2(pair.student, pair.target).mean().backward()
         return parameter.grad.item() / 0.005
 
@@ -77,7 +75,12 @@ def test_scaled_gradient_tends_to_the_hand_number_without_a_lag_and_diverges_wit
         x = torch.full((1, 1), 0.3, dtype=torch.float64)
         sigma = torch.full((1,), 0.5, dtype=torch.float64)
         pair = consistency_pair(
-            with_parameter(theta), x, torch.randn_like(x), sigma, sigma + gap, teacher=with_parameter(theta.detach() * lag)
+            with_parameter(theta),
+            x,
+            torch.randn_like(x),
+            sigma,
+            sigma + gap,
+            teacher=with_parameter(theta.detach() * lag),
         )
         (squared_l2(pair.student, pair.target) / gap).sum().backward()
         return theta.grad.item()

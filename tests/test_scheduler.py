@@ -163,9 +163,7 @@ def test_add_noise_takes_timesteps_of_any_level_and_indices():
     torch.testing.assert_close(scheduler.add_noise(x, z, scheduler.timesteps), expected)
     torch.testing.assert_close(scheduler.add_noise(x, z, torch.tensor([0, 1])), expected)
     elsewhere = scheduler.timesteps_of(torch.tensor([3.0, 7.0]))
-    torch.testing.assert_close(
-        scheduler.add_noise(x, z, elsewhere), x + torch.tensor([3.0, 7.0]).view(2, 1, 1, 1) * z
-    )
+    torch.testing.assert_close(scheduler.add_noise(x, z, elsewhere), x + torch.tensor([3.0, 7.0]).view(2, 1, 1, 1) * z)
     stock = scheduler.to_stock()
     stock.set_timesteps(2)
     torch.testing.assert_close(scheduler.add_noise(x, z, scheduler.timesteps), stock.add_noise(x, z, stock.timesteps))

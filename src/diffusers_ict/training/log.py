@@ -43,10 +43,9 @@ class LossRecord:
         losses = torch.cat([loss for _, loss, _ in self.entries])
         sigmas = torch.cat([sigma for _, _, sigma in self.entries])
         self.entries = []
-        steps, losses, sigmas = (
-            t.cpu() for t in self.accelerator.gather((steps.double(), losses.double(), sigmas.double()))
-        )
-        bins = torch.bucketize(sigmas, torch.tensor(BIN_EDGES[1:-1], dtype=torch.float64))
+        columns = torch.stack([steps, losses, sigmas.float()], 1)
+        steps, losses, sigmas = self.accelerator.gather(columns).cpu().unbind(1)
+        bins = torch.bucketize(sigmas, torch.tensor(BIN_EDGES[1:-1]))
         bad = ~losses.isfinite()
         if bad.any():
             step = int(steps[bad].min())
