@@ -74,8 +74,9 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int | None = Non
     shutil.rmtree(target, ignore_errors=True)
     temporary.rename(target)
     _flush(folder)
-    for old in list_checkpoints(folder)[keep or None :]:
-        shutil.rmtree(old)
+    if keep is not None:
+        for old in list_checkpoints(folder)[keep:]:
+            shutil.rmtree(old)
     return target
 
 

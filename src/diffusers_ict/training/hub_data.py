@@ -1,10 +1,11 @@
 """Data sets read through the `datasets` library: Hub names, folders of images, parquet and arrow files."""
 
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import UserError
 
@@ -37,10 +38,16 @@ def read_dataset(
     def where(index: int) -> str:
         return data[index][column]["path"] or f"number {index}"
 
-    decoder = datasets.Image()
-    # One column at a time: other columns are never touched.
-    pictures = (decoder.decode_example(row[column]) for row in data.select_columns([column]))
+    pictures = (_decode(row[column]) for row in data.select_columns([column]))
     return pictures, labels, names, where
+
+
+def _decode(stored: dict[str, Any]) -> Image.Image:
+    """A stored image, upright; a broken file raises OSError and stays closed."""
+    with Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]) as picture:
+        picture.load()
+        # Of a file of several frames, the first.
+        return ImageOps.exif_transpose(picture)
 
 
 def _open(datasets: Any, name, config_name, folder, split, with_labels):

@@ -1,0 +1,119 @@
+import json
+
+import pytest
+import torch
+
+from diffusers_ict.errors import UserError
+from diffusers_ict.training import checkpoint
+from diffusers_ict.training.checkpoint import Checkpoint
+
+
+def some(step: int) -> Checkpoint:
+    return Checkpoint({"step": step}, {"weights": {"w": torch.full((4,), float(step))}})
+
+
+def test_round_trip_is_bitwise_and_holds_no_pickle(tmp_path):
+    values = torch.randn(100)
+    path = checkpoint.save(tmp_path, 7, Checkpoint({"step": 7, "p": 0.1 + 0.2}, {"a": {"x|y": values}}))
+    loaded = checkpoint.load(path)
+    assert loaded.state == {"step": 7, "p": 0.1 + 0.2}
+    assert torch.equal(loaded.tensors["a"]["x|y"], values)
+    assert {f.suffix for f in path.iterdir()} == {".safetensors", ".json"}
+
+
+def test_the_newest_are_kept_and_older_ones_pruned_after_saving(tmp_path):
+    for step in (5, 10, 100):
+        checkpoint.save(tmp_path, step, some(step), keep=2)
+    assert [p.name for p in checkpoint.list_checkpoints(tmp_path)] == ["checkpoint-100", "checkpoint-10"]
+    assert checkpoint.load_latest(tmp_path).state["step"] == 100
+
+
+def test_without_a_limit_all_are_kept(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, some(step))
+    assert len(checkpoint.list_checkpoints(tmp_path)) == 3
+
+
+def damage_flip(path):
+    file = path / "weights.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+
+
+def damage_cut(path):
+    file = path / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-3])
+
+
+def damage_remove(path):
+    (path / "state.json").unlink()
+
+
+def damage_manifest(path):
+    (path / "manifest.json").write_text("{")
+
+
+def damage_no_manifest(path):
+    (path / "manifest.json").unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_flip, damage_cut, damage_remove, damage_manifest, damage_no_manifest])
+def test_a_damaged_checkpoint_is_refused_by_name_and_passed_over_with_a_warning(tmp_path, damage):
+    checkpoint.save(tmp_path, 1, some(1))
+    newest = checkpoint.save(tmp_path, 2, some(2))
+    damage(newest)
+    with pytest.raises(UserError, match=r"checkpoint-2 cannot be used"):
+        checkpoint.load(newest)
+    with pytest.warns(UserWarning, match="passing over the checkpoint checkpoint-2"):
+        assert checkpoint.load_latest(tmp_path).state["step"] == 1
+
+
+def test_nothing_to_resume_from_is_said(tmp_path):
+    with pytest.raises(UserError, match="holds no usable checkpoint"):
+        checkpoint.load_latest(tmp_path / "nowhere")
+
+
+def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path, 1, some(1), keep=1)
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    for name in ("save_file", "_flush"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                checkpoint.save(tmp_path, 2, some(2), keep=1)
+        assert checkpoint.load_latest(tmp_path).state["step"] == 1
+    checkpoint.save(tmp_path, 2, some(2), keep=1)
+    assert checkpoint.load_latest(tmp_path).state["step"] == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-2"], "rests of the torn write are left"
+
+
+def test_the_manifest_lists_every_file(tmp_path):
+    path = checkpoint.save(tmp_path, 1, some(1))
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert set(manifest) == {f.name for f in path.iterdir()} - {"manifest.json"}
+
+
+def test_optimizer_moments_round_trip_bit_for_bit():
+    def trained():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 3)
+        return model, torch.optim.RAdam(model.parameters(), 1e-2)
+
+    def step(model, optimizer, times):
+        for _ in range(times):
+            model(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    model, optimizer = trained()
+    step(model, optimizer, 8)
+    other, other_optimizer = trained()
+    other.load_state_dict(model.state_dict())
+    checkpoint.restore_optimizer(other_optimizer, other, checkpoint.optimizer_tensors(optimizer, model))
+    step(model, optimizer, 3)
+    step(other, other_optimizer, 3)
+    assert torch.equal(model.weight, other.weight)

@@ -1,0 +1,101 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from diffusers_ict.errors import UserError
+from diffusers_ict.training.recipe import Recipe, parse
+
+
+def read(*flags):
+    return parse([str(flag) for flag in flags], "train_ict.py", "test")
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("learning_rate: 0.002\nseed: 5\nclass_conditional: true\nema_decays: [0.9, 0.99]\nresolution: null\n")
+    recipe = read("--seed", 9, "--config", path)
+    assert recipe.learning_rate == 0.002
+    assert recipe.seed == 9
+    assert recipe.class_conditional
+    assert recipe.ema_decays == [0.9, 0.99]
+    assert recipe.resolution is None
+    assert not read("--config", path, "--no-class_conditional").class_conditional
+
+
+def test_what_is_left_out_is_what_was_published():
+    ict, ct, act = read(), read("--loss", "ct"), read("--loss", "act", "--learning_rate", 3e-4)
+    assert (ict.s0, ict.s1, ict.dropout, ict.adam_beta1) == (10, 1280, 0.3, 0.9)
+    assert (ct.s0, ct.s1, ct.dropout) == (2, 150, 0.0)
+    assert (act.s0, act.s1, act.adam_beta1, act.adam_beta2) == (2, 150, 0.0, 0.99)
+    assert act.discriminator_learning_rate == 3e-4
+    assert read("--loss", "act", "--consistency", "ict").s1 == 1280
+    assert read("--loss", "act", "--dropout", 0.1).dropout == 0.1
+
+
+def test_a_saved_recipe_gives_the_same_recipe(tmp_path):
+    recipe = read("--loss", "act", "--train_data_dir", "my images", "--ema_decays", 0.9, 0.99)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe.as_dict()))
+    again = read("--config", path)
+    assert dataclasses.replace(again, config=None) == recipe
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sed", 3], "unrecognized arguments: --sed 3"),
+        (["--loss", "gan"], "invalid choice: 'gan'"),
+        (["--train_batch_size", "many"], "invalid int value: 'many'"),
+        (["--train_batch_size", 0], "--train_batch_size must be at least 1, got 0"),
+        (["--dropout", 1.0], "--dropout must be at least 0 and less than 1"),
+        (["--ema_decays", 1.5], "--ema_decays must be different numbers between 0 and 1"),
+        (["--ema_decays", 0.9, 0.9], "--ema_decays must be different"),
+        (["--learning_rate", 0], "--learning_rate must be greater than 0"),
+        (["--seed", -1], "--seed must be at least 0"),
+        (["--adversarial_weight", 1.5], "0 < w_mid <= w <= 1"),
+        (["--adversarial_weight", 0.2, "--adversarial_weight_mid", 0.3], "0 < w_mid <= w <= 1"),
+        (["--augment_tau", 0], "--augment_tau must be greater than 0"),
+        (["--mixed_precision", "fp8"], "invalid choice"),
+    ],
+)
+def test_bad_flags_get_one_sentence(flags, message):
+    with pytest.raises(UserError) as caught:
+        read(*flags)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", "unknown key 'learning_rat'"),
+        ("seed: lots", "invalid int value: 'lots'"),
+        ("- 1", "must be a YAML mapping"),
+        ("a: [", "cannot be read"),
+        ("dropout: 2", "--dropout must be"),
+    ],
+)
+def test_bad_files_get_one_sentence(tmp_path, text, message):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read("--config", path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_said():
+    with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
+        read("--config", "none.yaml")
+
+
+def test_resuming_allows_other_practical_settings_only():
+    recipe = read("--seed", 1)
+    dataclasses.replace(recipe, checkpointing_steps=7, report_to="wandb").check_resumes(recipe.computed())
+    with pytest.raises(UserError, match="made with learning_rate 0.0001 and this run has 0.5"):
+        dataclasses.replace(recipe, learning_rate=0.5).check_resumes(recipe.computed())
+
+
+def test_every_setting_has_a_help_text():
+    assert all(item.metadata["help"] for item in dataclasses.fields(Recipe))
