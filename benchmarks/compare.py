@@ -5,7 +5,8 @@
     python benchmarks/compare.py --data fashion-mnist.npz --resolution 16 --output ...     # any data of train_ict.py
 
 Each method is timed for a few steps, given as many steps as fit into the seconds, trained by
-train_scripts/train_ict.py, and sampled with one and two steps. Writes OUTPUT.json (every figure, and how it came about), OUTPUT.md and OUTPUT.png.
+train_scripts/train_ict.py, and sampled with one and two steps. Writes OUTPUT.json (every figure, and how it came about),
+OUTPUT.md and OUTPUT.png.
 """
 
 import argparse

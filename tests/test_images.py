@@ -89,7 +89,9 @@ def test_parquet_of_plain_bytes_written_by_other_programs(tmp_path):
 
     buffer = io.BytesIO()
     solid().save(buffer, "WEBP", lossless=True)
-    pq.write_table(pa.table({"image": [buffer.getvalue()] * 3, "label": pa.array([0, 2, 1], pa.uint8())}), tmp_path / "d.parquet")
+    pq.write_table(
+        pa.table({"image": [buffer.getvalue()] * 3, "label": pa.array([0, 2, 1], pa.uint8())}), tmp_path / "d.parquet"
+    )
     images = load_images(dataset_name=str(tmp_path / "d.parquet"), class_conditional=True)
     assert images.pixels[0, :, 0, 0].tolist() == [200, 100, 50]
     assert images.num_classes == 3
@@ -121,7 +123,7 @@ def test_mixed_channels_are_refused_and_the_odd_one_named(tmp_path):
 
 def test_mixed_sizes_and_oblong_images_say_what_to_do(tmp_path):
     mixed = folder(tmp_path / "a", {"1.png": solid(), "2.png": solid(size=(16, 16))})
-    with pytest.raises(UserError, match="same size.*--resolution"):
+    with pytest.raises(UserError, match=r"same size.*--resolution"):
         load_images(train_data_dir=mixed)
     oblong = folder(tmp_path / "b", {"1.png": solid(size=(8, 16))})
     with pytest.raises(UserError, match=r"1\.png is 8x16: add --center_crop"):

@@ -72,7 +72,7 @@ def test_from_pipe_and_from_stock_pipelines():
 
 
 def test_other_schedulers_are_refused():
-    with pytest.raises(ValueError, match="needs an ICTScheduler.*got DDIMScheduler"):
+    with pytest.raises(ValueError, match=r"needs an ICTScheduler.*got DDIMScheduler"):
         ConsistencyPipeline(make_unet(), DDIMScheduler())
 
 

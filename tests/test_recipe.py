@@ -13,7 +13,9 @@ def read(*flags):
 
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     path = tmp_path / "r.yaml"
-    path.write_text("learning_rate: 0.002\nseed: 5\nclass_conditional: true\nema_decays: [0.9, 0.99]\nresolution: null\n")
+    path.write_text(
+        "learning_rate: 0.002\nseed: 5\nclass_conditional: true\nema_decays: [0.9, 0.99]\nresolution: null\n"
+    )
     recipe = read("--seed", 9, "--config", path)
     assert recipe.learning_rate == 0.002
     assert recipe.seed == 9

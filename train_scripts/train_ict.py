@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"train_ict.py: {error}", file=sys.stderr)
         return 2
     except TrainingDiverged as error:
-        print(f"train_ict.py: {error}; the last good checkpoint is kept.", file=sys.stderr)
+        # tqdm.write ends the line of an open progress bar first
+        tqdm.write(f"train_ict.py: {error}; the last good checkpoint is kept.", file=sys.stderr)
         return 1
     return 0
 
@@ -129,7 +130,8 @@ def train(recipe: Recipe) -> None:
     f = ConsistencyFunction(in_precision(unet))
     f_teacher = None if teacher is None else ConsistencyFunction(in_precision(teacher))
     optimizer = accelerator.prepare(
-        torch.optim.RAdam(unet.parameters(), recipe.learning_rate, (recipe.adam_beta1, recipe.adam_beta2))
+        # foreach: one call for all parameters, also on CPUs, where it is not the default
+        torch.optim.RAdam(unet.parameters(), recipe.learning_rate, (recipe.adam_beta1, recipe.adam_beta2), foreach=True)
     )
     ema = EMA(unet.named_parameters(), recipe.ema_decays, recipe.ema_warmup)
     state = RunState(recipe, unet, optimizer, ema, teacher, adversary, accelerator.scaler)
@@ -251,7 +253,6 @@ def train(recipe: Recipe) -> None:
 
     # ---------------------------------------------------------------- what is left for others
     if log is not None:
-        log.close()
         export(pipeline, ema, output_dir)
         if adversary is not None:
             adversary.model.save_pretrained(output_dir / "discriminator")

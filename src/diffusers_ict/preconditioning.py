@@ -72,8 +72,9 @@ class ConsistencyFunction:
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """x [B, C, H, W] in float32, sigma [B], labels [B] -> the clean estimate [B, C, H, W] in float32.
 
-        sigma may be float64, as grids are: the timestep is then that of the sampler to the last bit. Whatever precision the network computes in, the arithmetic around it stays in float32: at N = 1281 the
-        two points of a pair are closer than half precision can tell.
+        sigma may be float64, as grids are: the timestep is then that of the sampler to the last bit. Whatever
+        precision the network computes in, the arithmetic around it stays in float32: at N = 1281 the two points of
+        a pair are closer than half precision can tell.
         """
         level = per_image(sigma, x)
         output = self.net(

@@ -82,7 +82,7 @@ class Adversary:
         self.strength = AdaptiveStrength(recipe.augment_tau, recipe.augment_horizon)
         betas = recipe.discriminator_beta1, recipe.discriminator_beta2
         self.optimizer = accelerator.prepare(
-            torch.optim.RAdam(self.model.parameters(), recipe.discriminator_learning_rate, betas)
+            torch.optim.RAdam(self.model.parameters(), recipe.discriminator_learning_rate, betas, foreach=True)
         )
 
     def _net(self, images: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:

@@ -1,8 +1,8 @@
 """Randomness as a function, not a state.
 
-Everything random in optimizer step k is derived from (seed, k) and from a sample's place in the global batch. So nothing
-random has to be saved, a resumed run repeats the uninterrupted one bit for bit, and one process with 32 samples, two
-with 16 and one with 8 in 4 accumulated parts see the same images, noise levels and noise.
+Everything random in optimizer step k is derived from (seed, k) and from a sample's place in the global batch. So
+nothing random has to be saved, a resumed run repeats the uninterrupted one bit for bit, and one process with 32
+samples, two with 16 and one with 8 in 4 accumulated parts see the same images, noise levels and noise.
 """
 
 from functools import lru_cache

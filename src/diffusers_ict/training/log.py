@@ -44,7 +44,7 @@ class LossRecord:
         sigmas = torch.cat([sigma for _, _, sigma in self.entries])
         self.entries = []
         columns = torch.stack([steps, losses, sigmas.float()], 1)
-        steps, losses, sigmas = self.accelerator.gather(columns).cpu().unbind(1)
+        steps, losses, sigmas = self.accelerator.gather(columns).cpu().T.contiguous()
         bins = torch.bucketize(sigmas, torch.tensor(BIN_EDGES[1:-1]))
         bad = ~losses.isfinite()
         if bad.any():
@@ -58,21 +58,17 @@ class LossRecord:
 
 
 class JSONLines:
-    """One JSON object a line, flushed as it is written. A resumed run drops the lines after its checkpoint."""
+    """One JSON object a line, on disk as soon as it is written. A resumed run drops the lines after its checkpoint."""
 
     def __init__(self, path: Path, first_step: int) -> None:
+        self.path = path
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step(line) is not None and _step(line) <= first_step]
-        self.file = path.open("w")
-        self.file.writelines(line + "\n" for line in kept)
-        self.file.flush()
+        path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, entry: dict[str, Any]) -> None:
-        self.file.write(json.dumps(entry) + "\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
 
 
 def _step(line: str) -> int | None:

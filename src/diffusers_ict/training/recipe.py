@@ -134,8 +134,8 @@ class Recipe:
 
     def _check(self) -> None:
         at_least_1 = ("train_batch_size gradient_accumulation_steps max_train_steps num_validation_images "
-                      "checkpointing_steps logging_steps validation_steps checkpoints_total_limit resolution s0 s1 dropout_resolution "
-                      "r1_interval augment_horizon").split()  # fmt: skip
+                      "checkpointing_steps logging_steps validation_steps checkpoints_total_limit resolution s0 s1 "
+                      "dropout_resolution r1_interval augment_horizon").split()  # fmt: skip
         positive = "learning_rate discriminator_learning_rate augment_tau p_std huber_c".split()
         below_1 = "dropout adam_beta1 adam_beta2 discriminator_beta1 discriminator_beta2 teacher_mu0".split()
         not_negative = "seed r1_gamma".split()
