@@ -102,8 +102,8 @@ def picture(pixels: np.ndarray, labels: np.ndarray, samples: dict[int, np.ndarra
     """Blocks of `rows` rows: real, one step, two steps; one column for each class."""
     first = np.stack([np.flatnonzero(labels == digit)[:rows] for digit in range(10)], 1).reshape(-1)
     blocks = [pixels / 255, samples[1], samples[2]]
-    grids = [np.asarray(image_grid(block[first][..., None], 10, zoom=5)) for block in blocks]
-    gap = np.full((8, grids[0].shape[1]), 255, np.uint8)
+    grids = [np.asarray(image_grid(block[first][..., None], 10, zoom=4, gap=4)) for block in blocks]
+    gap = np.full((20, grids[0].shape[1]), 255, np.uint8)
     return Image.fromarray(np.concatenate([grids[0], gap, grids[1], gap, grids[2]]))
 
 

@@ -95,7 +95,7 @@ def test_a_missing_file_is_said():
 def test_resuming_allows_other_practical_settings_only():
     recipe = read("--seed", 1)
     dataclasses.replace(recipe, checkpointing_steps=7, report_to="wandb").check_resumes(recipe.computed())
-    with pytest.raises(UserError, match="made with learning_rate 0.0001 and this run has 0.5"):
+    with pytest.raises(UserError, match=r"made with learning_rate 0\.0001 and this run has 0\.5"):
         dataclasses.replace(recipe, learning_rate=0.5).check_resumes(recipe.computed())
 
 

@@ -278,8 +278,9 @@ def test_nan_stops_the_run_names_step_and_bin_and_keeps_the_last_good_checkpoint
 
     monkeypatch.setattr(train_ict, "consistency_pair", poisoned)
     assert run(*ICT, *flags, "--logging_steps", 10, "--output_dir", tmp_path / "out") == 1
-    message = capsys.readouterr().err.splitlines()[-1]
-    assert message.startswith("train_ict.py: the loss of step 13 is not a number at sigma ")
+    lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    (message,) = [line for line in lines if line.startswith("train_ict.py:")]
+    assert "the loss of step 13 is not a number at sigma " in message
     assert checkpoint.load_latest(tmp_path / "out").state["step"] == 10
 
 

@@ -12,19 +12,23 @@ from ..scheduling_ict import ICTScheduler
 from .ema import EMA, variant_name
 
 
-def image_grid(images: np.ndarray, columns: int, zoom: int = 1) -> Image.Image:
-    """Images in [0, 1], [n, H, W, C] with C = 1, 3 or 4, as one picture with `columns` columns.
+def image_grid(images: np.ndarray, columns: int, zoom: int = 1, gap: int = 2) -> Image.Image:
+    """Images in [0, 1], [n, H, W, C] with C = 1, 3 or 4, as one picture.
 
-    The last row is filled up with black.
+    Args:
+        columns: images in a row.
+        zoom: side of a pixel.
+        gap: white pixels between images.
     """
     count, height, width, channels = images.shape
-    rows = -(-count // columns)
-    sheet = np.zeros((rows * columns, height, width, channels), np.uint8)
-    sheet[:count] = (images * 255).round().clip(0, 255)
-    sheet = sheet.reshape(rows, columns, height, width, channels).swapaxes(1, 2)
-    sheet = sheet.reshape(rows * height, columns * width, channels)
-    picture = Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
-    return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+    pixels = (images * 255).round().clip(0, 255).astype(np.uint8)
+    pixels = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
+    tall, wide = height * zoom + gap, width * zoom + gap
+    sheet = np.full((-(-count // columns) * tall - gap, columns * wide - gap, channels), 255, np.uint8)
+    for number, image in enumerate(pixels):
+        top, left = number // columns * tall, number % columns * wide
+        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
 
 
 def make_pipeline(unet: UNet2DModel, intermediate_sigmas: list[float]) -> ConsistencyPipeline:

@@ -1,0 +1,225 @@
+import math
+
+import pytest
+import torch
+from conftest import ROOT, make_unet
+from diffusers import UNet2DModel
+
+from diffusers_ict import CT, ICT, ConsistencyFunction, c_noise, consistency_pair
+from diffusers_ict.act import (
+    AdaptiveStrength,
+    AdversarialWeight,
+    GradientBalance,
+    discriminator_loss,
+    generator_loss,
+    r1_penalty,
+    verdict,
+    weighted_lerp,
+)
+from diffusers_ict.discriminator import ConsistencyDiscriminator
+
+SMALL = {"sample_size": 8, "in_channels": 1, "block_out_channels": (16, 32), "norm_num_groups": 8, "layers_per_block": 1,
+         "down_block_types": ("DownBlock2D", "AttnDownBlock2D")}  # fmt: skip
+
+
+def make_discriminator(**changes) -> ConsistencyDiscriminator:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        return ConsistencyDiscriminator(**{**SMALL, **changes})
+
+
+def make_pair(unet):
+    x, sigma = torch.randn(6, 1, 8, 8), torch.full((6,), 1.0)
+    return consistency_pair(ConsistencyFunction(unet), x, torch.randn_like(x), sigma, sigma * 1.25)
+
+
+@pytest.mark.parametrize(("w", "w_mid"), [(0.6, 0.2), (0.3, 0.3), (1.0, 0.1)])
+def test_weight_is_0_then_w_mid_in_the_middle_then_w(w, w_mid):
+    levels = 151
+    weight = AdversarialWeight(w, w_mid)(torch.tensor([0, 75, 150]), levels)
+    at_zero = w if w == w_mid else 0.0  # with w_mid = w it is a constant
+    torch.testing.assert_close(weight, torch.tensor([at_zero, w_mid, w]))
+
+
+def test_weight_follows_the_place_in_the_grid():
+    weight = AdversarialWeight(0.6, 0.2)
+    n = torch.arange(151)
+    expected = [0.6 * (i / 150) ** (math.log(0.2 / 0.6) / math.log(0.5)) for i in range(151)]
+    torch.testing.assert_close(weight(n, 151), torch.tensor(expected))
+
+
+@pytest.mark.parametrize(("w", "w_mid"), [(1.1, 0.5), (-0.1, -0.1), (0.3, 0.4), (0.3, 0.0)])
+def test_weights_out_of_range_are_refused(w, w_mid):
+    with pytest.raises(ValueError, match="0 < w_mid <= w <= 1"):
+        AdversarialWeight(w, w_mid)
+
+
+def test_losses_equal_one_liners():
+    fake, real = torch.randn(8), torch.randn(8)
+    torch.testing.assert_close(generator_loss(fake), -torch.log(torch.sigmoid(fake)))
+    torch.testing.assert_close(
+        discriminator_loss(fake, real), -torch.log(1 - torch.sigmoid(fake)) - torch.log(torch.sigmoid(real))
+    )
+    a, b = torch.rand(8), torch.rand(8)
+    torch.testing.assert_close(
+        discriminator_loss(fake, real, a, b), a * torch.log1p(fake.exp()) + b * torch.log1p((-real).exp())
+    )
+
+
+def test_generator_loss_of_ct_is_the_published_lerp():
+    pair, adversarial, weight = make_pair(make_unet()), torch.rand(6), torch.rand(6)
+    expected = (1 - weight) * ((pair.student - pair.target) ** 2).mean((1, 2, 3)) + weight * adversarial
+    torch.testing.assert_close(weighted_lerp(CT(), pair, adversarial, weight), expected)
+
+
+def test_generator_loss_of_ict_weights_the_lerp_of_the_unweighted_distance():
+    pair, adversarial, weight = make_pair(make_unet()), torch.rand(6), torch.rand(6)
+    expected = 4.0 * ((1 - weight) * ICT().distance(pair) + weight * adversarial)
+    torch.testing.assert_close(weighted_lerp(ICT(), pair, adversarial, weight), expected)
+
+
+def test_gradient_balance_makes_both_gradients_equally_long_at_the_last_layer():
+    unet, discriminator = make_unet(), make_discriminator()
+    last = unet.conv_out.weight
+    pair = make_pair(unet)
+    adversarial = generator_loss(verdict(discriminator, pair.student, pair.sigma_next))
+    half = torch.full((6,), 0.5)
+    mixed = GradientBalance(last)(ICT(), pair, adversarial, half)
+
+    def gradient(loss):
+        return torch.autograd.grad(loss.mean(), last, retain_graph=True)[0]
+
+    consistent, adverse = gradient(ICT().loss(pair)), gradient(adversarial)
+    ratio = consistent.norm() / adverse.norm()
+    torch.testing.assert_close(gradient(mixed), 0.5 * consistent + 0.5 * ratio * adverse, rtol=1e-4, atol=1e-6)
+
+
+def test_r1_of_a_linear_discriminator_equals_its_closed_form():
+    a = torch.randn(1, 1, 8, 8, dtype=torch.float64)
+
+    def linear(x, timestep, labels):
+        return (a * x).sum((1, 2, 3)) * 3.0
+
+    penalty = r1_penalty(linear, torch.randn(5, 1, 8, 8, dtype=torch.float64), torch.ones(5), gamma=10.0)
+    torch.testing.assert_close(penalty, torch.full((5,), (10 / 2 * 9 * a.square().sum()).item()).to(penalty))
+
+
+def test_r1_gradient_equals_finite_differences():
+    discriminator = make_discriminator().double()
+    x, sigma = torch.randn(2, 1, 8, 8, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+
+    def double_verdict(images, t, labels):
+        return discriminator(images, t, labels)
+
+    def penalty():
+        seen = x.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(discriminator(seen, c_noise(sigma)).sum(), seen)
+        return 5 * gradient.square().sum()
+
+    weight = discriminator.logit.weight
+    loss = r1_penalty(double_verdict, x, sigma, gamma=10.0).sum()
+    torch.testing.assert_close(loss, penalty(), rtol=1e-4, atol=0)
+    (analytic,) = torch.autograd.grad(loss, weight)
+    with torch.no_grad():
+        weight[0, 0] += 1e-4
+    up = penalty()
+    with torch.no_grad():
+        weight[0, 0] -= 2e-4
+    assert analytic[0, 0].item() == pytest.approx(((up - penalty()) / 2e-4).item(), rel=1e-3, abs=1e-5)
+
+
+def test_neither_players_step_gives_the_other_a_gradient(tmp_path):
+    from accelerate import Accelerator
+
+    from diffusers_ict.training.adversary import Adversary
+    from diffusers_ict.training.batch import Batch
+    from diffusers_ict.training.recipe import Recipe
+
+    unet = make_unet()
+    adversary = Adversary(Recipe(loss="act"), Accelerator(), unet, make_discriminator())
+    pair = make_pair(unet)
+    none = torch.zeros(6)
+    batch = Batch(torch.randn(6, 1, 8, 8), None, none, pair.sigma, pair.sigma_next, none.long() + 3, None, 0)
+
+    adversary.generator_losses(CT(), pair, batch, 11).mean().backward()
+    assert all(p.grad is None for p in adversary.model.parameters())
+    assert any(p.grad.abs().max() > 0 for p in unet.parameters())
+
+    unet.zero_grad()
+    losses, accuracy = adversary.discriminator_losses(pair.student.detach(), batch, batch, 11)
+    (losses + adversary.penalties(batch, 11)).mean().backward()
+    assert losses.shape == (6,)
+    assert 0 <= accuracy <= 1
+    assert all(p.grad is None for p in unet.parameters())
+    assert any(p.grad.abs().max() > 0 for p in adversary.model.parameters())
+
+
+def test_strength_rises_above_tau_falls_below_it_and_stays_within_0_and_1():
+    strength = AdaptiveStrength(tau=1.0, horizon=3000)
+    values = []
+    for r1 in [10.0] * 5 + [0.0] * 60:
+        strength.update(r1, images_seen=100)
+        values.append((strength.r, strength.p))
+    assert values[0] == (pytest.approx(0.7), 0.0)  # 0.07 * 10, below tau
+    assert values[1] == (pytest.approx(0.93 * 0.7 + 0.7), pytest.approx(1 / 30))
+    assert values[4][1] == pytest.approx(4 / 30)
+    # r falls from 3.04 by 7 % an update: it stays above 1 for 15 more
+    assert max(p for _, p in values) == pytest.approx(19 / 30)
+    assert values[-1][1] == 0.0
+    for _ in range(40):
+        strength.update(1e6, 100)
+    assert strength.p == 1.0
+
+
+@pytest.mark.parametrize(("tau", "horizon"), [(0.0, 100), (-1.0, 100), (1.0, 0)])
+def test_bad_thresholds_are_refused(tau, horizon):
+    with pytest.raises(ValueError, match="must be positive"):
+        AdaptiveStrength(tau, horizon)
+
+
+def test_discriminator_gives_one_logit_and_hears_of_time_and_class():
+    discriminator = make_discriminator(num_class_embeds=3)
+    x, t, labels = torch.randn(4, 1, 8, 8), c_noise(torch.full((4,), 2.0)), torch.tensor([0, 1, 2, 0])
+    logits = discriminator(x, t, labels)
+    assert logits.shape == (4,)
+    assert (discriminator(x, t * 0, labels) != logits).any()
+    assert (discriminator(x, t, labels.flip(0)) != logits).any()
+    with pytest.raises(ValueError, match="3 classes: class_labels must be given"):
+        discriminator(x, t)
+    with pytest.raises(ValueError, match="no classes: class_labels must be left out"):
+        make_discriminator()(x, t, labels)
+
+
+def test_discriminator_saves_and_loads_like_any_diffusers_model(tmp_path):
+    discriminator = make_discriminator().eval()
+    discriminator.save_pretrained(tmp_path)
+    loaded = ConsistencyDiscriminator.from_pretrained(tmp_path)
+    x, t = torch.randn(2, 1, 8, 8), torch.zeros(2)
+    assert torch.equal(discriminator(x, t), loaded(x, t))
+
+
+RECIPES = {
+    "act_cifar10": (27.50, 14.09, 41.59),
+    "act_imagenet64": (107.60, 53.90, 161.50),
+    "act_lsun_cat256": (113.67, 56.99, None),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_parameter_counts_of_the_shipped_recipes_are_the_published_ones(name):
+    from diffusers_ict.training.recipe import parse
+    from diffusers_ict.training.unets import read_config
+
+    folder = ROOT / "train_scripts" / "recipes"
+    recipe = parse(["--config", str(folder / f"{name}.yaml")], "test", "")
+    paths = [ROOT / recipe.model_config_name_or_path, ROOT / recipe.discriminator_config_name_or_path]
+    with torch.device("meta"):
+        unet = UNet2DModel.from_config(read_config(str(paths[0])))
+        discriminator = ConsistencyDiscriminator.from_config(ConsistencyDiscriminator.load_config(paths[1]))
+    counts = [sum(p.numel() for p in model.parameters()) / 1e6 for model in (unet, discriminator)]
+    generator, adversary, together = RECIPES[name]
+    assert counts[0] == pytest.approx(generator, abs=0.01)
+    assert counts[1] == pytest.approx(adversary, abs=0.01)
+    if together is not None:
+        assert sum(counts) == pytest.approx(together, abs=0.01)
+    assert unet.config.in_channels == unet.config.out_channels == discriminator.config.in_channels

@@ -1,0 +1,200 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from diffusers_ict.augmentation import (
+    NUM_UNIFORM,
+    _flip_luma,
+    _Numbers,
+    _recolour,
+    _saturate,
+    _turn_hue,
+    augment,
+)
+
+# Places of the uniform numbers, in the order in which they are used: "does it happen" then its parameters.
+MIRROR, TURN, SHIFT = 0, 2, 4
+ISOTROPIC, ROTATE_FIRST, ANISOTROPIC, ROTATE_LAST, FRACTION = 7, 9, 11, 13, 15
+BRIGHTNESS, CONTRAST, LUMA, HUE, SATURATION = 18, 20, 22, 24, 26
+
+
+def numbers(**chosen) -> torch.Tensor:
+    """Uniform numbers for one image by which nothing happens at p = 0.5, except what is chosen by place."""
+    u = torch.full((1, NUM_UNIFORM), 0.99)
+    for place, value in chosen.items():
+        u[0, int(place[1:])] = value
+    return u
+
+
+def at(**places) -> dict:
+    return {
+        f"_{globals()[name] + offset}": value for name, values in places.items() for offset, value in enumerate(values)
+    }
+
+
+@pytest.fixture
+def image() -> torch.Tensor:
+    return torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_at_p_0_images_are_returned_as_they_are(image):
+    assert augment(image, 0.0, torch.zeros(1, NUM_UNIFORM)) is image
+
+
+def test_when_nothing_happens_images_are_not_resampled(image):
+    assert torch.equal(augment(image, 0.5, numbers()), image)
+
+
+def test_the_numbers_are_used_up_exactly():
+    numbers = _Numbers(torch.rand(2, NUM_UNIFORM))
+    x = torch.rand(2, 3, 8, 8)
+    from diffusers_ict.augmentation import _move_whole_pixels, _warp
+
+    _recolour(_warp(_move_whole_pixels(x, 0.5, numbers), 0.5, numbers), 0.5, numbers)
+    with pytest.raises(StopIteration):
+        numbers.uniform()
+
+
+def test_mirror_equals_numpy(image):
+    out = augment(image, 0.5, numbers(**at(MIRROR=(0.1, 0.2))))
+    assert np.array_equal(out[0].numpy(), image[0].numpy()[:, :, ::-1])
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+def test_quarter_turns_equal_numpy(image, turns):
+    out = augment(image, 0.5, numbers(**at(TURN=(0.1, turns / 4 + 0.1))))
+    assert np.array_equal(out[0].numpy(), np.rot90(image[0].numpy(), turns, (1, 2)))
+
+
+def test_whole_pixel_shifts_equal_numpy_with_reflection(image):
+    out = augment(image, 0.5, numbers(**at(SHIFT=(0.1, 0.999, 0.0))))  # one down, one left
+    padded = np.pad(image[0].numpy(), ((0, 0), (1, 1), (1, 1)), mode="reflect")
+    assert np.array_equal(out[0].numpy(), padded[:, 0:8, 2:10])
+
+
+def naive_warp(image: np.ndarray, matrix: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Bilinear look-up at matrix (x, y) + shift, in coordinates where the image spans -1 to 1, borders reflected."""
+    channels, height, width = image.shape
+    out = np.zeros_like(image)
+
+    def reflect(position: float, size: int) -> float:
+        position = abs((position + 0.5) % (2 * size))
+        return min(max(min(position, 2 * size - position) - 0.5, 0), size - 1)
+
+    for row in range(height):
+        for column in range(width):
+            x, y = matrix @ [(2 * column + 1) / width - 1, (2 * row + 1) / height - 1] + shift
+            c, r = reflect(((x + 1) * width - 1) / 2, width), reflect(((y + 1) * height - 1) / 2, height)
+            r0, c0 = int(r), int(c)
+            r1, c1 = min(r0 + 1, height - 1), min(c0 + 1, width - 1)
+            fr, fc = r - r0, c - c0
+            out[:, row, column] = (
+                (1 - fr) * (1 - fc) * image[:, r0, c0] + (1 - fr) * fc * image[:, r0, c1]
+                + fr * (1 - fc) * image[:, r1, c0] + fr * fc * image[:, r1, c1]
+            )  # fmt: skip
+    return out
+
+
+def normal(u: float) -> float:
+    return torch.special.ndtri(torch.tensor(u)).item()
+
+
+def rotation(u: float) -> np.ndarray:
+    angle = (2 * u - 1) * math.pi
+    return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "matrix", "shift"),
+    [
+        ({"ISOTROPIC": (0.1, 0.8)}, np.eye(2) * 2 ** (0.2 * normal(0.8)), (0, 0)),
+        ({"ROTATE_FIRST": (0.1, 0.6)}, rotation(0.6), (0, 0)),
+        ({"ROTATE_LAST": (0.1, 0.3)}, rotation(0.3), (0, 0)),
+        ({"ANISOTROPIC": (0.1, 0.9)}, np.diag([2 ** (0.2 * normal(0.9)), 2 ** (-0.2 * normal(0.9))]), (0, 0)),
+        ({"FRACTION": (0.1, 0.7, 0.4)}, np.eye(2), (0.25 * normal(0.7), 0.25 * normal(0.4))),
+    ],
+)
+def test_warps_equal_a_naive_look_up(image, chosen, matrix, shift):
+    out = augment(image, 0.5, numbers(**at(**chosen)))
+    expected = naive_warp(image[0].double().numpy(), matrix, np.array(shift))
+    np.testing.assert_allclose(out[0].numpy(), expected, atol=2e-5)
+
+
+def test_brightness_and_contrast_equal_one_liners(image):
+    out = augment(image, 0.5, numbers(**at(BRIGHTNESS=(0.1, 0.8))))
+    torch.testing.assert_close(out, image + 0.2 * normal(0.8))
+    out = augment(image, 0.5, numbers(**at(CONTRAST=(0.1, 0.3))))
+    torch.testing.assert_close(out, image * 2 ** (0.5 * normal(0.3)))
+
+
+def luma(x):
+    return x.mean(1, keepdim=True)
+
+
+def test_luma_flip_reflects_brightness_and_keeps_colour(image):
+    out = augment(image, 0.5, numbers(**at(LUMA=(0.1, 0.2))))
+    torch.testing.assert_close(luma(out), -luma(image))
+    torch.testing.assert_close(out - luma(out), image - luma(image))
+
+
+def test_saturation_scales_colour_and_keeps_brightness(image):
+    out = augment(image, 0.5, numbers(**at(SATURATION=(0.1, 0.7))))
+    torch.testing.assert_close(luma(out), luma(image))
+    torch.testing.assert_close(out - luma(out), (image - luma(image)) * 2 ** normal(0.7))
+
+
+def test_hue_turns_red_to_green_to_blue_at_thirds():
+    third = _turn_hue(torch.tensor([2 * math.pi / 3]))[0]
+    red = torch.tensor([1.0, 0, 0])
+    torch.testing.assert_close(third @ red, torch.tensor([0.0, 1, 0]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(third @ third @ red, torch.tensor([0.0, 0, 1]), atol=1e-6, rtol=0)
+    turn = _turn_hue(torch.tensor([0.7]))[0]
+    torch.testing.assert_close(turn @ turn.T, torch.eye(3))
+
+
+def test_colour_matrices_are_identities_at_rest():
+    eye = torch.eye(3)[None]
+    for matrix in (_flip_luma(torch.tensor([False])), _turn_hue(torch.zeros(1)), _saturate(torch.ones(1))):
+        torch.testing.assert_close(matrix, eye)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_gradients_flow_through_everything(channels):
+    x = torch.rand(64, channels, 8, 8, requires_grad=True)
+    uniform = torch.rand(64, NUM_UNIFORM, generator=torch.Generator().manual_seed(0))
+    out = augment(x, 1.0, uniform)
+    assert out.shape == x.shape
+    assert out.isfinite().all()
+    out.sum().backward()
+    assert (x.grad.flatten(1).abs().sum(1) > 0).all()
+
+
+def test_gradient_equals_finite_differences():
+    uniform = torch.rand(2, NUM_UNIFORM, generator=torch.Generator().manual_seed(1))
+    x = torch.rand(2, 3, 6, 6)
+    direction = torch.randn(2, 3, 6, 6)
+    up, down = (augment(x + s * 0.01 * direction, 0.9, uniform) for s in (1, -1))
+    # The map is affine in x, so the difference is exact up to rounding.
+    y = x.clone().requires_grad_(True)
+    out = augment(y, 0.9, uniform)
+    probe = torch.randn_like(out)
+    (gradient,) = torch.autograd.grad((out * probe).sum(), y)
+    assert (gradient * direction).sum().item() == pytest.approx(((up - down) * probe).sum().item() / 0.02, rel=1e-3)
+
+
+def test_each_transformation_happens_with_probability_p():
+    # Of whole-pixel moves on an image that all of them change, a share 1 - (1 - p / 2)(1 - 3 p / 4) is moved.
+    x = torch.arange(64.0).view(1, 1, 8, 8).expand(4000, 1, 8, 8).contiguous()
+    uniform = torch.rand(4000, NUM_UNIFORM, generator=torch.Generator().manual_seed(2))
+    uniform[:, SHIFT] = 1.0
+    from diffusers_ict.augmentation import _move_whole_pixels
+
+    moved = (_move_whole_pixels(x, 0.4, _Numbers(uniform)) != x).flatten(1).any(1).float().mean().item()
+    assert moved == pytest.approx(1 - 0.8 * 0.7, abs=0.03)
+
+
+def test_equal_numbers_give_equal_images(image):
+    uniform = torch.rand(1, NUM_UNIFORM)
+    assert torch.equal(augment(image, 0.8, uniform), augment(image, 0.8, uniform))
