@@ -5,7 +5,7 @@
     python benchmarks/compare.py --data fashion-mnist.npz --resolution 16 --output ...     # any data of train_ict.py
 
 Each method is timed for a few steps, given as many steps as fit into the seconds, trained by
-train_scripts/train_ict.py, and sampled with one and two steps. Writes OUTPUT.json (every figure, and how it came about),
+train_scripts/train_ict.py, and sampled with one and two steps. Writes OUTPUT.json (figures and how they came about),
 OUTPUT.md and OUTPUT.png.
 """
 
@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from features import features as classifier_features
 from features import fit_classifier
+from provenance import ROOT, heading, provenance
 from torch import Tensor
 
 from diffusers_ict import ConsistencyPipeline
@@ -33,7 +33,6 @@ from diffusers_ict.evaluation import frechet_distance, precision_recall
 from diffusers_ict.training.images import Images, load_images
 from diffusers_ict.training.samples import image_grid
 
-ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
     "CT": ["--loss", "ct"],
     "iCT": ["--loss", "ict"],
@@ -124,14 +123,8 @@ def load_extractor(options: argparse.Namespace, images: Images, device: str) -> 
 
 def facts(options: argparse.Namespace, images: Images, extractor: str) -> dict:
     """What a reader needs to do it again."""
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    shown = [Path(a).name if "/" in a else a for a in sys.argv[1:]]
-    cuda = torch.cuda.is_available()
     return {
-        "command": " ".join(["python", "benchmarks/compare.py", *shown]),
-        "commit": commit.stdout.strip() if commit.returncode == 0 else os.environ.get("COMMIT", "unknown"),
-        "hardware": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} cores, {platform.machine()}",
-        "torch": torch.__version__,
+        **provenance(),
         "jobs": options.jobs,
         "images": len(images),
         "shape": list(images.shape),
@@ -213,8 +206,8 @@ def table(report: dict) -> str:
     head = (
         "| method | steps | Frechet 1 step | 2 steps | precision 1 / 2 | recall 1 / 2 | each seed, 1 step | 2 steps |"
     )
-    lines = [f"`{report['command']}`, commit {report['commit'][:10]}, {report['hardware']}, {report['samples']} samples, "
-             f"{report['features']}.", "", head, "|" + "---|" * 8]  # fmt: skip
+    origin = f"{heading(report)}, {report['samples']} samples, {report['features']}."
+    lines = [origin, "", head, "|" + "---|" * 8]
     for method, rows in grouped(report).items():
 
         def mean(step: str, metric: str, rows=rows) -> float:

@@ -13,15 +13,14 @@ import io
 import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
 from itertools import product
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from provenance import ROOT, heading, provenance
+
 METHODS = {
     "iCT": ["--loss", "ict"],
     "CT": ["--loss", "ct"],
@@ -111,9 +110,6 @@ def main() -> None:
 
 
 def write(options: argparse.Namespace, batch: int, found: list[tuple[tuple[str, str, bool], dict]]) -> None:
-    import torch
-
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     rows = []
     for (method, precision, compiled), result in found:
         row = {"method": method, "precision": {"no": "fp32"}.get(precision, precision), "compiled": compiled, **result}
@@ -134,21 +130,15 @@ def write(options: argparse.Namespace, batch: int, found: list[tuple[tuple[str, 
         ratio = f"{row['images_per_second'] / base[row['method']]:.2f}" if base.get(row["method"]) else ""
         peak = f"{row['peak_gib']:.2f}" if row["peak_gib"] else ""
         lines.append(f"{start} {row['images_per_second']:.0f} | {ratio} | {peak} |")
-    shown = [Path(a).name if "/" in a else a for a in sys.argv[1:]]
     report = {
-        "command": " ".join(["python", "benchmarks/step_speed.py", *shown]),
-        "commit": commit.stdout.strip() if commit.returncode == 0 else os.environ.get("COMMIT", "unknown"),
-        "hardware": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f"{os.cpu_count()} cores, {platform.machine()}",
-        "torch": torch.__version__,
+        **provenance(),
         "batch_size": batch,
         "timed_steps": options.timed_steps,
         "rows": rows,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    text = f"`{report['command']}`, commit {report['commit'][:10]}, {report['hardware']}, torch {report['torch']}.\n\n"
+    text = heading(report) + ".\n\n"
     options.output.with_suffix(".md").write_text(text + "\n".join(lines) + "\n")
     print("\n".join(lines))
 

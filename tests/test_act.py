@@ -18,8 +18,8 @@ from diffusers_ict.act import (
 )
 from diffusers_ict.discriminator import ConsistencyDiscriminator
 
-SMALL = {"sample_size": 8, "in_channels": 1, "block_out_channels": (16, 32), "norm_num_groups": 8, "layers_per_block": 1,
-         "down_block_types": ("DownBlock2D", "AttnDownBlock2D")}  # fmt: skip
+SMALL = {"sample_size": 8, "in_channels": 1, "block_out_channels": (16, 32), "norm_num_groups": 8,
+         "layers_per_block": 1, "down_block_types": ("DownBlock2D", "AttnDownBlock2D")}  # fmt: skip
 
 
 def make_discriminator(**changes) -> ConsistencyDiscriminator:

@@ -76,7 +76,7 @@ def test_whole_pixel_shifts_equal_numpy_with_reflection(image):
 
 def naive_warp(image: np.ndarray, matrix: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """Bilinear look-up at matrix (x, y) + shift, in coordinates where the image spans -1 to 1, borders reflected."""
-    channels, height, width = image.shape
+    _, height, width = image.shape
     out = np.zeros_like(image)
 
     def reflect(position: float, size: int) -> float:

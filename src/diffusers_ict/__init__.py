@@ -3,7 +3,19 @@
 `import diffusers_ict` needs torch and diffusers only; `diffusers_ict.training` needs the extra `train`.
 """
 
+from .act import (
+    AdaptiveStrength,
+    AdversarialWeight,
+    GradientBalance,
+    discriminator_loss,
+    generator_loss,
+    r1_penalty,
+    verdict,
+    weighted_lerp,
+)
+from .augmentation import augment
 from .ct import CT
+from .discriminator import ConsistencyDiscriminator
 from .distances import pseudo_huber, pseudo_huber_constant, squared_l2
 from .ict import ICT
 from .noise_schedule import (
@@ -27,11 +39,16 @@ __version__ = "0.1.0"
 __all__ = [
     "CT",
     "ICT",
+    "AdaptiveStrength",
+    "AdversarialWeight",
+    "ConsistencyDiscriminator",
     "ConsistencyFunction",
     "ConsistencyPipeline",
+    "GradientBalance",
     "ICTScheduler",
     "Objective",
     "Pair",
+    "augment",
     "c_noise",
     "c_out",
     "c_skip",
@@ -39,7 +56,9 @@ __all__ = [
     "ct_num_levels",
     "ct_teacher_decay",
     "denoise",
+    "discriminator_loss",
     "fast_columns",
+    "generator_loss",
     "hold_fast_columns",
     "ict_num_levels",
     "ict_weighting",
@@ -47,10 +66,13 @@ __all__ = [
     "lognormal_pair_probabilities",
     "pseudo_huber",
     "pseudo_huber_constant",
+    "r1_penalty",
     "rho_through",
     "scale_input",
     "squared_l2",
     "uniform_pair_probabilities",
     "uses_fast_columns",
+    "verdict",
+    "weighted_lerp",
     "zero_fast_columns",
 ]

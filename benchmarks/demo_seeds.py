@@ -1,0 +1,54 @@
+#!/usr/bin/env python
+"""The demo over several seeds: what `make demo` may be expected to print.
+
+python benchmarks/demo_seeds.py --output benchmarks/results/demo
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from provenance import ROOT, heading, provenance
+
+COLUMNS = {
+    "recognised_1_all": "recognised, 1 step",
+    "recognised_2_all": "2 steps",
+    "frechet_1": "Frechet, 1 step",
+    "frechet_2": "2 steps",
+    "frechet_halves": "halves of the data",
+    "classifier_held_out": "classifier, held out",
+    "train_seconds": "seconds of training",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="path of the results, without ending")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options = parser.parse_args()
+    rows = []
+    for seed in options.seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, str(ROOT / "examples/demo_digits.py"), "--seed", str(seed)]
+            subprocess.run([*command, "--output_dir", f"{folder}/run"], check=True)
+            rows.append(json.loads(Path(folder, "run", "demo.json").read_text()))
+    report = {**provenance(), "rows": rows}
+    lines = [
+        heading(report) + f", {rows[0]['samples']} samples.",
+        "",
+        "| seed | " + " | ".join(COLUMNS.values()) + " |",
+    ]
+    lines.append("|" + "---|" * (len(COLUMNS) + 1))
+    for row in rows:
+        lines.append(f"| {row['seed']} | " + " | ".join(f"{row[key]:.4g}" for key in COLUMNS) + " |")
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    options.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

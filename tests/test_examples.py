@@ -1,0 +1,71 @@
+"""What the README and the examples show runs as it stands."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+README = (ROOT / "README.md").read_text()
+
+
+def run(*command, cwd):
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", *map(str, command)],
+        cwd=cwd, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("number", range(README.count("```python")))
+def test_readme_snippets_run(number, tmp_path):
+    code = re.findall(r"```python\n(.*?)```", README, re.S)[number]
+    run("-c", code, cwd=tmp_path)
+    with Image.open(tmp_path / "sample.png") as sample:
+        assert sample.size[0] >= 8
+
+
+def test_flags_in_the_readme_exist():
+    from diffusers_ict.training.recipe import Recipe
+
+    known = set(Recipe.__dataclass_fields__) | {"help"}
+    commands = re.findall(r"train_ict\.py((?:[^\n]|\\\n)*)", README)
+    assert commands
+    flags = {flag for command in commands for flag in re.findall(r"--(\w+)", command)}
+    assert flags <= known, flags - known
+
+
+def test_figures_in_the_readme_are_those_of_the_result_files():
+    """Every table of the README stands word for word in a committed result."""
+    results = "\n".join(p.read_text() for p in (ROOT / "benchmarks" / "results").glob("*.md"))
+    rows = [line for line in README.splitlines() if re.match(r"\| .*\d", line)]
+    assert rows
+    for row in rows:
+        assert row in results, row
+
+
+def test_minimal_example_trains_and_samples(tmp_path):
+    out = run(
+        ROOT / "examples" / "train_minimal.py", "--steps", 16, "--batch_size", 8, "--output_dir", "m", cwd=tmp_path
+    )
+    assert "N = 11" in out
+    with Image.open(tmp_path / "m" / "zero.png") as zero:
+        assert zero.size == (64, 64)
+
+
+def test_demo_trains_samples_and_judges(tmp_path):
+    small = ["--max_train_steps", 16, "--train_batch_size", 8]
+    out = run(ROOT / "examples" / "demo_digits.py", "--output_dir", "runs/d", "--", *small, cwd=tmp_path)
+    report = json.loads((tmp_path / "runs" / "d" / "demo.json").read_text())
+    assert report["classifier_held_out"] >= 0.97
+    assert 0 <= report["recognised_2_all"] <= 1
+    assert report["frechet_1"] > 3 * report["frechet_halves"], "sixteen steps cannot do this well"
+    assert "recognised by a classifier" in out
+    with Image.open(tmp_path / "runs" / "d" / "digits.png") as picture:
+        assert picture.width > 300
