@@ -238,6 +238,22 @@ def test_bfloat16_trains_on_cpu(flags, tmp_path):
     assert np.mean(losses[-20:]) < 0.9 * np.mean(losses[:20])
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_both_players_train_in_half_precision(flags, tmp_path, precision):
+    own = ["--mixed_precision", precision, "--max_train_steps", 6]
+    assert run(*ACT, *flags, *own, "--output_dir", tmp_path / "out") == 0
+    entries = read_log(tmp_path / "out" / "log.jsonl")
+    assert all(np.isfinite(entry["discriminator_loss"]) for entry in entries)
+    (penalised,) = [entry for entry in entries if "r1" in entry]
+    assert penalised["r1"] > 0
+    assert penalised["augment_p"] > 0
+    assert penalised["augment_tau"] == 1e-6
+    tensors = final_tensors(tmp_path / "out")
+    assert all(v.isfinite().all() for v in tensors.values())
+    moved = tensors["discriminator_optimizer/logit.weight|exp_avg"]
+    assert moved.abs().max() > 0
+
+
 def test_gradient_checkpointing_changes_nothing(flags, tmp_path):
     for name, own in (("plain", []), ("checkpointed", ["--gradient_checkpointing"])):
         assert run(*ICT, *flags, *own, "--max_train_steps", 5, "--output_dir", tmp_path / name) == 0

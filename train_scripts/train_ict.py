@@ -9,7 +9,7 @@ Flags and their defaults: --help. Exit codes: 0 done, 1 the training diverged, 2
 import copy
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from diffusers_ict import CT, ICT, ConsistencyFunction, Objective, consistency_pair, karras_sigmas
+from diffusers_ict import CT, ICT, LPIPS, ConsistencyFunction, Objective, consistency_pair, karras_sigmas, squared_l2
 from diffusers_ict.errors import UserError
 from diffusers_ict.objective import dropout_masks
 from diffusers_ict.preconditioning import per_image
@@ -51,12 +51,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_objective(recipe: Recipe) -> Objective:
+def make_metric(recipe: Recipe, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """CT's distance."""
+    if recipe.metric == "l2":
+        return squared_l2
+    try:
+        given = recipe.lpips_weights
+        return (LPIPS.from_package() if given is None else LPIPS.from_safetensors(given)).to(device)
+    except ImportError as error:
+        raise UserError("--metric lpips needs --lpips_weights FILE, or the package: pip install lpips.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"--lpips_weights cannot be used: {error}") from error
+
+
+def make_objective(recipe: Recipe, device: torch.device) -> Objective:
     """The consistency objective of a recipe; for ACT, the one the adversarial term is mixed into."""
     if (recipe.consistency if recipe.loss == "act" else recipe.loss) == "ict":
         objective = ICT(recipe.s0, recipe.s1, recipe.p_mean, recipe.p_std, recipe.huber_c)
     else:
-        objective = CT(recipe.s0, recipe.s1, recipe.teacher_mu0)
+        objective = CT(recipe.s0, recipe.s1, recipe.teacher_mu0, make_metric(recipe, device))
     try:
         objective.num_levels(0, recipe.max_train_steps)
     except ValueError as error:
@@ -71,7 +84,7 @@ def train(recipe: Recipe) -> None:
     resuming = recipe.resume_from_checkpoint is not None
     accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir)
     device, ranks, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
-    objective = make_objective(recipe)
+    objective = make_objective(recipe, device)
     claim_output_dir(output_dir, resuming)
     images = load_images(
         dataset_name=recipe.dataset_name,
@@ -213,7 +226,7 @@ def train(recipe: Recipe) -> None:
                 r1 = accelerator.reduce(penalty_sum, "mean").item()
                 if recipe.augment:
                     adversary.strength.update(r1, batch_size * recipe.r1_interval)
-                facts |= {"r1": r1, "augment_r": adversary.strength.r, "augment_p": adversary.strength.p}
+                facts |= {"r1": r1, **adversary.strength.state()}
 
         # ------------------------------------------------------------ the records
         progress.update()

@@ -18,6 +18,7 @@ from .ct import CT
 from .discriminator import ConsistencyDiscriminator
 from .distances import pseudo_huber, pseudo_huber_constant, squared_l2
 from .ict import ICT
+from .lpips import LPIPS
 from .noise_schedule import (
     ct_num_levels,
     ct_teacher_decay,
@@ -39,6 +40,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CT",
     "ICT",
+    "LPIPS",
     "AdaptiveStrength",
     "AdversarialWeight",
     "ConsistencyDiscriminator",

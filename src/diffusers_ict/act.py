@@ -146,6 +146,14 @@ class AdaptiveStrength:
         self.tau, self.horizon = tau, horizon
         self.p = self.r = 0.0
 
+    def state(self) -> dict[str, float]:
+        """Strength p, running penalty r and threshold tau, by the names they are logged under."""
+        return {"augment_p": self.p, "augment_r": self.r, "augment_tau": self.tau}
+
+    def load_state(self, state: dict[str, float]) -> None:
+        """Put back p and r; tau and horizon are settings."""
+        self.p, self.r = state["augment_p"], state["augment_r"]
+
     def update(self, r1: float, images_seen: int) -> None:
         """Move p after a step that computed R1 (mean over the batch), `images_seen` images after the last such step."""
         self.r = 0.93 * self.r + 0.07 * r1

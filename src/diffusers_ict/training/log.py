@@ -95,20 +95,38 @@ def flat(entry: dict[str, Any]) -> dict[str, float]:
 
 
 def plot_training(log: Path, target: Path) -> None:
-    """Plot loss (divided by the mean weight of its stage) and number of noise levels over the steps, as PNG."""
+    """Plot a run's log over the steps, as PNG.
+
+    Loss divided by the mean weight of its stage, so that stages can be compared; number of noise levels; and for ACT the
+    discriminator's loss, its running gradient penalty r against tau, and the strength p of the augmentation.
+    """
     from matplotlib.figure import Figure  # no global state and no display
 
     entries = read_log(log)
-    steps = [e["step"] for e in entries]
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
-    above.plot(steps, [e["loss_unweighted"] for e in entries], linewidth=0.8)
-    above.set(yscale="log", ylabel="loss / mean weight")
-    for name, label in (("discriminator_loss", "discriminator"), ("augment_p", "augmentation p")):
-        points = [(e["step"], e[name]) for e in entries if name in e]
+    adversarial = any("discriminator_loss" in entry for entry in entries)
+    figure = Figure(figsize=(8, 8 if adversarial else 5), layout="constrained")
+    panels = figure.subplots(4 if adversarial else 2, 1, sharex=True)
+
+    def curve(panel: int, name: str, **style: Any) -> None:
+        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
         if points:
-            above.plot(*zip(*points), linewidth=0.8, label=label)
-            above.legend()
-    below.plot(steps, [e["num_levels"] for e in entries], drawstyle="steps-post")
-    below.set(yscale="log", xlabel="optimizer step", ylabel="noise levels N")
+            panels[panel].plot(*zip(*points), linewidth=0.8, label=name, **style)
+            panels[panel].legend(loc="upper right")
+
+    curve(0, "loss_unweighted")
+    panels[0].set(yscale="log", ylabel="loss / mean weight")
+    curve(1, "num_levels", drawstyle="steps-post")
+    panels[1].set(yscale="log", ylabel="noise levels N")
+    if adversarial:
+        curve(2, "discriminator_loss")
+        curve(2, "discriminator_accuracy")
+        for name in ("r1", "augment_r", "augment_tau"):
+            curve(3, name)
+        panels[3].set(yscale="symlog", ylabel="gradient penalty")
+        strength = panels[3].twinx()
+        points = [(entry["step"], entry["augment_p"]) for entry in entries if "augment_p" in entry]
+        if points:
+            strength.plot(*zip(*points), color="black", linestyle="dotted")
+        strength.set(ylim=(0, 1), ylabel="augment_p (dotted)")
+    panels[-1].set(xlabel="optimizer step")
     figure.savefig(target, dpi=120)

@@ -51,6 +51,8 @@ class Recipe:
     p_std: float = setting(2.0, "iCT: standard deviation of ln(sigma)")
     huber_c: float | None = setting(None, "iCT: constant of the pseudo-Huber loss [0.00054 sqrt(C*H*W)]")
     teacher_mu0: float = setting(0.9, "CT: decay of the teacher's EMA at the beginning")
+    metric: str = setting("l2", "CT: distance of a pair, squared L2 or LPIPS as published", ("l2", "lpips"))
+    lpips_weights: str | None = setting(None, "safetensors of VGG16 and LPIPS [those of the installed lpips package]")
     intermediate_sigmas: list[float] = setting([0.821], "noise levels between sampling steps, in order of use")
 
     # The second player, with --loss act.

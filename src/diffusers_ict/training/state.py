@@ -53,7 +53,7 @@ class RunState:
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
         if self.adversary is not None:
-            state["augmentation"] = {"p": self.adversary.strength.p, "r": self.adversary.strength.r}
+            state["augmentation"] = self.adversary.strength.state()
         return checkpoint.save(folder, step, Checkpoint(state, self._tensors()), self.recipe.checkpoints_total_limit)
 
     def load(self, folder: Path) -> tuple[int, float]:
@@ -74,8 +74,7 @@ class RunState:
         if self.scaler is not None:
             self.scaler.load_state_dict(loaded.state["scaler"])
         if self.adversary is not None:
-            self.adversary.strength.p = loaded.state["augmentation"]["p"]
-            self.adversary.strength.r = loaded.state["augmentation"]["r"]
+            self.adversary.strength.load_state(loaded.state["augmentation"])
         return loaded.state["step"], loaded.state["train_seconds"]
 
     def _modules(self) -> dict[str, nn.Module]:
