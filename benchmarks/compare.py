@@ -30,6 +30,7 @@ from torch import Tensor
 
 from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.evaluation import frechet_distance, precision_recall
+from diffusers_ict.training.checkpoint import list_checkpoints
 from diffusers_ict.training.images import Images, load_images
 from diffusers_ict.training.samples import image_grid
 
@@ -57,7 +58,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time; the cores are shared among them")
     parser.add_argument("--samples", type=int, default=2000, help="images drawn from each model with each step count")
     parser.add_argument("--features", help="Python file with features(uint8 [n, C, H, W], device) -> [n, d]")
-    parser.add_argument("--work", type=Path, help="folder of the runs [a temporary one]")
+    parser.add_argument(
+        "--work", type=Path, help="folder of the runs, in which a stopped comparison goes on [temporary]"
+    )
     parser.add_argument("train_flags", nargs="*", help="after --: flags of train_ict.py for every method")
     return parser.parse_args()
 
@@ -74,11 +77,24 @@ def run(flags: list[str], threads: int) -> list[dict]:
 
 
 def steps_for(flags: list[str], options: argparse.Namespace, folder: Path, threads: int, batch: int) -> int:
-    """How many steps fit into the seconds, from the median speed after warming up."""
-    log = run([*flags, "--max_train_steps", str(options.calibration_steps), "--output_dir", str(folder)], threads)
-    shutil.rmtree(folder)
-    speed = float(np.median([entry["images_per_second"] for entry in log[len(log) // 3 :]]))
-    return max(int(options.seconds * speed / batch), 16)
+    """How many steps fit into the seconds, from the median speed after warming up. Remembered in the work folder."""
+    known = folder.with_suffix(".json")
+    if not known.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        log = run([*flags, "--max_train_steps", str(options.calibration_steps), "--output_dir", str(folder)], threads)
+        speed = float(np.median([entry["images_per_second"] for entry in log[len(log) // 3 :]]))
+        known.write_text(json.dumps(max(int(options.seconds * speed / batch), 16)))
+    return json.loads(known.read_text())
+
+
+def train(flags: list[str], folder: Path, steps: int, threads: int) -> list[dict]:
+    """One run of the comparison, taken up again where an earlier call was stopped."""
+    flags = [*flags, "--max_train_steps", str(steps), "--checkpointing_steps", str(max(steps // 8, 1))]
+    if list_checkpoints(folder):
+        flags += ["--resume_from_checkpoint", "latest"]
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    return run([*flags, "--output_dir", str(folder)], threads)
 
 
 @torch.no_grad()
@@ -162,13 +178,16 @@ def main() -> None:
 
         def one(method: str, seed: int) -> dict:
             folder = work / f"{method}, seed {seed}"
-            flags = [*METHODS[method], *common, "--seed", str(seed), "--max_train_steps", str(steps[method])]
-            log = run([*flags, "--checkpointing_steps", str(steps[method]), "--output_dir", str(folder)], threads)
-            row = {"method": method, "seed": seed, "steps": steps[method], "train_seconds": log[-1]["train_seconds"]}
-            row["augment_p"] = max(entry.get("augment_p", 0.0) for entry in log)
-            row["results"] = evaluate(folder, extract, real, options.samples, device)
-            print(json.dumps(row), flush=True)
-            return row
+            done = folder.with_suffix(".json")
+            if not done.exists():
+                log = train([*METHODS[method], *common, "--seed", str(seed)], folder, steps[method], threads)
+                row = {"method": method, "seed": seed, "steps": steps[method]}
+                row["train_seconds"] = log[-1]["train_seconds"]
+                row["augment_p"] = max(entry.get("augment_p", 0.0) for entry in log)
+                row["results"] = evaluate(folder, extract, real, options.samples, device)
+                done.write_text(json.dumps(row))
+                print(done.read_text(), flush=True)
+            return json.loads(done.read_text())
 
         jobs = [(method, seed) for seed in options.seeds for method in options.methods]
         rows = list(pool.map(lambda job: one(*job), jobs))

@@ -97,8 +97,8 @@ def flat(entry: dict[str, Any]) -> dict[str, float]:
 def plot_training(log: Path, target: Path) -> None:
     """Plot a run's log over the steps, as PNG.
 
-    Loss divided by the mean weight of its stage, so that stages can be compared; number of noise levels; and for ACT the
-    discriminator's loss, its running gradient penalty r against tau, and the strength p of the augmentation.
+    Loss divided by the mean weight of its stage, so that stages can be compared; number of noise levels; and for ACT
+    the discriminator's loss, its running gradient penalty r against tau, and the strength p of the augmentation.
     """
     from matplotlib.figure import Figure  # no global state and no display
 
@@ -122,7 +122,7 @@ def plot_training(log: Path, target: Path) -> None:
         curve(2, "discriminator_accuracy")
         for name in ("r1", "augment_r", "augment_tau"):
             curve(3, name)
-        panels[3].set(yscale="symlog", ylabel="gradient penalty")
+        panels[3].set(yscale="log", ylabel="gradient penalty")
         strength = panels[3].twinx()
         points = [(entry["step"], entry["augment_p"]) for entry in entries if "augment_p" in entry]
         if points:
