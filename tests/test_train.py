@@ -261,11 +261,15 @@ def test_gradient_checkpointing_changes_nothing(flags, tmp_path):
 
 
 def test_tensorboard_gets_the_log(flags, tmp_path):
-    pytest.importorskip("tensorboard")
     assert (
         run(*ICT, *flags, "--max_train_steps", 5, "--report_to", "tensorboard", "--output_dir", tmp_path / "out") == 0
     )
     assert list((tmp_path / "out").rglob("events.out.tfevents*"))
+
+
+def test_a_tracker_that_is_not_installed_shuts_the_door(flags, tmp_path, capsys):
+    own = ["--report_to", "trackio", "--output_dir", tmp_path / "out"]
+    shut(tmp_path, capsys, "--report_to trackio needs its library: pip install trackio", *flags, *own)
 
 
 def test_dry_run_tells_the_plan_and_touches_nothing(flags, tmp_path, capsys):
