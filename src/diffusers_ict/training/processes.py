@@ -1,11 +1,12 @@
 """Several processes: what is supported, and how they agree on gradients."""
 
+import importlib.util
 import os
 from collections.abc import Iterable
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, LoggerType
+from accelerate.utils import DistributedType
 from torch import nn
 
 from ..errors import UserError
@@ -19,13 +20,13 @@ def make_accelerator(mixed_precision: str | None, report_to: str | None, folder:
     Raises:
         UserError: the precision, the tracker or the way the processes were launched cannot be used here.
     """
+    if report_to is not None and importlib.util.find_spec(report_to) is None:
+        raise UserError(f"--report_to {report_to} needs its library: pip install {report_to}.")
     try:
         accelerator = Accelerator(mixed_precision=mixed_precision, log_with=report_to, project_dir=folder)
     except (ValueError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"accelerate cannot run with these settings: {reason}") from error
-    if report_to is not None and report_to not in {t.value for t in map(LoggerType, accelerator.log_with)}:
-        raise UserError(f"--report_to {report_to} needs its library: pip install {report_to}.")
     check_processes(accelerator)
     return accelerator
 
