@@ -59,6 +59,8 @@ def test_a_saved_recipe_gives_the_same_recipe(tmp_path):
         (["--adversarial_weight", 0.2, "--adversarial_weight_mid", 0.3], "0 < w_mid <= w <= 1"),
         (["--augment_tau", 0], "--augment_tau must be greater than 0"),
         (["--mixed_precision", "fp8"], "invalid choice"),
+        (["--intermediate_sigmas", 100], "--intermediate_sigmas: intermediate_sigmas must be different numbers"),
+        (["--intermediate_sigmas", 0.01], "choose an intermediate sigma in that range"),
     ],
 )
 def test_bad_flags_get_one_sentence(flags, message):
@@ -90,6 +92,16 @@ def test_bad_files_get_one_sentence(tmp_path, text, message):
 def test_a_missing_file_is_said():
     with pytest.raises(UserError, match=r"none\.yaml cannot be read"):
         read("--config", "none.yaml")
+
+
+def test_no_absolute_path_is_written_down():
+    recipe = read(
+        "--dataset_name", "/home/someone/pictures.npz", "--output_dir", "/scratch/run", "--train_data_dir", "a/b"
+    )
+    written = recipe.as_dict()
+    assert (written["dataset_name"], written["output_dir"]) == ("pictures.npz", "run")
+    assert written["train_data_dir"] == "a/b"
+    assert recipe.dataset_name == "/home/someone/pictures.npz"
 
 
 def test_resuming_allows_other_practical_settings_only():

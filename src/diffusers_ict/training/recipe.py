@@ -14,6 +14,7 @@ import yaml
 
 from ..act import AdversarialWeight
 from ..errors import UserError
+from ..scheduling_ict import ICTScheduler
 
 # What was published for each loss; a setting left out takes its value from here.
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -155,13 +156,17 @@ class Recipe:
         if not decays or len(set(decays)) < len(decays) or not all(0 < decay < 1 for decay in decays):
             raise UserError(f"--ema_decays must be different numbers between 0 and 1, got {decays}.")
         try:
+            ICTScheduler(intermediate_sigmas=self.intermediate_sigmas)
+        except ValueError as error:
+            raise UserError(f"--intermediate_sigmas: {error}") from error
+        try:
             AdversarialWeight(self.adversarial_weight, self.adversarial_weight_mid)
         except ValueError as error:
             raise UserError(f"--adversarial_weight and --adversarial_weight_mid: {error}") from error
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types by flag name."""
-        return dataclasses.asdict(self)
+        """Plain JSON types by flag name, as written to files: of an absolute path only the last part."""
+        return {key: _portable(value) for key, value in dataclasses.asdict(self).items()}
 
     def computed(self) -> dict[str, Any]:
         """The settings that decide what is computed; a resumed run must agree in all of them."""
@@ -179,6 +184,10 @@ class Recipe:
                     f"the checkpoint was made with {key} {earlier.get(key)} and this run has {value}: resume with the "
                     "same recipe, or begin a new run in another --output_dir."
                 )
+
+
+def _portable(value: Any) -> Any:
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 class _Parser(argparse.ArgumentParser):

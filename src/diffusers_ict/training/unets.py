@@ -74,8 +74,7 @@ def read_config(name_or_path: str) -> dict:
         if path.suffix == ".json":
             config = json.loads(path.read_text())
         else:
-            subfolder = "unet" if not path.is_dir() or (path / "unet").is_dir() else None
-            config = UNet2DModel.load_config(name_or_path, subfolder=subfolder)
+            config = UNet2DModel.load_config(name_or_path, subfolder=_subfolder(name_or_path))
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"no UNet2DModel config could be read from {name_or_path}: {reason}") from error
@@ -129,12 +128,21 @@ def load(name_or_path: str, dropout: float) -> UNet2DModel:
     Raises:
         UserError: there is none.
     """
-    subfolder = "unet" if not Path(name_or_path).is_dir() or (Path(name_or_path) / "unet").is_dir() else None
     try:
-        return UNet2DModel.from_pretrained(name_or_path, subfolder=subfolder, dropout=dropout)
+        given = UNet2DModel.from_pretrained(name_or_path, subfolder=_subfolder(name_or_path), dropout=dropout)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"no UNet2DModel could be loaded from {name_or_path}: {reason}") from error
+    # diffusers keeps the path in the config; what is trained from here must not carry it on.
+    unet = UNet2DModel.from_config({key: value for key, value in given.config.items() if not key.startswith("_")})
+    unet.load_state_dict(given.state_dict())
+    return unet
+
+
+def _subfolder(name_or_path: str) -> str | None:
+    """Where the UNet is: pipelines, and anything on the Hub, have it in `unet`."""
+    path = Path(name_or_path)
+    return "unet" if not path.is_dir() or (path / "unet").is_dir() else None
 
 
 def limit_dropout(unet: UNet2DModel, largest: int) -> None:
