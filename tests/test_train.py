@@ -219,11 +219,12 @@ def test_training_learns(flags, tmp_path):
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
 
 
-def test_a_warm_start_continues_and_keeps_fast_columns_where_they_are_used(flags, tmp_path, config):
+def test_a_warm_start_continues_and_keeps_fast_columns_where_they_are_used(flags, tmp_path, config, capsys):
     make_unet(seed=3).save_pretrained(tmp_path / "given")
     where = flags.index("--model_config_name_or_path")
     own = [*flags[:where], *flags[where + 2 :], "--pretrained_model_name_or_path", tmp_path / "given"]
     assert run(*ICT, *own, "--max_train_steps", 4, "--output_dir", tmp_path / "out") == 0
+    assert "the given weights use fast frequencies of the time embedding: they are kept" in capsys.readouterr().out
     unet = UNet2DModel.from_pretrained(tmp_path / "out" / "unet")
     before = make_unet(seed=3)
     fast = fast_columns(unet)

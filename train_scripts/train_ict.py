@@ -117,6 +117,7 @@ def train(recipe: Recipe) -> None:
         return
 
     # ---------------------------------------------------------------- the players
+    images = images.to(device)
     unet.to(device).train()
     teacher = None  # iCT's student is its own teacher
     if objective.teacher_decay(2) is not None:

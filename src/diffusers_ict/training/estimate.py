@@ -7,6 +7,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from ..objective import Objective
+from ..time_embedding import uses_fast_columns
 from .images import Images
 from .recipe import Recipe
 
@@ -80,6 +81,8 @@ def describe(
         f"N stages    {len(plan)}: " + ", ".join(f"{n} from step {k}" for k, n in told) + dropped,
         f"memory      about {memory / 2**30:.2f} GiB: weights, gradients, moments, averages and activations",
     ]
+    if recipe.insensitive_time_embedding and uses_fast_columns(unet):
+        lines.append("time        the given weights use fast frequencies of the time embedding: they are kept")
     if adversary is not None:
         theirs = sum(p.numel() for p in adversary.parameters())
         lines[1] += f" and {theirs / 1e6:.2f} M in the discriminator, {(parameters + theirs) / 1e6:.2f} M together"
