@@ -161,7 +161,11 @@ def train(recipe: Recipe) -> None:
         accelerator.init_trackers("diffusers-ict", {k: str(v) for k, v in recipe.as_dict().items()})
     record, facts = LossRecord(accelerator), {}
     progress = tqdm(
-        total=recipe.max_train_steps, initial=first_step, unit="step", disable=not accelerator.is_main_process
+        total=recipe.max_train_steps,
+        initial=first_step,
+        unit="step",
+        mininterval=1.0 if sys.stderr.isatty() else 15.0,  # a log file is no terminal
+        disable=not accelerator.is_main_process,
     )
 
     augmented = adversary is not None and recipe.augment
@@ -248,9 +252,8 @@ def train(recipe: Recipe) -> None:
                 "train_seconds": train_seconds,
                 **{name: float(value) for name, value in facts.items()},
             }
-            progress.set_postfix(
-                loss=f"{entry['loss']:.3g}", N=num_levels, images_s=f"{entry['images_per_second']:.0f}"
-            )
+            shown = {"loss": f"{entry['loss']:.3g}", "N": num_levels, "images/s": f"{entry['images_per_second']:.0f}"}
+            progress.set_postfix(shown, refresh=False)
             if log is not None:
                 log.write(entry)
             if recipe.report_to is not None:
