@@ -5,7 +5,7 @@ run begins and kept as bytes: 154 MB for CIFAR-10, 15.7 GB for ImageNet 64x64. W
 """
 
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,27 +141,32 @@ def _decode(
     """Pictures of any size -> uint8 [n, C, resolution, resolution]. `where(i)` names the i-th in messages."""
     out: list[np.ndarray] = []
     iterator = iter(pictures)
+
+    def name() -> str:
+        """Of the picture at hand; looked up only for a message, because it may mean reading the row again."""
+        return where(len(out))
+
     while True:
         try:
             picture = next(iterator, None)
             if picture is None:
                 break
-            array = _as_array(picture, where(len(out)), resolution, center_crop, mode)
+            array = _as_array(picture, name, resolution, center_crop, mode)
         except UserError:
             raise
         except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(
-                f"the image {where(len(out))} cannot be read ({error}); remove or replace the file."
-            ) from error
+            raise UserError(f"the image {name()} cannot be read ({error}); remove or replace the file.") from error
         if out and array.shape != out[0].shape:
-            raise UserError(_mismatch(out[0].shape, array.shape, where(len(out))))
+            raise UserError(_mismatch(out[0].shape, array.shape, name()))
         out.append(array)
     if not out:
         raise UserError("the data set holds no images; check its path and --image_column.")
     return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).contiguous()
 
 
-def _as_array(picture, name: str, resolution: int | None, center_crop: bool, mode: str | None) -> np.ndarray:
+def _as_array(
+    picture, name: Callable[[], str], resolution: int | None, center_crop: bool, mode: str | None
+) -> np.ndarray:
     """One picture as uint8 [side, side, C]."""
     if isinstance(picture, np.ndarray) and mode is None:
         height, width = picture.shape[:2]
@@ -197,13 +202,13 @@ def _as_pil(picture: Image.Image | np.ndarray, mode: str | None) -> Image.Image:
     return picture
 
 
-def _square(picture: Image.Image, name: str, resolution: int | None, center_crop: bool) -> Image.Image:
+def _square(picture: Image.Image, name: Callable[[], str], resolution: int | None, center_crop: bool) -> Image.Image:
     """Crop to a square and resize with antialiasing."""
     width, height = picture.size
     if width != height:
         if not center_crop:
             raise UserError(
-                f"images must be square, and {name} is {width}x{height}: add --center_crop to cut out the middle."
+                f"images must be square, and {name()} is {width}x{height}: add --center_crop to cut out the middle."
             )
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
