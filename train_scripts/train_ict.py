@@ -23,17 +23,20 @@ from diffusers_ict.objective import dropout_masks
 from diffusers_ict.preconditioning import per_image
 from diffusers_ict.training.adversary import Adversary, build_discriminator
 from diffusers_ict.training.batch import GlobalBatch
+from diffusers_ict.training.card import make_card
 from diffusers_ict.training.draw import INIT, VALIDATION, Draw, derive_seed
 from diffusers_ict.training.ema import EMA, move_towards
 from diffusers_ict.training.estimate import describe
 from diffusers_ict.training.images import load_images
 from diffusers_ict.training.log import JSONLines, LossRecord, TrainingDiverged, flat, plot_training
 from diffusers_ict.training.processes import average_gradients, make_accelerator
+from diffusers_ict.training.receipt import write_receipt
 from diffusers_ict.training.recipe import Recipe, parse
 from diffusers_ict.training.samples import export, make_pipeline, save_samples
 from diffusers_ict.training.state import RunState, claim_output_dir
 from diffusers_ict.training.unets import make_student
 
+CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "template.md"
 STUDENT, FAKE, REAL = range(3)  # whose draw: the consistency step's, and the two halves of the discriminator's
 
 
@@ -274,6 +277,9 @@ def train(recipe: Recipe) -> None:
         if adversary is not None:
             adversary.model.save_pretrained(output_dir / "discriminator")
         plot_training(output_dir / "log.jsonl", output_dir / "training.png")
+        parameters = sum(p.numel() for p in unet.parameters())
+        write_receipt(output_dir, recipe, accelerator, images, parameters, batch_size, train_seconds)
+        make_card(output_dir, CARD_TEMPLATE, output_dir.name).save(output_dir / "README.md")
     accelerator.end_training()
 
 

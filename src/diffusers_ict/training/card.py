@@ -1,0 +1,149 @@
+"""Model cards: made from what a run left behind, merged into what people have written since.
+
+Generated text stands between `<!-- diffusers-ict:NAME HASH -->` and `<!-- /diffusers-ict -->`. The hash is that of the
+text as it was generated: a section whose text still has it is renewed at the next push, any other was edited and is
+left alone, like everything outside.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+PAPERS = {
+    "ict": ("iCT", "https://arxiv.org/abs/2310.14189"),
+    "ct": ("CT", "https://arxiv.org/abs/2303.01469"),
+    "act": ("ACT", "https://arxiv.org/abs/2311.14097"),
+}
+CITATIONS = {
+    "ict": "Y. Song, P. Dhariwal. Improved Techniques for Training Consistency Models. ICLR 2024, arXiv:2310.14189.",
+    "ct": "Y. Song, P. Dhariwal, M. Chen, I. Sutskever. Consistency Models. ICML 2023, arXiv:2303.01469.",
+    "act": "F. Kong et al. ACT-Diffusion: Efficient Adversarial Consistency Training. CVPR 2024, arXiv:2311.14097.",
+}
+SECTION = re.compile(r"<!-- diffusers-ict:(\w+)(?: ([0-9a-f]{12}))? -->\n(.*?)<!-- /diffusers-ict -->\n?", re.S)
+
+
+def make_card(folder: Path, template: Path, repo_id: str, license: str | None = None) -> ModelCard:
+    """The card of a finished run, from its run.json, recipe.yaml, samples and evaluation.json (if there is one).
+
+    Args:
+        folder: output folder of a run.
+        template: model_cards/template.md or one with the same names.
+        repo_id: where it is to be published; a path works for local use.
+        license: of the weights, an identifier of the Hub.
+    """
+    run = json.loads((folder / "run.json").read_text())
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    name = repo_id.rstrip("/").split("/")[-1]
+    results = _evaluations(folder)
+    method, paper = PAPERS[recipe["loss"]]
+    grids = sorted((folder / "samples").glob("*.png")) if (folder / "samples").is_dir() else []
+    channels, height, width = run["shape"]
+    data = ModelCardData(
+        license=license,
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation",
+        tags=["diffusers", "consistency-models", "diffusers-ict", recipe["loss"], "image-generation"],
+        datasets=[run["dataset"]] if run["dataset_on_hub"] else None,
+        model_name=name,
+        eval_results=results or None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(template),
+        model_name=name,
+        repo_id=repo_id,
+        sort="A class-conditional" if run["classes"] else "An unconditional",
+        shape=f"{width}x{height} {'grey' if channels == 1 else 'colour' if channels == 3 else f'{channels}-channel'}",
+        resolution=width,
+        method=method,
+        paper=paper,
+        sample_grid=f"samples/{grids[-1].name}" if grids else None,
+        label_argument=", class_labels=0" if run["classes"] else "",
+        second_sigma=recipe["intermediate_sigmas"][0],
+        variants=sorted(p.name.split(".")[1] for p in (folder / "unet").glob("*.*.safetensors")),
+        dataset=run["dataset"],
+        image_count=f"{run['images']:,}",
+        classes=f"{run['classes']} classes" if run["classes"] else "classes not used",
+        parameters=f"{run['parameters'] / 1e6:.2f} M",
+        steps=f"{run['steps']:,}",
+        batch_size=run["batch_size"],
+        images_seen=f"{run['images_seen']:,}",
+        hardware=run["hardware"],
+        train_time=_duration(run["train_seconds"]),
+        version=run["version"],
+        commit=f", commit {run['commit'][:10]}" if run["commit"] else "",
+        command=run["command"],
+        results=_table(results),
+        citation="\n".join(f"- {CITATIONS[key]}" for key in dict.fromkeys([recipe["loss"], "ct"])),
+    )
+    return ModelCard(SECTION.sub(lambda m: _sealed(m[1], m[3]), card.content))
+
+
+def merge(edited: str, fresh: str) -> str:
+    """The card `edited` with its untouched generated sections renewed from `fresh`; all else stays as it is.
+
+    Metadata that is there stays, what is missing is added, and `model-index` is renewed.
+    """
+    new = {match[1]: match for match in SECTION.finditer(fresh)}
+    old = {match[1] for match in SECTION.finditer(edited)}
+
+    def renewed(match: re.Match) -> str:
+        untouched = match[2] == _hash(match[3])
+        return new[match[1]][0] if untouched and match[1] in new else match[0]
+
+    ours, theirs = ModelCard(fresh, ignore_metadata_errors=True), ModelCard(edited, ignore_metadata_errors=True)
+    body = SECTION.sub(renewed, theirs.text)
+    if not old:  # written by hand or by another program: what we have to say comes after it
+        body = body.rstrip() + "\n\n" + "\n".join(match[0] for match in new.values())
+    known, made = theirs.data.to_dict(), ours.data.to_dict()
+    metadata = {**made, **known, **({"model-index": made["model-index"]} if "model-index" in made else {})}
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _sealed(name: str, text: str) -> str:
+    return f"<!-- diffusers-ict:{name} {_hash(text)} -->\n{text}<!-- /diffusers-ict -->\n"
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = int(seconds // 3600), int(seconds % 3600 // 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60:.0f} s"
+
+
+def _evaluations(folder: Path) -> list[EvalResult]:
+    """One result for each metric and step count of evaluation.json."""
+    path = folder / "evaluation.json"
+    if not path.exists():
+        return []
+    report: dict[str, Any] = json.loads(path.read_text())
+    shared = {key: report[key] for key in ("samples", "extractor", "reference") if key in report}
+    return [
+        EvalResult(
+            task_type="unconditional-image-generation",
+            dataset_type=report["dataset"],
+            dataset_name=report["dataset"],
+            metric_type=metric,
+            metric_name=f"{metric}, {row['num_inference_steps']} step{'s' if row['num_inference_steps'] > 1 else ''}",
+            metric_value=value,
+            metric_args={"num_inference_steps": row["num_inference_steps"], **shared},
+        )
+        for row in report["rows"]
+        for metric, value in row["metrics"].items()
+    ]
+
+
+def _table(results: list[EvalResult]) -> str:
+    if not results:
+        return ""
+    facts = ", ".join(f"{key} {value}" for key, value in results[0].metric_args.items() if key != "num_inference_steps")
+    lines = ["| metric | steps | value |", "|---|---|---|"]
+    lines += [f"| {r.metric_type} | {r.metric_args['num_inference_steps']} | {r.metric_value:.4g} |" for r in results]
+    return "\n".join([*lines, "", f"Measured with {facts}."])

@@ -1,0 +1,110 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+import train_ict
+from conftest import ROOT, write_npz
+from huggingface_hub import ModelCard
+from test_examples import run as run_python
+
+from diffusers_ict.training.card import make_card, merge
+
+TEMPLATE = ROOT / "model_cards" / "template.md"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A class-conditional run of a moment."""
+    base = tmp_path_factory.mktemp("run")
+    data = write_npz(base / "data.npz")
+    flags = ["--dataset_name", data, "--class_conditional", "--max_train_steps", 8, "--train_batch_size", 4]
+    more = ["--ema_decays", 0.9, 0.5, "--num_validation_images", 4, "--output_dir", base / "my-digits"]
+    assert train_ict.main([str(flag) for flag in [*flags, *more]]) == 0
+    return base / "my-digits"
+
+
+def test_the_card_tells_the_run(folder):
+    text = (folder / "README.md").read_text()
+    assert "class-conditional consistency model of 8x8 grey images" in text
+    assert "data.npz: 64 images, 4 classes" in text
+    assert "8 of 4 images, 32 images seen" in text
+    assert 'variant="ema5"' in text
+    card = ModelCard(text)
+    assert card.data.library_name == "diffusers"
+    assert card.data.pipeline_tag == "unconditional-image-generation"
+    assert "consistency-models" in card.data.tags
+    for link in re.findall(r"\]\((?!https)([^)]*)\)", text):
+        assert (folder / link).exists(), link
+
+
+def test_the_command_in_the_card_parses_to_the_same_recipe(folder):
+    import shlex
+
+    import yaml
+
+    from diffusers_ict.training.recipe import parse
+
+    (command,) = re.findall(r"```text\naccelerate launch \S+ (.*)\n```", (folder / "README.md").read_text())
+    recipe = parse(shlex.split(command), "test", "")
+    written = yaml.safe_load((folder / "recipe.yaml").read_text())
+    differing = {key for key, value in recipe.as_dict().items() if value != written[key]}
+    assert differing <= {"num_validation_images"}, differing
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_usage_blocks_run_as_they_stand(folder, number):
+    code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[number]
+    run_python("-c", code, cwd=folder.parent)
+    assert (folder.parent / "sample.png").exists()
+
+
+def test_evaluations_become_model_index_and_a_table(folder):
+    rows = [
+        {"num_inference_steps": 1, "metrics": {"frechet": 12.5}},
+        {"num_inference_steps": 2, "metrics": {"frechet": 9.25}},
+    ]
+    report = {"dataset": "digits", "samples": 2000, "extractor": "toy", "reference": "abc", "rows": rows}
+    (folder / "evaluation.json").write_text(json.dumps(report))
+    try:
+        card = make_card(folder, TEMPLATE, "someone/my-digits", license="mit")
+    finally:
+        (folder / "evaluation.json").unlink()
+    assert "| frechet | 2 | 9.25 |" in card.text
+    assert "Measured with samples 2000, extractor toy, reference abc." in card.text
+    again = ModelCard(card.content)
+    values = {r.metric_args["num_inference_steps"]: r.metric_value for r in again.data.eval_results}
+    assert values == {1: 12.5, 2: 9.25}
+    assert again.data.license == "mit"
+
+
+def test_an_untouched_card_is_renewed(folder):
+    old = make_card(folder, TEMPLATE, "someone/old").content
+    new = make_card(folder, TEMPLATE, "someone/new").content
+    merged = merge(old, new)
+    assert "someone/new" in merged
+    assert "someone/old" not in merged
+    assert merge(merged, new) == merged
+
+
+def test_what_was_edited_survives(folder):
+    old = make_card(folder, TEMPLATE, "someone/old").content
+    edited = old.replace("Nothing filters its", "We filter nothing of its").replace("# old", "# My digits\n\nHello.")
+    edited = edited.replace("library_name: diffusers", "library_name: diffusers\nlicense: cc0-1.0")
+    edited = re.sub(r"<!-- diffusers-ict:citation.*?<!-- /diffusers-ict -->", "None needed.", edited, flags=re.S)
+    merged = merge(edited, make_card(folder, TEMPLATE, "someone/new", license="mit").content)
+    assert "We filter nothing of its" in merged
+    assert "# My digits\n\nHello." in merged
+    assert "None needed." in merged
+    assert "Improved Techniques" not in merged
+    assert "someone/new" in merged, "an untouched section was not renewed"
+    assert ModelCard(merged).data.license == "cc0-1.0"
+
+
+def test_a_card_written_by_hand_is_kept_whole_and_added_to(folder):
+    hand = "---\nlicense: mit\n---\n# Mine\n\nAll by hand.\n"
+    merged = merge(hand, make_card(folder, TEMPLATE, "someone/new").content)
+    assert "# Mine\n\nAll by hand." in merged
+    assert "DiffusionPipeline.from_pretrained" in merged
+    assert ModelCard(merged).data.license == "mit"
+    assert ModelCard(merged).data.library_name == "diffusers"
