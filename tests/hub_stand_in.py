@@ -1,76 +1,185 @@
-"""A read-only Hub on 127.0.0.1: enough of its protocol for `from_pretrained` of the real client."""
+"""A Hub on 127.0.0.1 that keeps repositories in memory: what the real client needs to read and to write.
 
+Reading: model info, tree, resolve. Writing: create, preupload, LFS batch with PUT and verify, commit as ndjson.
+"""
+
+import base64
 import hashlib
 import json
 import threading
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+LFS_FROM = 10_000  # bytes
+
+
+@dataclass
+class Repository:
+    """Files of the newest commit, and what was asked for."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    commits: list[str] = field(default_factory=list)
+    private: bool = False
+
+    @property
+    def sha(self) -> str:
+        return f"{len(self.commits) + 1:040x}"
+
+
+@dataclass
+class Hub:
+    """State of the stand-in.
+
+    Attributes:
+        failures: (part of a path, status) answered once each, in order, to requests that match.
+        requests: "METHOD path" of everything that came.
+        bodies: every byte that came in.
+    """
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    failures: list[tuple[str, int]] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    address: str = ""
+
+    def add_folder(self, name: str, folder: Path) -> None:
+        files = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        self.repositories[name] = Repository(files, ["first"])
+
+
+def oid(content: bytes) -> str:
+    """What the Hub calls a file by: SHA-256 of large ones, git's blob hash of others."""
+    if len(content) >= LFS_FROM:
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *args) -> None:
+        pass
+
+    def answer(self, status: int, content: object = b"", **headers: str) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def handle_any(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        body = self._body()
+        self.hub.requests.append(f"{self.command} {path}")
+        self.hub.bodies.append(body)
+        for failure in self.hub.failures:
+            if failure[0] in path:
+                self.hub.failures.remove(failure)
+                return self.answer(failure[1], {"error": "planted"})
+        if path == "/api/repos/create":
+            return self.create(json.loads(body))
+        if path == "/api/validate-yaml":
+            return self.answer(200, {"errors": [], "warnings": []})
+        if path.startswith("/storage/"):
+            self.hub.objects[path.removeprefix("/storage/")] = body
+            return self.answer(200)
+        if path == "/verify":
+            return self.answer(200, {})
+        for name, repository in self.hub.repositories.items():
+            if path.startswith((f"/api/models/{name}/", f"/{name}/", f"/{name}.git/")) or path == f"/api/models/{name}":
+                return self.repository(name, repository, path, body)
+        return self.answer(404, {}, X_Error_Code="RepoNotFound")
+
+    do_GET = do_HEAD = do_POST = do_PUT = handle_any
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def create(self, wanted: dict) -> None:
+        name = "/".join(filter(None, [wanted.get("organization") or "someone", wanted["name"]]))
+        url = {"url": f"{self.hub.address}/{name}", "name": name}
+        if name in self.hub.repositories:
+            return self.answer(409, {**url, "error": "exists"})
+        private = wanted.get("private") or wanted.get("visibility") == "private"
+        self.hub.repositories[name] = Repository(private=bool(private))
+        return self.answer(200, url)
+
+    def repository(self, name: str, repository: Repository, path: str, body: bytes) -> None:
+        if "/resolve/" in path:
+            return self.resolve(repository, path.split("/resolve/")[1].split("/", 1)[1])
+        if "/preupload/" in path:
+            wanted = json.loads(body)["files"]
+            return self.answer(200, {"files": [self.mode(repository, file) for file in wanted]})
+        if path.endswith("/info/lfs/objects/batch"):
+            return self.answer(200, {"transfer": "basic", "objects": list(map(self.lfs, json.loads(body)["objects"]))})
+        if "/commit/" in path:
+            return self.commit(name, repository, [json.loads(line) for line in body.splitlines()])
+        if "/tree/" in path:
+            entries = [{"type": "file", "path": p, "size": len(c), "oid": oid(c)} for p, c in repository.files.items()]
+            return self.answer(200, entries)
+        files = [{"rfilename": p} for p in repository.files]
+        info = {"_id": "1", "id": name, "modelId": name, "sha": repository.sha, "private": repository.private}
+        return self.answer(200, {**info, "siblings": files, "tags": [], "downloads": 0, "likes": 0})
+
+    def mode(self, repository: Repository, file: dict) -> dict:
+        stored = repository.files.get(file["path"])
+        mode = "lfs" if file["size"] >= LFS_FROM else "regular"
+        known = None if stored is None else oid(stored)
+        return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": known}
+
+    def lfs(self, wanted: dict) -> dict:
+        if wanted["oid"] in self.hub.objects:
+            return wanted
+        upload = {"href": f"{self.hub.address}/storage/{wanted['oid']}"}
+        return {**wanted, "actions": {"upload": upload, "verify": {"href": f"{self.hub.address}/verify"}}}
+
+    def commit(self, name: str, repository: Repository, lines: list[dict]) -> None:
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                repository.commits.append(value["summary"])
+            elif line["key"] == "file":
+                repository.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                content = self.hub.objects[value["oid"]]
+                assert hashlib.sha256(content).hexdigest() == value["oid"]
+                repository.files[value["path"]] = content
+        url = f"{self.hub.address}/{name}/commit/{repository.sha}"
+        self.answer(200, {"success": True, "commitOid": repository.sha, "commitUrl": url, "hookOutput": ""})
+
+    def resolve(self, repository: Repository, path: str) -> None:
+        if path not in repository.files:
+            return self.answer(404, {}, X_Error_Code="EntryNotFound", X_Repo_Commit=repository.sha)
+        content = repository.files[path]
+        return self.answer(200, content, ETag=f'"{oid(content)}"', X_Repo_Commit=repository.sha, Accept_Ranges="bytes")
+
 
 @contextmanager
-def serve(repositories: dict[str, Path]):
-    """Serve folders as model repositories, {"user/name": folder}; yields the address."""
-    commit = "0" * 39 + "1"
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *args) -> None:
-            pass
-
-        def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
-
-        def _not_found(self, code: str) -> None:
-            self._answer(404, b"{}", X_Error_Code=code, X_Repo_Commit=commit)
-
-        def do_GET(self) -> None:
-            path = unquote(urlsplit(self.path).path)
-            for name, folder in repositories.items():
-                if path in (f"/api/models/{name}", f"/api/models/{name}/revision/main"):
-                    return self._info(name, folder)
-                if path.startswith(f"/api/models/{name}/tree/"):
-                    return self._tree(folder)
-                if path.startswith(f"/{name}/resolve/"):
-                    return self._file(folder / path.split("/", 5)[5])
-            return self._not_found("RepoNotFound")
-
-        do_HEAD = do_GET
-
-        def _info(self, name: str, folder: Path) -> None:
-            files = [{"rfilename": p.relative_to(folder).as_posix()} for p in folder.rglob("*") if p.is_file()]
-            info = {"_id": "1", "id": name, "modelId": name, "sha": commit, "private": False, "siblings": files}
-            info |= {"tags": [], "downloads": 0, "likes": 0}
-            self._answer(200, json.dumps(info).encode(), Content_Type="application/json")
-
-        def _tree(self, folder: Path) -> None:
-            entries = [
-                {"type": "file", "path": p.relative_to(folder).as_posix(), "size": p.stat().st_size, "oid": "1" * 40}
-                for p in folder.rglob("*")
-                if p.is_file()
-            ]
-            self._answer(200, json.dumps(entries).encode(), Content_Type="application/json")
-
-        def _file(self, file: Path) -> None:
-            if not file.is_file():
-                return self._not_found("EntryNotFound")
-            body = file.read_bytes()
-            etag = hashlib.sha256(body).hexdigest()
-            return self._answer(200, body, ETag=f'"{etag}"', X_Repo_Commit=commit, Accept_Ranges="bytes")
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+def serve(hub: Hub):
+    """Serve `hub` until the block ends; its address is in `hub.address`."""
+    handler = type("BoundHandler", (Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    hub.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield hub
     finally:
         server.shutdown()
         server.server_close()

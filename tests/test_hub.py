@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from conftest import make_unet
-from hub_stand_in import serve
+from hub_stand_in import Hub, serve
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 
@@ -51,10 +51,12 @@ def test_a_repository_gives_identical_images_by_its_id_in_every_pipeline(tmp_pat
         "scheduler = ICTScheduler.from_pretrained('someone/digits', subfolder='scheduler')\n"
         "assert scheduler.config.intermediate_sigmas == [0.821]"
     )
-    with serve({"someone/digits": repository}) as address:
+    hub = Hub()
+    hub.add_folder("someone/digits", repository)
+    with serve(hub):
         for name, (kind, imports, options) in KINDS.items():
             code = SAMPLE.format(kind=kind, imports=imports, options=options, after=check if name == "ours" else "")
-            result = fresh_process(code, tmp_path / f"{name}.npy", address, tmp_path / f"cache of {name}")
+            result = fresh_process(code, tmp_path / f"{name}.npy", hub.address, tmp_path / f"cache of {name}")
             variant = "ema999" if "variant" in name else None
             assert np.abs(result - np.stack(expected[variant])).max() == 0.0, name
 

@@ -23,13 +23,14 @@ from diffusers_ict.objective import dropout_masks
 from diffusers_ict.preconditioning import per_image
 from diffusers_ict.training.adversary import Adversary, build_discriminator
 from diffusers_ict.training.batch import GlobalBatch
-from diffusers_ict.training.card import make_card
+from diffusers_ict.training.card import write_card
 from diffusers_ict.training.draw import INIT, VALIDATION, Draw, derive_seed
 from diffusers_ict.training.ema import EMA, move_towards
 from diffusers_ict.training.estimate import describe
 from diffusers_ict.training.images import load_images
 from diffusers_ict.training.log import JSONLines, LossRecord, TrainingDiverged, flat, plot_training
 from diffusers_ict.training.processes import average_gradients, make_accelerator
+from diffusers_ict.training.publish import BackgroundPublisher, push, stage
 from diffusers_ict.training.receipt import write_receipt
 from diffusers_ict.training.recipe import Recipe, parse
 from diffusers_ict.training.samples import export, make_pipeline, save_samples
@@ -177,6 +178,22 @@ def train(recipe: Recipe) -> None:
         draw = Draw(recipe.seed, step, batch_size, device, player)
         return GlobalBatch(draw, images, sigmas, probabilities, recipe.random_flip, augmented)
 
+    def leave(step: int) -> None:
+        """Write what others need: pipeline, variants, discriminator, plot, facts and card."""
+        export(pipeline, ema, output_dir)
+        if adversary is not None:
+            adversary.model.save_pretrained(output_dir / "discriminator")
+        plot_training(output_dir / "log.jsonl", output_dir / "training.png")
+        parameters = sum(p.numel() for p in unet.parameters())
+        write_receipt(output_dir, recipe, accelerator, images, parameters, step, batch_size, train_seconds)
+        write_card(output_dir, CARD_TEMPLATE, recipe.hub_model_id or output_dir.name)
+
+    publisher = BackgroundPublisher(
+        lambda staged: push(
+            staged, recipe.hub_model_id, token=recipe.hub_token, private=recipe.hub_private_repo or None
+        )
+    )
+
     # ---------------------------------------------------------------- the step
     train_seconds, images_told, clock = seconds_before, 0, time.perf_counter()
     for step in range(first_step, recipe.max_train_steps):
@@ -267,20 +284,30 @@ def train(recipe: Recipe) -> None:
                 ema.copy_to(sampler, recipe.ema_decays[0])
                 noise_seed = derive_seed(recipe.seed, VALIDATION)
                 save_samples(pipeline, output_dir / "samples", step + 1, recipe.num_validation_images, noise_seed)
+            pushing = saving and not last and recipe.push_to_hub and recipe.hub_strategy == "checkpoint"
+            if pushing and accelerator.is_main_process:
+                leave(step + 1)
+                publisher.submit(stage(output_dir, CARD_TEMPLATE, recipe.hub_model_id))
             accelerator.wait_for_everyone()
             facts, images_told, clock = {}, 0, time.perf_counter()
     progress.close()
 
     # ---------------------------------------------------------------- what is left for others
-    if log is not None:
-        export(pipeline, ema, output_dir)
-        if adversary is not None:
-            adversary.model.save_pretrained(output_dir / "discriminator")
-        plot_training(output_dir / "log.jsonl", output_dir / "training.png")
-        parameters = sum(p.numel() for p in unet.parameters())
-        write_receipt(output_dir, recipe, accelerator, images, parameters, batch_size, train_seconds)
-        make_card(output_dir, CARD_TEMPLATE, output_dir.name).save(output_dir / "README.md")
+    if accelerator.is_main_process:
+        leave(step=recipe.max_train_steps)
+        if recipe.push_to_hub:
+            publisher.submit(stage(output_dir, CARD_TEMPLATE, recipe.hub_model_id))
+            _say_where(recipe, publisher.finish())
     accelerator.end_training()
+
+
+def _say_where(recipe: Recipe, failure: str | None) -> None:
+    """Whether publishing succeeded; a failure loses nothing."""
+    if failure is None:
+        print(f"Published as {recipe.hub_model_id}.")
+        return
+    again = f"train_scripts/publish.py {recipe.output_dir} --hub_model_id {recipe.hub_model_id}"
+    print(f"train_ict.py: {failure} Everything is in {recipe.output_dir}; finish with {again}", file=sys.stderr)
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -105,6 +105,13 @@ def merge(edited: str, fresh: str) -> str:
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}"
 
 
+def write_card(folder: Path, template: Path, repo_id: str, license: str | None = None) -> None:
+    """Write the README.md of a run's folder, or renew it if there is one."""
+    path = folder / "README.md"
+    fresh = make_card(folder, template, repo_id, license).content
+    path.write_text(merge(path.read_text(), fresh) if path.exists() else fresh)
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

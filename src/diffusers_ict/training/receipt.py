@@ -21,10 +21,14 @@ def write_receipt(
     accelerator: Accelerator,
     images: Images,
     parameters: int,
+    steps: int,
     batch_size: int,
     train_seconds: float,
 ) -> None:
-    """Write `folder/run.json`. It names no user, host or path: of hardware the kind, of the data set the name."""
+    """Write `folder/run.json`, the facts after `steps` optimizer steps.
+
+    It names no user, host or path: of hardware the kind, of the data set the name.
+    """
     name = recipe.dataset_name or recipe.train_data_dir
     on_hub = recipe.dataset_name is not None and not Path(name).suffix and not Path(name).exists()
     facts = {
@@ -35,9 +39,9 @@ def write_receipt(
         "classes": images.num_classes,
         "class_names": images.class_names,
         "parameters": parameters,
-        "steps": recipe.max_train_steps,
+        "steps": steps,
         "batch_size": batch_size,
-        "images_seen": recipe.max_train_steps * batch_size,
+        "images_seen": steps * batch_size,
         "train_seconds": train_seconds,
         "hardware": _hardware(accelerator),
         "version": version("diffusers-ict"),

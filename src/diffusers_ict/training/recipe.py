@@ -26,7 +26,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 # Settings that do not change what is computed: a run may be resumed with other values of these.
 PRACTICAL = frozenset(
     "output_dir config validation_steps num_validation_images checkpointing_steps checkpoints_total_limit "
-    "resume_from_checkpoint report_to logging_steps dry_run".split()
+    "resume_from_checkpoint report_to logging_steps dry_run "
+    "push_to_hub hub_model_id hub_private_repo hub_strategy".split()
 )
 
 
@@ -118,6 +119,11 @@ class Recipe:
     report_to: str | None = setting(None, "tracker beside the JSON lines", ("tensorboard", "wandb", "trackio"))
     logging_steps: int = setting(10, "steps between log lines")
     dry_run: bool = setting(False, "print parameters, steps, stages and memory, and stop")
+    push_to_hub: bool = setting(False, "publish the result on the Hub")
+    hub_model_id: str | None = setting(None, "where: user/name or organisation/name")
+    hub_private_repo: bool = setting(False, "if the repository has to be created, create it private")
+    hub_token: str | None = setting(None, "better left to `hf auth login` or HF_TOKEN; written nowhere")
+    hub_strategy: str = setting("end", "publish at the end, or at every checkpoint too", ("end", "checkpoint"))
 
     def __post_init__(self) -> None:
         """Resolve what was left out, then check every value.
@@ -152,6 +158,8 @@ class Recipe:
                 value = getattr(self, name)
                 if value is not None and not fits(value):
                     raise UserError(f"--{name} must be {allowed}, got {value}.")
+        if self.push_to_hub and "/" not in (self.hub_model_id or ""):
+            raise UserError(f"--push_to_hub needs --hub_model_id USER/NAME, got {self.hub_model_id or 'none'}.")
         decays = self.ema_decays
         if not decays or len(set(decays)) < len(decays) or not all(0 < decay < 1 for decay in decays):
             raise UserError(f"--ema_decays must be different numbers between 0 and 1, got {decays}.")
@@ -165,8 +173,8 @@ class Recipe:
             raise UserError(f"--adversarial_weight and --adversarial_weight_mid: {error}") from error
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types by flag name, as written to files: of an absolute path only the last part."""
-        return {key: _portable(value) for key, value in dataclasses.asdict(self).items()}
+        """Plain JSON types by flag name, as written to files: no token, and of an absolute path the last part only."""
+        return {key: _portable(value) for key, value in dataclasses.asdict(self).items() if key != "hub_token"}
 
     def computed(self) -> dict[str, Any]:
         """The settings that decide what is computed; a resumed run must agree in all of them."""

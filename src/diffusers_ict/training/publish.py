@@ -1,0 +1,164 @@
+"""Publishing a run: one commit to the Hub with pipeline, variants, samples, recipe and card; failures cost nothing."""
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+from ..errors import UserError
+from .card import merge, write_card
+
+# What others need of an output folder. Checkpoints and trackers' files stay at home.
+PUBLISHED = ("model_index.json", "recipe.yaml", "run.json", "log.jsonl", "training.png", "evaluation.json")
+PUBLISHED_FOLDERS = ("unet", "scheduler", "samples", "discriminator")
+# The transport's own errors are what the client derives its HTTP errors from, whichever library it uses.
+TRANSPORT_ERRORS = HfHubHTTPError.__bases__
+PASSING = {408, 409, 412, 425, 429}  # and every 5xx: conflicts and overload, worth another try
+REASONS = {
+    401: "the token is missing or not valid; log in with `hf auth login`, or set HF_TOKEN",
+    403: "the token may not write there; use one with write access, or another name",
+    404: "there is no such user or organisation, or the token does not show it",
+}
+
+
+class PublishError(UserError):
+    """Publishing did not succeed. Says why and what to do, in one sentence, and never holds the token."""
+
+
+def stage(folder: Path, template: Path, repo_id: str, license: str | None = None) -> Path:
+    """Copy what is to be published into a temporary folder, with its card renewed; the caller removes it.
+
+    Raises:
+        UserError: `folder` does not hold a finished run.
+    """
+    missing = [name for name in ("model_index.json", "run.json", "recipe.yaml") if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder} must be the output folder of a run; it has no {missing[0]}.")
+    staged = Path(tempfile.mkdtemp(prefix="publish-"))
+    for name in (*PUBLISHED, "README.md"):
+        if (folder / name).is_file():
+            shutil.copy2(folder / name, staged / name)
+    for name in PUBLISHED_FOLDERS:
+        if (folder / name).is_dir():
+            shutil.copytree(folder / name, staged / name)
+    write_card(staged, template, repo_id, license)
+    return staged
+
+
+def push(
+    staged: Path,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool | None = None,
+    message: str = "Upload consistency model",
+    attempts: int = 5,
+    pause: float = 2.0,
+) -> str:
+    """Send a staged folder as one commit; a repository that already holds it gets none. Returns its address.
+
+    Args:
+        private: of a repository that has to be created.
+        attempts, pause: tries of each request, and seconds before the second, doubled each time.
+
+    Raises:
+        PublishError: after the last attempt, or at once where another cannot help.
+    """
+    api = HfApi(token=token)
+    steps: dict[str, Callable[[], Any]] = {
+        "repository": lambda: api.create_repo(repo_id, private=private, exist_ok=True),
+        "card": lambda: _merge_published_card(staged, repo_id, token),
+        "commit": lambda: api.upload_folder(repo_id=repo_id, folder_path=staged, commit_message=message),
+    }
+    for step in steps.values():
+        _persist(step, repo_id, attempts, pause)
+    return f"{api.endpoint}/{repo_id}"
+
+
+def publish(folder: Path, template: Path, repo_id: str, *, license: str | None = None, **options: Any) -> str:
+    """Stage and push a finished run; options are those of `push`."""
+    staged = stage(folder, template, repo_id, license)
+    try:
+        return push(staged, repo_id, **options)
+    finally:
+        shutil.rmtree(staged)
+
+
+def _merge_published_card(staged: Path, repo_id: str, token: str | None) -> None:
+    try:
+        path = hf_hub_download(repo_id, "README.md", token=token, force_download=True, local_dir=None)
+    except EntryNotFoundError:
+        return
+    card = staged / "README.md"
+    card.write_text(merge(Path(path).read_text(), card.read_text()))
+
+
+def _persist(step: Callable[[], Any], repo_id: str, attempts: int, pause: float) -> Any:
+    """Call until it succeeds, fails for good, or the attempts are used up."""
+    for attempt in range(attempts):
+        try:
+            return step()
+        except (*TRANSPORT_ERRORS, RuntimeError) as caught:
+            # The client wraps what goes wrong in its upload threads.
+            error = caught.__cause__ if isinstance(caught, RuntimeError) else caught
+            if not isinstance(error, TRANSPORT_ERRORS):
+                raise
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if status is not None and status not in PASSING and status < 500:
+                reason = REASONS.get(status, f"the Hub answered {status}")
+                raise PublishError(f"{repo_id} was not published: {reason}.") from error
+            if attempt + 1 == attempts:
+                reason = f"the Hub answered {status}" if status else "the Hub cannot be reached"
+                raise PublishError(
+                    f"{repo_id} was not published: {reason}, {attempts} times; try again later."
+                ) from error
+        time.sleep(pause * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+class BackgroundPublisher:
+    """Pushes staged folders in a thread, one at a time; a newer one waiting replaces an older one."""
+
+    def __init__(self, push_staged: Callable[[Path], str]) -> None:
+        self.push_staged = push_staged
+        self.lock = threading.Lock()
+        self.waiting: Path | None = None
+        self.thread: threading.Thread | None = None
+        self.failure: str | None = None
+
+    def submit(self, staged: Path) -> None:
+        """Hand over a staged folder and return at once."""
+        with self.lock:
+            if self.waiting is not None:
+                shutil.rmtree(self.waiting)
+            self.waiting = staged
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._work, daemon=True)
+                self.thread.start()
+
+    def finish(self) -> str | None:
+        """Wait until nothing is under way; the last failure in one sentence, or None."""
+        while (thread := self.thread) is not None:
+            thread.join()
+        return self.failure
+
+    def _work(self) -> None:
+        while True:
+            with self.lock:
+                staged, self.waiting = self.waiting, None
+                if staged is None:
+                    self.thread = None
+                    return
+            try:
+                self.push_staged(staged)
+                self.failure = None
+            except PublishError as error:
+                self.failure = str(error)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)

@@ -1,0 +1,222 @@
+"""Publishing, with the real client against a Hub on this machine, each push in a process of its own."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import train_ict
+from conftest import ROOT, write_npz
+from hub_stand_in import Hub, serve
+
+from diffusers_ict.training import publish
+from diffusers_ict.training.publish import BackgroundPublisher, PublishError
+
+NAME = "someone/my-digits"
+TOKEN = "hf_planted0123456789abcdef"
+
+
+def flags(base: Path) -> list[str]:
+    own = ["--dataset_name", base / "data.npz", "--class_conditional", "--max_train_steps", 8, "--train_batch_size", 4]
+    more = ["--ema_decays", 0.9, 0.5, "--num_validation_images", 4, "--output_dir", base / "run"]
+    return [str(flag) for flag in [*own, *more]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    base = tmp_path_factory.mktemp("published")
+    write_npz(base / "data.npz")
+    assert train_ict.main(flags(base)) == 0
+    return base / "run"
+
+
+@pytest.fixture
+def hub():
+    with serve(Hub()) as hub:
+        yield hub
+
+
+def client(hub: Hub, cache: Path, script: str, *arguments) -> subprocess.CompletedProcess:
+    """A program that talks to the stand-in."""
+    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+    environment.pop("HF_HUB_OFFLINE")
+    command = [sys.executable, str(ROOT / "train_scripts" / script), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def push(hub: Hub, folder: Path, cache: Path, *more) -> subprocess.CompletedProcess:
+    return client(hub, cache, "publish.py", folder, "--hub_model_id", NAME, *more)
+
+
+def test_push_push_again_and_private(hub, folder, tmp_path):
+    done = push(hub, folder, tmp_path, "--hub_private_repo", "--license", "mit")
+    assert done.returncode == 0, done.stderr
+    repository = hub.repositories[NAME]
+    assert repository.private
+    assert len(repository.commits) == 1
+    names = set(repository.files)
+    assert {"README.md", "model_index.json", "recipe.yaml", "run.json", "training.png"} <= names
+    assert {"unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.ema5.safetensors"} <= names
+    assert not [name for name in names if "checkpoint" in name or "optimizer" in name]
+    local = (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert repository.files["unet/diffusion_pytorch_model.safetensors"] == local, "large files go through LFS"
+    assert any("/lfs/objects/batch" in request for request in hub.requests)
+
+    assert push(hub, folder, tmp_path, "--license", "mit").returncode == 0
+    assert len(repository.commits) == 1, "an unchanged push made a commit"
+
+
+def test_a_card_edited_on_the_hub_survives_the_next_push(hub, folder, tmp_path):
+    assert push(hub, folder, tmp_path).returncode == 0
+    repository = hub.repositories[NAME]
+    edited = repository.files["README.md"].decode().replace("## Limits", "## Limits\n\nNot for medical use.")
+    repository.files["README.md"] = edited.encode()
+    assert push(hub, folder, tmp_path / "elsewhere").returncode == 0
+    assert b"Not for medical use." in repository.files["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("status", "message"), [(401, "the token is missing or not valid"), (403, "may not write there")]
+)
+def test_refusals_are_told_once_in_one_sentence_and_not_tried_again(hub, folder, tmp_path, status, message):
+    hub.failures = [("/api/repos/create", status)]
+    done = push(hub, folder, tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert hub.requests.count("POST /api/repos/create") == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "status"),
+    [
+        ("/preupload/", 503),
+        ("/lfs/objects/batch", 409),
+        ("/storage/", 409),
+        ("/commit/", 409),
+        ("/commit/", 412),
+        ("/commit/", 500),
+    ],
+)
+def test_passing_failures_anywhere_are_outlived(folder, hub, tmp_path, where, status):
+    hub.failures = [(where, status)]
+    done = push(hub, folder, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not hub.failures, "the failure was not met"
+    assert len(hub.repositories[NAME].commits) == 1
+    assert len([name for name in hub.repositories[NAME].files if name.endswith(".safetensors")]) == 2
+
+
+def test_an_interrupted_upload_is_taken_up_without_sending_large_files_again(hub, folder, tmp_path):
+    hub.failures = [("/commit/", 403)]
+    assert push(hub, folder, tmp_path).returncode == 2
+    sent = len([request for request in hub.requests if request.startswith("PUT /storage/")])
+    assert sent >= 2
+    assert push(hub, folder, tmp_path).returncode == 0
+    assert len([request for request in hub.requests if request.startswith("PUT /storage/")]) == sent
+
+
+def test_a_hub_that_cannot_be_reached_is_told_in_one_sentence(folder, tmp_path):
+    nobody = Hub(address="http://127.0.0.1:9")
+    done = push(nobody, folder, tmp_path, "--attempts", 1)
+    assert done.returncode == 2
+    assert "the Hub cannot be reached" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_without_a_run_is_refused(hub, tmp_path):
+    done = push(hub, tmp_path, tmp_path)
+    assert done.returncode == 2
+    assert "must be the output folder of a run; it has no model_index.json" in done.stderr
+
+
+def test_training_publishes_in_the_background_and_leaks_nothing(hub, tmp_path):
+    write_npz(tmp_path / "data.npz")
+    own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint", "--checkpointing_steps", 2]
+    done = client(hub, tmp_path / "cache", "train_ict.py", *flags(tmp_path), *own, "--hub_token", TOKEN)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"Published as {NAME}." in done.stdout
+    repository = hub.repositories[NAME]
+    assert len(repository.commits) >= 2
+    assert b"8 of 4 images" in repository.files["README.md"]
+    sent = [*repository.files.values(), *hub.bodies]
+    written = [p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()]
+    for content in [*sent, *written]:
+        for secret in (TOKEN, str(tmp_path), str(Path.home()) + "/", str(ROOT)):
+            assert secret.encode() not in content, secret
+    assert TOKEN not in done.stdout + done.stderr
+
+
+def test_a_failing_hub_does_not_stop_training_and_publishing_is_finished_later(hub, tmp_path):
+    write_npz(tmp_path / "data.npz")
+    hub.failures = [("/api/repos/create", 403)] * 2
+    own = ["--push_to_hub", "--hub_model_id", NAME]
+    done = client(hub, tmp_path / "cache", "train_ict.py", *flags(tmp_path), *own)
+    assert done.returncode == 0
+    assert len(re.findall("was not published", done.stderr)) == 1
+    assert "finish with train_scripts/publish.py" in done.stderr
+    hub.failures = []
+    assert push(hub, tmp_path / "run", tmp_path / "cache").returncode == 0
+
+
+def test_the_background_publisher_keeps_the_newest_and_never_blocks(tmp_path):
+    import threading
+
+    gate, pushed = threading.Event(), []
+
+    def slow(staged: Path) -> str:
+        gate.wait(10)
+        pushed.append(staged.name)
+        return ""
+
+    publisher = BackgroundPublisher(slow)
+    for name in ("1", "2", "3"):
+        (tmp_path / name).mkdir()
+        publisher.submit(tmp_path / name)
+        if name == "1":
+            while publisher.waiting is not None:
+                pass
+    gate.set()
+    assert publisher.finish() is None
+    assert pushed == ["1", "3"]
+    assert not list(tmp_path.iterdir()), "staged folders are left"
+
+
+def test_backoff_doubles_and_ends(monkeypatch):
+    pauses = []
+    monkeypatch.setattr(publish.time, "sleep", pauses.append)
+
+    def unreachable():
+        raise OSError("no route")
+
+    with pytest.raises(PublishError, match="the Hub cannot be reached, 4 times"):
+        publish._persist(unreachable, NAME, attempts=4, pause=1.0)
+    assert pauses == [1.0, 2.0, 4.0]
+
+
+def test_what_was_pushed_loads_by_its_id(hub, folder, tmp_path):
+    assert push(hub, folder, tmp_path).returncode == 0
+    code = (
+        "import numpy, sys, torch\n"
+        "from diffusers import DiffusionPipeline\n"
+        f"sys.modules['diffusers_ict'] = None\npipe = DiffusionPipeline.from_pretrained('{NAME}')\n"
+        "images = pipe(2, [0, 1], 2, generator=torch.Generator().manual_seed(0), output_type='np').images\n"
+        "numpy.save(sys.argv[1], images)"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "c"), "HF_HUB_DISABLE_XET": "1"}
+    environment.pop("HF_HUB_OFFLINE")
+    command = [sys.executable, "-c", code, str(tmp_path / "images.npy")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    import torch
+
+    from diffusers_ict import ConsistencyPipeline
+
+    pipeline = ConsistencyPipeline.from_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+    expected = pipeline(2, [0, 1], 2, generator=generator, output_type="np").images
+    assert np.abs(np.load(tmp_path / "images.npy") - expected).max() == 0.0
