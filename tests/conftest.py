@@ -8,6 +8,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"  # also for subprocesses: sums in another order are other sums
 
+import json
 import sys
 from pathlib import Path
 
@@ -55,6 +56,25 @@ def write_npz(path: Path, count: int = 64, channels: int = 1, side: int = 8, cla
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     return write_npz(tmp_path / "data.npz")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "unet.json"
+    path.write_text(json.dumps({**TINY, "_class_name": "UNet2DModel"}))
+    return path
+
+
+@pytest.fixture
+def flags(data: Path, config: Path) -> list[str]:
+    """Flags of a run of seconds: 24 steps in which N changes several times."""
+    return [
+        *("--dataset_name", str(data), "--model_config_name_or_path", str(config)),
+        *("--train_batch_size", "4", "--gradient_accumulation_steps", "2", "--max_train_steps", "24"),
+        *("--s0", "2", "--s1", "16", "--learning_rate", "1e-3", "--ema_decays", "0.9", "0.5", "--random_flip"),
+        *("--checkpointing_steps", "5", "--checkpoints_total_limit", "3", "--logging_steps", "1"),
+        *("--num_validation_images", "4"),
+    ]
 
 
 @pytest.fixture

@@ -1,0 +1,24 @@
+"""Training runs of seconds, in this process, and what they saved."""
+
+from pathlib import Path
+
+import torch
+import train_ict
+from safetensors.torch import load_file
+
+from diffusers_ict.training import checkpoint
+
+ICT = ["--loss", "ict", "--dropout", "0.3"]
+ACT = ["--loss", "act", "--consistency", "ict", "--dropout", "0.3", "--augment", "--augment_tau", "1e-6",
+       "--augment_horizon", "300", "--r1_interval", "4"]  # fmt: skip
+CT = ["--loss", "ct", "--dropout", "0.3"]
+
+
+def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the last checkpoint: weights, EMAs, moments."""
+    newest = checkpoint.list_checkpoints(folder)[0]
+    return {f"{f.stem}/{k}": v for f in newest.glob("*.safetensors") for k, v in load_file(f).items()}
+
+
+def run(*flags) -> int:
+    return train_ict.main([str(flag) for flag in flags])

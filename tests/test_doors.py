@@ -1,0 +1,111 @@
+"""Bad input gets one sentence and exit code 2, and nothing is written."""
+
+import json
+
+import numpy as np
+import pytest
+import train_ict
+from conftest import TINY, write_npz
+from short_run import ICT, run
+
+from diffusers_ict.training import checkpoint
+
+
+def test_a_tracker_that_is_not_installed_shuts_the_door(flags, tmp_path, capsys):
+    own = ["--report_to", "trackio", "--output_dir", tmp_path / "out"]
+    shut(tmp_path, capsys, "--report_to trackio needs its library: pip install trackio", *flags, *own)
+
+
+def shut(tmp_path, capsys, message, *flags):
+    """The run is refused with one sentence that holds `message`, exit code 2, and nothing written."""
+    before = sorted(tmp_path.rglob("*"))
+    assert run(*flags) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1, err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (["--nonsense", 1], "unrecognized arguments"),
+        (["--train_batch_size", 40], "a batch must not be larger than the data: 80 images a step"),
+        (["--resolution", 9], "must be a multiple of 2, got 9"),
+        (["--class_conditional"], "the UNet is made for no classes and the run has 4"),
+        (["--max_train_steps", 2], "4 stages and needs at least as many steps"),
+        (["--resume_from_checkpoint", "latest"], "holds no usable checkpoint"),
+        (["--resume_from_checkpoint", "nowhere/checkpoint-1"], "it does not exist or has no manifest"),
+        (["--pretrained_model_name_or_path", "nowhere"], "no UNet2DModel could be loaded from nowhere"),
+        (["--loss", "act", "--adversarial_weight", 1.2], "0 < w_mid <= w <= 1"),
+        (["--loss", "act", "--adversarial_weight_mid", 0.5], "0 < w_mid <= w <= 1"),
+        (["--loss", "act", "--augment_tau", -1], "--augment_tau must be greater than 0"),
+    ],
+)  # fmt: skip
+def test_bad_settings_shut_the_door(flags, tmp_path, capsys, own, message):
+    shut(tmp_path, capsys, message, *flags, *own, "--output_dir", tmp_path / "out")
+
+
+def test_data_that_cannot_be_used_shuts_the_door(flags, tmp_path, capsys):
+    out = ["--output_dir", tmp_path / "out"]
+    np.savez(tmp_path / "unlabelled.npz", images=np.zeros((64, 8, 8), np.uint8))
+    (tmp_path / "empty").mkdir()
+    colour = write_npz(tmp_path / "colour.npz", channels=3)
+    own = flags[2:]
+    shut(
+        tmp_path,
+        capsys,
+        "needs labels",
+        "--dataset_name",
+        tmp_path / "unlabelled.npz",
+        "--class_conditional",
+        *own,
+        *out,
+    )
+    shut(tmp_path, capsys, "cannot be opened", "--train_data_dir", tmp_path / "empty", *own, *out)
+    shut(tmp_path, capsys, "images have 3 channels", "--dataset_name", colour, *own, *out)
+
+
+@pytest.mark.parametrize("kind", ["fourier", "learned"])
+def test_time_embeddings_that_stock_cannot_sample_shut_the_door(flags, tmp_path, capsys, config, kind):
+    config.write_text(json.dumps({**TINY, "time_embedding_type": kind}))
+    shut(tmp_path, capsys, "must be 'positional'", *flags, "--output_dir", tmp_path / "out")
+
+
+def test_a_discriminator_that_does_not_fit_shuts_the_door(flags, tmp_path, capsys):
+    path = tmp_path / "config.json"
+    own = [*flags, "--loss", "act", "--discriminator_config_name_or_path", path, "--output_dir", tmp_path / "out"]
+    for settings, message in (
+        ({"in_channels": 3}, "discriminator's in_channels is 3 and the images need 1"),
+        (
+            {"block_out_channels": [16] * 4, "down_block_types": ["DownBlock2D"] * 4, "norm_num_groups": 8},
+            "at least 16 pixels, got 8",
+        ),
+    ):
+        path.write_text(json.dumps({"_class_name": "ConsistencyDiscriminator", **settings}))
+        shut(tmp_path, capsys, message, *own)
+    path.unlink()
+    shut(tmp_path, capsys, "no discriminator config could be read", *own)
+
+
+def test_another_run_in_the_folder_or_another_recipe_shuts_the_door(flags, tmp_path, capsys):
+    out = ["--output_dir", tmp_path / "out"]
+    assert run(*ICT, *flags, "--max_train_steps", 4, *out) == 0
+    capsys.readouterr()
+    shut(tmp_path, capsys, "holds another run", *ICT, *flags, *out)
+    resume = ["--max_train_steps", 4, "--resume_from_checkpoint", "latest"]
+    shut(tmp_path, capsys, "made with seed 0 and this run has 3", *ICT, *flags, *out, *resume, "--seed", 3)
+    newest = checkpoint.list_checkpoints(tmp_path / "out")[0]
+    (newest / "unet.safetensors").write_bytes(b"torn")
+    shut(tmp_path, capsys, "is not as it was written", *ICT, *flags, *out, "--resume_from_checkpoint", newest)
+
+
+def test_processes_that_do_not_know_of_each_other_shut_the_door(flags, tmp_path, capsys, monkeypatch):
+    from diffusers_ict.training import processes
+
+    class Alone:
+        num_processes = 1
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(train_ict.UserError, match="2 processes were launched but each runs alone"):
+        processes.check_processes(Alone())

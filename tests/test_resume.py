@@ -1,0 +1,134 @@
+"""Runs that must be equal: killed and resumed, in parts, in processes, with recomputed activations."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from short_run import ACT, CT, ICT, final_tensors, run
+
+from diffusers_ict.training import checkpoint
+from diffusers_ict.training.log import read_log
+
+
+def assert_bitwise_equal(a: Path, b: Path) -> None:
+    left, right = final_tensors(a), final_tensors(b)
+    assert left.keys() == right.keys()
+    assert any("exp_avg_sq" in key for key in left)
+    different = [key for key in left if not torch.equal(left[key], right[key])]
+    assert not different, different
+
+
+def kill_at_random_step(flags: list[str], folder: Path, earliest: int, latest: int) -> int:
+    """Start the run in a process of its own, SIGKILL it while it trains; the number of steps it had logged."""
+    at = random.SystemRandom().randint(earliest, latest)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train_scripts" / "train_ict.py"), *flags, "--output_dir", str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    log, deadline = folder / "log.jsonl", time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.exists() and len(log.read_text().splitlines()) >= at:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.001)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, f"the run ended by itself: {errors.decode()[-2000:]}"
+    return at
+
+
+@pytest.mark.parametrize("loss", [ICT, CT, ACT], ids=["ict", "ct", "act"])
+def test_killed_and_resumed_a_run_ends_bit_identical(loss, flags, tmp_path):
+    assert run(*loss, *flags, "--output_dir", tmp_path / "whole") == 0
+    at = kill_at_random_step([*loss, *flags], tmp_path / "killed", 6, 22)
+    saved = [p.name for p in checkpoint.list_checkpoints(tmp_path / "killed")]
+    assert "checkpoint-24" not in saved, f"killed too late, after {at} steps"
+    assert run(*loss, *flags, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "latest") == 0
+    assert_bitwise_equal(tmp_path / "whole", tmp_path / "killed")
+    steps = [entry["step"] for entry in read_log(tmp_path / "killed" / "log.jsonl")]
+    assert steps == list(range(1, 25)), "the log has gaps or repeats"
+    losses = [[e["loss"] for e in read_log(tmp_path / name / "log.jsonl")] for name in ("whole", "killed")]
+    assert losses[0] == losses[1]
+    for name in ("unet", "discriminator") if loss is ACT else ("unet",):
+        weights = [
+            load_file(tmp_path / run / name / "diffusion_pytorch_model.safetensors") for run in ("whole", "killed")
+        ]
+        assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_with_the_newest_checkpoint_damaged_the_previous_one_serves(flags, tmp_path):
+    assert run(*ICT, *flags, "--output_dir", tmp_path / "whole") == 0
+    kill_at_random_step([*ICT, *flags], tmp_path / "killed", 12, 22)
+    newest = checkpoint.list_checkpoints(tmp_path / "killed")[0]
+    file = newest / "optimizer.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 0xFF
+    file.write_bytes(raw)
+    with pytest.warns(UserWarning, match=f"passing over the checkpoint {newest.name}"):
+        assert run(*ICT, *flags, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "latest") == 0
+    assert_bitwise_equal(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_named_checkpoint_is_resumed_from(flags, tmp_path):
+    assert run(*ICT, *flags, "--output_dir", tmp_path / "whole", "--checkpoints_total_limit", 9) == 0
+    where = tmp_path / "whole" / "checkpoint-10"
+    assert run(*ICT, *flags, "--output_dir", tmp_path / "other", "--resume_from_checkpoint", where) == 0
+    assert_bitwise_equal(tmp_path / "whole", tmp_path / "other")
+
+
+def test_accumulated_parts_equal_one_large_batch(flags, tmp_path):
+    shape = {"one": (8, 1), "two": (4, 2), "four": (2, 4)}
+    for name, (size, parts) in shape.items():
+        own = [
+            "--dropout",
+            0,
+            "--train_batch_size",
+            size,
+            "--gradient_accumulation_steps",
+            parts,
+            "--max_train_steps",
+            6,
+        ]
+        assert run("--loss", "ict", *flags, *own, "--output_dir", tmp_path / name) == 0
+    whole = final_tensors(tmp_path / "one")
+    for name in ("two", "four"):
+        for key, value in final_tensors(tmp_path / name).items():
+            torch.testing.assert_close(value, whole[key], rtol=1e-3, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_two_processes_equal_one(flags, tmp_path):
+    own = ["--dropout", "0", "--max_train_steps", "6", "--gradient_accumulation_steps", "1"]
+    assert run("--loss", "ict", *flags, *own, "--train_batch_size", 8, "--output_dir", tmp_path / "one") == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29519"]
+    script = [str(ROOT / "train_scripts" / "train_ict.py"), "--loss", "ict", *flags, *own, "--train_batch_size", "4"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *script, "--output_dir", str(tmp_path / "two")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    whole, split = final_tensors(tmp_path / "one"), final_tensors(tmp_path / "two")
+    assert whole.keys() == split.keys()
+    for key, value in split.items():
+        torch.testing.assert_close(value, whole[key], rtol=1e-3, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}")
+    losses = [[e["loss"] for e in read_log(tmp_path / name / "log.jsonl")] for name in ("one", "two")]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def test_gradient_checkpointing_changes_nothing(flags, tmp_path):
+    for name, own in (("plain", []), ("checkpointed", ["--gradient_checkpointing"])):
+        assert run(*ICT, *flags, *own, "--max_train_steps", 5, "--output_dir", tmp_path / name) == 0
+    assert_bitwise_equal(tmp_path / "plain", tmp_path / "checkpointed")

@@ -1,0 +1,43 @@
+"""Networks: the one chosen for a resolution, and dropout limited to small feature maps."""
+
+import pytest
+import torch
+import train_ict
+from conftest import make_unet
+from diffusers import UNet2DModel
+
+
+@pytest.mark.parametrize("resolution", [8, 12, 16, 28, 32, 64, 96, 128, 256])
+def test_the_default_unet_suits_the_resolution(resolution):
+    from diffusers_ict.training.unets import check_fits, default_unet_config
+
+    config = default_unet_config(resolution, 3, None)
+    check_fits(config, resolution, 3, None)
+    with torch.device("meta"):
+        unet = UNet2DModel.from_config(config)
+        x = torch.empty(1, 3, resolution, resolution)
+        assert unet(x, torch.empty(1)).sample.shape == x.shape
+    assert resolution / 2 ** (len(config["block_out_channels"]) - 1) <= 8
+
+
+@pytest.mark.parametrize("resolution", [4, 9, 50, 257])
+def test_resolutions_no_unet_suits_are_refused(resolution):
+    from diffusers_ict.training.unets import default_unet_config
+
+    with pytest.raises(train_ict.UserError):
+        default_unet_config(resolution, 3)
+
+
+def test_dropout_can_be_kept_to_small_feature_maps():
+    from diffusers_ict.training.unets import limit_dropout
+
+    unet = make_unet(dropout=0.4)
+    limit_dropout(unet, 4)
+
+    def rates(block):
+        return {m.p for m in block.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0}
+
+    assert rates(unet.down_blocks[0]) == set() == rates(unet.up_blocks[1])
+    assert 0.4 in rates(unet.down_blocks[1])
+    assert 0.4 in rates(unet.up_blocks[0])
+    assert 0.4 in rates(unet.mid_block)
