@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import train_ict
 from conftest import ROOT, write_npz
 from hub_stand_in import Hub, serve
 
+from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.training import publish
 from diffusers_ict.training.publish import BackgroundPublisher, PublishError
 
@@ -198,25 +200,35 @@ def test_backoff_doubles_and_ends(monkeypatch):
     assert pauses == [1.0, 2.0, 4.0]
 
 
-def test_what_was_pushed_loads_by_its_id(hub, folder, tmp_path):
+LOAD = """
+import numpy, sys, torch
+from diffusers import DiffusionPipeline
+sys.modules["diffusers_ict"] = None  # importing it is an error
+pipe = DiffusionPipeline.from_pretrained("someone/my-digits"{options})
+generator = torch.Generator().manual_seed(0)
+images = pipe(2, class_labels=[0, 1], {call}, generator=generator, output_type="np").images
+numpy.save(sys.argv[1], images)
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "call"),
+    [
+        ("", {"num_inference_steps": 2}),
+        (", custom_pipeline='someone/my-digits', trust_remote_code=True", {"num_inference_steps": 2}),
+        (", custom_pipeline='someone/my-digits', trust_remote_code=True", {"sigmas": [80.0, 3.3, 0.5]}),
+    ],
+)
+def test_what_was_pushed_loads_by_its_id_where_we_are_not_installed(hub, folder, tmp_path, options, call):
     assert push(hub, folder, tmp_path).returncode == 0
-    code = (
-        "import numpy, sys, torch\n"
-        "from diffusers import DiffusionPipeline\n"
-        f"sys.modules['diffusers_ict'] = None\npipe = DiffusionPipeline.from_pretrained('{NAME}')\n"
-        "images = pipe(2, [0, 1], 2, generator=torch.Generator().manual_seed(0), output_type='np').images\n"
-        "numpy.save(sys.argv[1], images)"
-    )
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "c"), "HF_HUB_DISABLE_XET": "1"}
     environment.pop("HF_HUB_OFFLINE")
+    code = LOAD.format(options=options, call=", ".join(f"{key}={value}" for key, value in call.items()))
     command = [sys.executable, "-c", code, str(tmp_path / "images.npy")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    import torch
-
-    from diffusers_ict import ConsistencyPipeline
 
     pipeline = ConsistencyPipeline.from_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
-    expected = pipeline(2, [0, 1], 2, generator=generator, output_type="np").images
+    expected = pipeline(2, [0, 1], generator=generator, output_type="np", **call).images
     assert np.abs(np.load(tmp_path / "images.npy") - expected).max() == 0.0

@@ -48,6 +48,8 @@ def stage(folder: Path, template: Path, repo_id: str, license: str | None = None
         if (folder / name).is_dir():
             shutil.copytree(folder / name, staged / name)
     write_card(staged, template, repo_id, license)
+    # Beside the template: sampling at any noise levels for those who have diffusers only.
+    shutil.copy2(template.with_name("pipeline.py"), staged / "pipeline.py")
     return staged
 
 
