@@ -13,7 +13,7 @@ import diffusers_ict
 
 PACKAGE = ROOT / "src" / "diffusers_ict"
 FLOORS = [
-    {"errors", "noise_schedule", "preconditioning", "distances", "time_embedding", "augmentation"},
+    {"errors", "version", "noise_schedule", "preconditioning", "distances", "time_embedding", "augmentation"},
     {"lpips", "objective", "ict", "ct", "act", "scheduling_ict", "discriminator"},
     {"pipeline_consistency"},
     {"training", "evaluation"},

@@ -34,8 +34,7 @@ from .pipeline_consistency import ConsistencyPipeline
 from .preconditioning import ConsistencyFunction, c_noise, c_out, c_skip, denoise, scale_input
 from .scheduling_ict import ICTScheduler
 from .time_embedding import fast_columns, hold_fast_columns, uses_fast_columns, zero_fast_columns
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "CT",
@@ -50,6 +49,7 @@ __all__ = [
     "ICTScheduler",
     "Objective",
     "Pair",
+    "__version__",
     "augment",
     "c_noise",
     "c_out",

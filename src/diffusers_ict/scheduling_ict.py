@@ -93,8 +93,8 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         Args:
             num_inference_steps: number of steps; levels as in `sampling_sigmas`.
             device: where `timesteps` are put (`sigmas` stay on the CPU).
-            timesteps: descending indices into the grid of `num_train_timesteps` levels, as for the stock scheduler
-                (0 is the first step, at sigma_max, whatever its place in the list says of order).
+            timesteps: descending indices into the grid of `num_train_timesteps` levels, as the stock scheduler takes
+                them: [22, 0] begins at index 0, which is sigma_max, and goes on to index 22.
             sigmas: descending noise levels within [sigma_min, sigma_max], in units of images in [-1, 1].
 
         Raises:

@@ -4,13 +4,13 @@ import json
 import platform
 import shlex
 import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from ..version import __version__
 from .images import Images
 from .recipe import PRACTICAL, Recipe
 
@@ -44,7 +44,7 @@ def write_receipt(
         "images_seen": steps * batch_size,
         "train_seconds": train_seconds,
         "hardware": _hardware(accelerator),
-        "version": version("diffusers-ict"),
+        "version": __version__,
         "commit": _commit(),
         "command": command(recipe),
     }

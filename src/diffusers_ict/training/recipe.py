@@ -72,7 +72,7 @@ class Recipe:
     r1_gamma: float = setting(10.0, "ACT: weight of the gradient penalty")
     r1_interval: int = setting(16, "ACT: steps between gradient penalties")
     augment: bool = setting(False, "ACT-Aug: augment what the discriminator sees")
-    augment_tau: float = setting(0.01, "ACT-Aug: gradient penalty above which augmentation grows")
+    augment_tau: float = setting(0.05, "ACT-Aug: gradient penalty above which augmentation grows")
     augment_horizon: int = setting(500_000, "ACT-Aug: images over which its strength could go from 0 to 1")
 
     # The images.
