@@ -153,10 +153,11 @@ def test_training_publishes_in_the_background_and_leaks_nothing(hub, tmp_path):
     assert TOKEN not in done.stdout + done.stderr
 
 
-def test_a_failing_hub_does_not_stop_training_and_publishing_is_finished_later(hub, tmp_path):
+@pytest.mark.parametrize(("where", "status"), [("/api/repos/create", 403), ("/commit/", 401)])
+def test_a_failing_hub_does_not_stop_training_and_publishing_is_finished_later(hub, tmp_path, where, status):
     write_npz(tmp_path / "data.npz")
-    hub.failures = [("/api/repos/create", 403)] * 2
-    own = ["--push_to_hub", "--hub_model_id", NAME]
+    hub.failures = [(where, status)] * 20
+    own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint", "--checkpointing_steps", 2]
     done = client(hub, tmp_path / "cache", "train_ict.py", *flags(tmp_path), *own)
     assert done.returncode == 0
     assert len(re.findall("was not published", done.stderr)) == 1
