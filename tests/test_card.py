@@ -78,6 +78,14 @@ def test_evaluations_become_model_index_and_a_table(folder):
     assert again.data.license == "mit"
 
 
+def test_the_card_of_the_demos_model_is_what_its_results_make():
+    stored = ROOT / "model_cards" / "digits"
+    assert make_card(stored, TEMPLATE, "digits").content == (stored / "README.md").read_text()
+    report = json.loads((stored / "demo.json").read_text())
+    rows = json.loads((stored / "evaluation.json").read_text())["rows"]
+    assert [row["metrics"]["recognised"] for row in rows] == [report["recognised_1_all"], report["recognised_2_all"]]
+
+
 def test_an_untouched_card_is_renewed(folder):
     old = make_card(folder, TEMPLATE, "someone/old").content
     new = make_card(folder, TEMPLATE, "someone/new").content

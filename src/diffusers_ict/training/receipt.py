@@ -54,6 +54,7 @@ def write_receipt(
 def command(recipe: Recipe) -> str:
     """The command line of this recipe: every setting that is not the default, absolute paths by their last part."""
     plain = Recipe(loss=recipe.loss, consistency=recipe.consistency).as_dict()
+    plain["discriminator_learning_rate"] = recipe.learning_rate  # which it follows
     words = ["accelerate", "launch", "train_scripts/train_ict.py"]
     if recipe.loss != "ict":
         words += ["--loss", recipe.loss]
