@@ -94,7 +94,7 @@ def publish(folder: Path, template: Path, repo_id: str, *, license: str | None =
 
 def _merge_published_card(staged: Path, repo_id: str, token: str | None) -> None:
     try:
-        path = hf_hub_download(repo_id, "README.md", token=token, force_download=True, local_dir=None)
+        path = hf_hub_download(repo_id, "README.md", token=token, force_download=True)
     except EntryNotFoundError:
         return
     card = staged / "README.md"
