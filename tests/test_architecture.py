@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "version", "noise_schedule", "preconditioning", "distances", "time_embedding", "augmentation"},
     {"lpips", "objective", "ict", "ct", "act", "scheduling_ict", "discriminator"},
     {"pipeline_consistency"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "conversion"},
 ]
 # Floor 0 is formulas: nothing but torch, math and the standard library.
 ALLOWED_ON_FLOOR_0 = {"torch", "math", "collections", "dataclasses"}
@@ -100,8 +100,15 @@ def test_files_and_functions_stay_small():
 
 
 def test_no_pickle_is_loaded():
+    """`torch.load` stands in one place, for files of others, and may build tensors and plain containers only."""
+    found = []
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "train_scripts").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
                 module = getattr(node.func.value, "id", "")
-                assert module not in ("torch", "pickle"), f"{path.name}:{node.lineno}"
+                assert module != "pickle", f"{path.name}:{node.lineno}"
+                if module == "torch":
+                    restricted = [k.value.value for k in node.keywords if k.arg == "weights_only"]
+                    assert restricted == [True], f"{path.name}:{node.lineno}"
+                    found.append(path.name)
+    assert found == ["pipelines.py"]

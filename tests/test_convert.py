@@ -1,0 +1,241 @@
+"""Models made elsewhere draw the images that their own formulas draw."""
+
+import collections
+import math
+
+import convert
+import doctor
+import guided_unet
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import make_unet, write_npz
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    UNet2DModel,
+)
+from short_run import run
+
+from diffusers_ict import ConsistencyPipeline, ICTScheduler
+
+
+def f_by_formula(network, x, sigma, told):
+    """c_skip x + c_out F(c_in x, told), CM Appendix C, in float64 around the network."""
+    skip = 0.25 / ((sigma - 0.002) ** 2 + 0.25)
+    out = (sigma - 0.002) * 0.5 / math.sqrt(sigma**2 + 0.25)
+    scaled = (x.double() / math.sqrt(sigma**2 + 0.25)).float()
+    output = network(scaled, torch.full((len(x),), told))
+    return (skip * x.double() + out * output.double()).clip(-1, 1).float()
+
+
+def images_by_formula(network, count, side, levels, *, told=lambda sigma: 250 * math.log(sigma)):
+    """Algorithm 1 of CM along `levels`, in [0, 1], [n, H, W, C]; the noise is drawn as the pipelines draw it."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 3, side, side, generator=generator) * 80
+    for number, sigma in enumerate(levels):
+        x = f_by_formula(network, x, sigma, told(sigma))
+        if len(levels) > 1:
+            noise = torch.randn(x.shape, generator=generator)
+            if number + 1 < len(levels):
+                x = x + noise * math.sqrt(levels[number + 1] ** 2 - 0.002**2)
+    return ((x + 1) / 2).permute(0, 2, 3, 1).numpy()
+
+
+def images_by_pipeline(folder, kind, count, labels, **options):
+    pipeline = kind.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipeline(count, labels, generator=generator, output_type="np", **options).images
+
+
+GUIDED = {
+    "class-conditional, as for ImageNet 64x64": {"classes": 5, "scale_shift": True, "attends": (False, True, True)},
+    "unconditional, as for LSUN": {"scale_shift": False, "attends": (False, False, True)},
+    "learned resampling": {"scale_shift": True, "attends": (False, True, False), "resnet_resampling": False},
+    "one level": {"widths": (32,), "attends": (True,), "scale_shift": False},
+}
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_a_checkpoint_of_the_consistency_models_repository_draws_the_images_of_its_formulas(name, tmp_path, capsys):
+    options = {"widths": (32, 64, 96), "layers": 2, **GUIDED[name]}
+    state = guided_unet.make(**options)
+    torch.save(collections.OrderedDict(state), tmp_path / "model.pt")
+    flags = ["--resolution", "16", "--attention_head_dim", "16", "--intermediate_sigmas", "0.821"]
+    assert convert.main([str(tmp_path / "model.pt"), str(tmp_path / "model"), *flags]) == 0
+    assert "From a checkpoint of openai/consistency_models" in capsys.readouterr().out
+
+    labels = torch.tensor([0, 4]) if "classes" in options else None
+    levels = len(options["widths"])
+    resized = {"down_at": [3, 6][: levels - 1], "up_at": [2, 5][: levels - 1]}
+
+    def network(x, t):
+        return guided_unet.forward(state, x, t, labels, head_dim=16, **resized)
+
+    for steps, path in ((1, [80.0]), (2, [80.0, 0.821])):
+        expected = images_by_formula(network, 2, 16, path)
+        assert expected.std() > 0.05, "a constant image proves nothing"
+        for kind in (ConsistencyPipeline, DiffusionPipeline):
+            drawn = images_by_pipeline(tmp_path / "model", kind, 2, labels, num_inference_steps=steps)
+            np.testing.assert_allclose(drawn, expected, atol=2e-4)
+    assert doctor.main([str(tmp_path / "model")]) == 1, "the only thing it lacks is a card"
+    assert capsys.readouterr().out.count("WRONG") == 1
+
+
+def act_checkpoint(unet: UNet2DModel, *, six: bool, compiled: bool = False) -> dict:
+    """What the authors' trainer saves, around the given averaged network; `six`: its conv_out computes six channels."""
+    prefix = "model_ema.unet." + ("_orig_mod." if compiled else "")
+    state = {f"{prefix}{name}": tensor.clone() for name, tensor in unet.state_dict().items()}
+    if six:
+        for kind in ("weight", "bias"):
+            last = state[f"{prefix}conv_out.{kind}"]
+            state[f"{prefix}conv_out.{kind}"] = torch.cat([torch.full_like(last, 9.0), last])
+    state |= {f"model.unet.{name}": torch.zeros_like(tensor) for name, tensor in unet.state_dict().items()}
+    state |= {"model._discriminator.conv_in.weight": torch.zeros(3), "fid.real_features_sum": torch.zeros(2)}
+    return {
+        "epoch": 3,
+        "global_step": 600000,
+        "pytorch-lightning_version": "2.1.2",
+        "state_dict": collections.OrderedDict(state),
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {"ModelCheckpoint": {"best_model_path": "", "best_model_score": None}},
+        "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"betas": (0, 0.99)}]}],
+        "lr_schedulers": [{"base_lrs": [1e-4], "lr_lambdas": [None]}],
+    }
+
+
+@pytest.mark.parametrize(("six", "classes", "compiled"), [(True, None, False), (False, 4, True)])
+def test_a_checkpoint_of_the_act_release_draws_the_images_of_its_formulas(six, classes, compiled, tmp_path, capsys):
+    shape = {"in_channels": 3, "out_channels": 3, "sample_size": 16, "block_out_channels": (128, 64)}
+    unet = make_unet(3, **shape, num_class_embeds=classes, attention_head_dim=8).eval()
+    torch.save(act_checkpoint(unet, six=six, compiled=compiled), tmp_path / "act.ckpt")
+    # Groups of 32 channels, as in the release, whatever the tiny UNet of the tests has.
+    unet = UNet2DModel.from_config({**unet.config, "norm_num_groups": 32})
+    unet.load_state_dict(make_unet(3, **shape, num_class_embeds=classes, attention_head_dim=8).state_dict())
+    unet.eval()
+    flags = ["--resolution", "16", "--attention_head_dim", "8", "--intermediate_sigmas", "0.821", "0.3"]
+    assert convert.main([str(tmp_path / "act.ckpt"), str(tmp_path / "model"), *flags]) == 0
+    out = capsys.readouterr().out
+    assert "From a checkpoint of the ACT release" in out
+    assert "was trained on sigma and not on 250 ln(sigma)" in out
+    labels = None if classes is None else torch.tensor([1, 3])
+
+    @torch.no_grad()
+    def network(x, t):
+        return unet(x, t, class_labels=labels).sample
+
+    scheduler = ICTScheduler(intermediate_sigmas=[0.821, 0.3])
+    for steps, path in ((1, [80.0]), (2, [80.0, 0.821]), (3, [80.0, 0.821, 0.3]), (8, None)):
+        path = list(scheduler.sampling_sigmas(steps)) if path is None else path
+        expected = images_by_formula(network, 2, 16, path, told=lambda sigma: sigma)
+        drawn = images_by_pipeline(tmp_path / "model", ConsistencyPipeline, 2, labels, num_inference_steps=steps)
+        np.testing.assert_allclose(drawn, expected, atol=3e-4)
+        wrong = images_by_formula(network, 2, 16, path)
+        assert np.abs(wrong - expected).max() > 1e-2, "it makes no difference what the network is told"
+    stock = images_by_pipeline(tmp_path / "model", DiffusionPipeline, 2, labels, num_inference_steps=2)
+    expected = images_by_formula(network, 2, 16, [80.0, 0.821], told=lambda sigma: sigma)
+    np.testing.assert_allclose(stock, expected, atol=3e-4)
+
+
+def test_the_released_act_networks_are_known_by_their_widths(tmp_path):
+    """The CIFAR-10 one, whole: 27.50 M parameters after the three channels that are not used are gone."""
+    shape = {"sample_size": 32, "in_channels": 3, "out_channels": 3, "block_out_channels": (128, 128, 256, 256)}
+    down = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D")
+    up = ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
+    unet = UNet2DModel(**shape, layers_per_block=2, down_block_types=down, up_block_types=up)
+    torch.save(act_checkpoint(unet, six=True), tmp_path / "cifar10_fid_6_0.ckpt")
+    assert convert.main([str(tmp_path / "cifar10_fid_6_0.ckpt"), str(tmp_path / "model")]) == 0
+    got = ConsistencyPipeline.from_pretrained(tmp_path / "model").unet
+    assert sum(p.numel() for p in got.parameters()) / 1e6 == pytest.approx(27.50, abs=0.01)
+    for key in ("sample_size", "attention_head_dim", "down_block_types", "up_block_types", "norm_num_groups"):
+        assert got.config[key] == unet.config[key] or list(got.config[key]) == list(unet.config[key]), key
+    torch.testing.assert_close(got.conv_out.weight, unet.conv_out.weight)
+
+
+def test_a_stock_repository_draws_the_same_images_and_keeps_its_levels(tmp_path):
+    unet = make_unet(num_class_embeds=3).eval()
+    ConsistencyModelPipeline(unet, CMStochasticIterativeScheduler(201)).save_pretrained(tmp_path / "stock")
+    assert convert.main([str(tmp_path / "stock"), str(tmp_path / "same")]) == 0
+    own = ["--intermediate_sigmas", "1.2", "0.3"]
+    assert convert.main([str(tmp_path / "stock"), str(tmp_path / "other"), *own]) == 0
+    for steps in (1, 2, 3):
+        a, b = (
+            images_by_pipeline(tmp_path / name, DiffusionPipeline, 2, [0, 1], num_inference_steps=steps)
+            for name in ("stock", "same")
+        )
+        assert np.array_equal(a, b)
+    other = ConsistencyPipeline.from_pretrained(tmp_path / "other").scheduler
+    assert list(other.sampling_sigmas(3)) == [80.0, 1.2, 0.3]
+    text = "".join(p.read_text() for p in tmp_path.rglob("*.json") if "stock" not in p.parts)
+    assert str(tmp_path) not in text
+
+
+def test_what_was_converted_can_be_trained_on(tmp_path):
+    state = guided_unet.make((32, 64), (False, True), 1)
+    torch.save(state, tmp_path / "model.pt")
+    flags = ["--resolution", "8", "--attention_head_dim", "8"]
+    assert convert.main([str(tmp_path / "model.pt"), str(tmp_path / "model"), *flags]) == 0
+    data = write_npz(tmp_path / "data.npz", channels=3)
+    own = ["--dataset_name", data, "--pretrained_model_name_or_path", tmp_path / "model", "--train_batch_size", 4]
+    short = ["--max_train_steps", 8, "--num_validation_images", 2]
+    assert run(*own, *short, "--output_dir", tmp_path / "tuned") == 0
+    assert yaml.safe_load((tmp_path / "tuned" / "recipe.yaml").read_text())["pretrained_model_name_or_path"] == "model"
+
+
+class Harmful:
+    def __reduce__(self):
+        return (print, ("code of the checkpoint was run",))
+
+
+def refused(tmp_path, capsys, source, message, *flags):
+    before = sorted(tmp_path.rglob("*"))
+    assert convert.main([str(source), str(tmp_path / "out"), *flags]) == 2
+    streams = capsys.readouterr()
+    assert message in streams.err
+    assert streams.err.count("\n") == 1, streams.err
+    assert "code of the checkpoint was run" not in streams.out
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_cannot_be_brought_says_why(tmp_path, capsys):
+    good = guided_unet.make((32, 64), (False, True), 1)
+
+    def saved(content, name="model.pt"):
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    sized = ["--resolution", "16", "--attention_head_dim", "16"]
+    refused(tmp_path, capsys, tmp_path / "nowhere.pt", "there is no file")
+    refused(tmp_path, capsys, saved({"state_dict": {"model_ema.unet.x": Harmful()}}, "x.ckpt"), "could run any code")
+    refused(tmp_path, capsys, saved([1, 2]), "must hold a dictionary of tensors, and holds a list")
+    refused(tmp_path, capsys, saved({"weight": torch.zeros(1)}), "its first entries are weight")
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    refused(tmp_path, capsys, tmp_path / "text.pt", "text.pt")
+    refused(tmp_path, capsys, saved(good), "give --resolution")
+    refused(tmp_path, capsys, saved(good), "must divide 64", *sized[:2], "--attention_head_dim", "24")
+    refused(tmp_path, capsys, saved(good), "--intermediate_sigmas: ", *sized, "--intermediate_sigmas", "90")
+    refused(tmp_path, capsys, saved({**good, "encoder_kv.weight": torch.zeros(1)}), "has no place", *sized)
+    refused(tmp_path, capsys, saved({**good, "out.2.bias": torch.zeros(5)}), "conv_out.bias should be (3,)", *sized)
+    less = {key: tensor for key, tensor in good.items() if key != "input_blocks.1.0.out_layers.3.weight"}
+    refused(tmp_path, capsys, saved(less), "is not whole: it has no input_blocks.1.0.out_layers.3.weight", *sized)
+    less = {key: tensor for key, tensor in good.items() if key != "out.0.weight"}
+    refused(tmp_path, capsys, saved(less), "conv_norm_out.weight should be (32,) and is absent", *sized)
+    pooled = {
+        key: tensor for key, tensor in good.items() if not key.startswith(("input_blocks.2.", "output_blocks.1.2"))
+    }
+    refused(tmp_path, capsys, saved(pooled), "sizes must be changed by residual blocks", *sized)
+    wide = {**good, "output_blocks.0.0.skip_connection.weight": torch.zeros(64, 128, 3, 3)}
+    refused(tmp_path, capsys, saved(wide), "shortcuts of 3x3 convolutions", *sized)
+    refused(tmp_path, capsys, tmp_path / "no-such-repository", "no pipeline could be loaded")
+    DDPMPipeline(make_unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    refused(tmp_path, capsys, tmp_path / "ddpm", "holds a DDPMPipeline, which is no consistency model")
+    learned = make_unet(time_embedding_type="fourier")
+    ConsistencyModelPipeline(learned, CMStochasticIterativeScheduler()).save_pretrained(tmp_path / "fourier")
+    refused(tmp_path, capsys, tmp_path / "fourier", "cannot be brought: a consistency model needs")
+    (tmp_path / "out").mkdir()
+    refused(tmp_path, capsys, tmp_path / "fourier", "exists; name a folder that does not")
