@@ -10,6 +10,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # also for subprocesses: sums in another or
 
 import json
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +82,22 @@ def flags(data: Path, config: Path) -> list[str]:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def python_without_us(tmp_path_factory) -> str:
+    """The interpreter of an environment that has everything this one has, but for diffusers-ict."""
+    base = tmp_path_factory.mktemp("environment")
+    venv.create(base / "env", symlinks=True)
+    packages = base / "packages"
+    packages.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "diffusers_ict" not in entry.name:  # the package, its metadata, or the link of an editable installation
+            (packages / entry.name).symlink_to(entry)
+    python = base / "env" / "bin" / "python"
+    own = sysconfig.get_path("purelib", vars={"base": str(base / "env"), "platbase": str(base / "env")})
+    (Path(own) / "others.pth").write_text(f"{packages}\n")
+    return str(python)
 
 
 @pytest.fixture(autouse=True)

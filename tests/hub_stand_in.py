@@ -1,11 +1,13 @@
 """A Hub on 127.0.0.1 that keeps repositories in memory: what the real client needs to read and to write.
 
 Reading: model info, tree, resolve. Writing: create, preupload, LFS batch with PUT and verify, commit as ndjson.
+Cards are held to what the Hub verifies in them: licence, datasets and model-index.
 """
 
 import base64
 import hashlib
 import json
+import re
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +15,35 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import yaml
+
 LFS_FROM = 10_000  # bytes
+# Of the identifiers at hf.co/docs/hub/repositories-licenses.
+LICENSES = set("apache-2.0 mit openrail cc0-1.0 cc-by-2.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 gpl-3.0 other".split())
+DATASET = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def mistakes(card: str) -> list[str]:
+    """What the Hub would refuse in a card's metadata, by the specification in huggingface/hub-docs modelcard.md."""
+    head = re.match(r"---\n(.*?)\n---\n", card, re.S)
+    try:
+        data = yaml.safe_load(head[1]) if head else {}
+    except yaml.YAMLError:
+        return ["the metadata is no YAML"]
+    found = []
+    if "license" in data and data["license"] not in LICENSES:
+        found.append(f'"license" must be one of {sorted(LICENSES)}')
+    datasets = data.get("datasets", [])
+    if not isinstance(datasets, list) or not all(isinstance(d, str) and DATASET.fullmatch(d) for d in datasets):
+        found.append('"datasets" must be a list of dataset ids')
+    for index in data.get("model-index", []):
+        for result in index["results"]:
+            kinds = [result["task"]["type"], result["dataset"]["type"], *(m["type"] for m in result["metrics"])]
+            if not all(isinstance(kind, str) and DATASET.fullmatch(kind) for kind in kinds):
+                found.append(f'"model-index" has a type that is no id among {kinds}')
+            if not (result["dataset"]["name"] and all(isinstance(m["value"], (int, float)) for m in result["metrics"])):
+                found.append('"model-index" needs a dataset\'s name and values of metrics')
+    return found
 
 
 @dataclass
@@ -84,11 +114,13 @@ class Handler(BaseHTTPRequestHandler):
         for failure in self.hub.failures:
             if failure[0] in path:
                 self.hub.failures.remove(failure)
-                return self.answer(failure[1], {"error": "planted"})
+                garbled = failure[1] >= 500  # a proxy's page
+                return self.answer(failure[1], b"<html>planted</html>" if garbled else {"error": "planted"})
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
-            return self.answer(200, {"errors": [], "warnings": []})
+            errors = [{"message": text} for text in mistakes(json.loads(body)["content"])]
+            return self.answer(400 if errors else 200, {"errors": errors, "warnings": []})
         if path.startswith("/storage/"):
             self.hub.objects[path.removeprefix("/storage/")] = body
             return self.answer(200)

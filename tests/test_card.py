@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import train_ict
 from conftest import ROOT, write_npz
+from hub_stand_in import mistakes
 from huggingface_hub import ModelCard
 from test_examples import run as run_python
 
@@ -19,7 +20,8 @@ def folder(tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("run")
     data = write_npz(base / "data.npz")
     flags = ["--dataset_name", data, "--class_conditional", "--max_train_steps", 8, "--train_batch_size", 4]
-    more = ["--ema_decays", 0.9, 0.5, "--num_validation_images", 4, "--output_dir", base / "my-digits"]
+    more = ["--ema_decays", 0.9, 0.5, "--num_validation_images", 4, "--license", "cc-by-4.0"]
+    more += ["--output_dir", base / "my-digits"]
     assert train_ict.main([str(flag) for flag in [*flags, *more]]) == 0
     return base / "my-digits"
 
@@ -31,6 +33,7 @@ def test_the_card_tells_the_run(folder):
     assert "8 of 4 images, 32 images seen" in text
     assert 'variant="ema5"' in text
     card = ModelCard(text)
+    assert card.data.license == "cc-by-4.0"
     assert card.data.library_name == "diffusers"
     assert card.data.pipeline_tag == "unconditional-image-generation"
     assert "consistency-models" in card.data.tags
@@ -49,11 +52,12 @@ def test_the_command_in_the_card_parses_to_the_same_recipe(folder):
     recipe = parse(shlex.split(command), "test", "")
     written = yaml.safe_load((folder / "recipe.yaml").read_text())
     differing = {key for key, value in recipe.as_dict().items() if value != written[key]}
-    assert differing <= {"num_validation_images"}, differing
+    assert differing <= {"num_validation_images", "license"}, differing
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_usage_blocks_run_as_they_stand(folder, number):
+    (folder.parent / "sample.png").unlink(missing_ok=True)
     code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[number]
     run_python("-c", code, cwd=folder.parent)
     assert (folder.parent / "sample.png").exists()
@@ -76,11 +80,13 @@ def test_evaluations_become_model_index_and_a_table(folder):
     values = {r.metric_args["num_inference_steps"]: r.metric_value for r in again.data.eval_results}
     assert values == {1: 12.5, 2: 9.25}
     assert again.data.license == "mit"
+    assert mistakes(card.content) == []
 
 
 def test_the_card_of_the_demos_model_is_what_its_results_make():
     stored = ROOT / "model_cards" / "digits"
     assert make_card(stored, TEMPLATE, "digits").content == (stored / "README.md").read_text()
+    assert mistakes((stored / "README.md").read_text()) == []
     report = json.loads((stored / "demo.json").read_text())
     rows = json.loads((stored / "evaluation.json").read_text())["rows"]
     assert [row["metrics"]["recognised"] for row in rows] == [report["recognised_1_all"], report["recognised_2_all"]]
@@ -98,7 +104,7 @@ def test_an_untouched_card_is_renewed(folder):
 def test_what_was_edited_survives(folder):
     old = make_card(folder, TEMPLATE, "someone/old").content
     edited = old.replace("Nothing filters its", "We filter nothing of its").replace("# old", "# My digits\n\nHello.")
-    edited = edited.replace("library_name: diffusers", "library_name: diffusers\nlicense: cc0-1.0")
+    edited = edited.replace("license: cc-by-4.0", "license: cc0-1.0")
     edited = re.sub(r"<!-- diffusers-ict:citation.*?<!-- /diffusers-ict -->", "None needed.", edited, flags=re.S)
     merged = merge(edited, make_card(folder, TEMPLATE, "someone/new", license="mit").content)
     assert "We filter nothing of its" in merged

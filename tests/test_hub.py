@@ -24,9 +24,12 @@ images = [
 numpy.save(sys.argv[1], numpy.stack(images))
 {after}
 """
-STOCK_ONLY = "sys.modules['diffusers_ict'] = None  # importing it is an error"
 OURS = "from diffusers_ict import ConsistencyPipeline"
-STOCK = f"from diffusers import ConsistencyModelPipeline, DiffusionPipeline\n{STOCK_ONLY}"
+STOCK = """
+import importlib.util
+from diffusers import ConsistencyModelPipeline, DiffusionPipeline
+assert importlib.util.find_spec("diffusers_ict") is None, "it was to be tested without us"
+"""
 KINDS = {
     "ours": ("ConsistencyPipeline", OURS, "{}"),
     "stock by name": ("ConsistencyModelPipeline", STOCK, "{}"),
@@ -35,7 +38,7 @@ KINDS = {
 }
 
 
-def test_a_repository_gives_identical_images_by_its_id_in_every_pipeline(tmp_path):
+def test_a_repository_gives_identical_images_by_its_id_in_every_pipeline(tmp_path, python_without_us):
     repository = tmp_path / "repository"
     expected = {}
     for seed, variant in ((1, "ema999"), (0, None)):
@@ -56,15 +59,16 @@ def test_a_repository_gives_identical_images_by_its_id_in_every_pipeline(tmp_pat
     with serve(hub):
         for name, (kind, imports, options) in KINDS.items():
             code = SAMPLE.format(kind=kind, imports=imports, options=options, after=check if name == "ours" else "")
-            result = fresh_process(code, tmp_path / f"{name}.npy", hub.address, tmp_path / f"cache of {name}")
+            python = sys.executable if name == "ours" else python_without_us
+            result = fresh_process(python, code, tmp_path / f"{name}.npy", hub.address, tmp_path / f"cache of {name}")
             variant = "ema999" if "variant" in name else None
             assert np.abs(result - np.stack(expected[variant])).max() == 0.0, name
 
 
-def fresh_process(code: str, target: Path, address: str, cache: Path) -> np.ndarray:
+def fresh_process(python: str, code: str, target: Path, address: str, cache: Path) -> np.ndarray:
     environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
     environment.pop("HF_HUB_OFFLINE")
-    command = [sys.executable, "-c", code, str(target)]
+    command = [python, "-I", "-c", code, str(target)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return np.load(target)

@@ -19,6 +19,14 @@ from diffusers_ict.training.publish import BackgroundPublisher, PublishError
 
 NAME = "someone/my-digits"
 TOKEN = "hf_planted0123456789abcdef"
+HOST = "planted-host-name"
+# Run by every interpreter that finds it on its path: the machine then has that name.
+NAME_THE_HOST = f"""
+import os, socket
+kernel = os.uname()
+os.uname = lambda: os.uname_result((kernel[0], "{HOST}", *kernel[2:]))
+socket.gethostname = lambda: "{HOST}"
+"""
 
 
 def flags(base: Path) -> list[str]:
@@ -41,9 +49,9 @@ def hub():
         yield hub
 
 
-def client(hub: Hub, cache: Path, script: str, *arguments) -> subprocess.CompletedProcess:
-    """A program that talks to the stand-in."""
-    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
+def client(hub: Hub, cache: Path, script: str, *arguments, **more) -> subprocess.CompletedProcess:
+    """A program that talks to the stand-in; `more`: variables of its environment."""
+    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", **more}
     environment |= {"HF_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
     environment.pop("HF_HUB_OFFLINE")
     command = [sys.executable, str(ROOT / "train_scripts" / script), *map(str, arguments)]
@@ -97,6 +105,7 @@ def test_refusals_are_told_once_in_one_sentence_and_not_tried_again(hub, folder,
     ("where", "status"),
     [
         ("/preupload/", 503),
+        ("/validate-yaml", 502),
         ("/lfs/objects/batch", 409),
         ("/storage/", 409),
         ("/commit/", 409),
@@ -130,6 +139,18 @@ def test_a_hub_that_cannot_be_reached_is_told_in_one_sentence(folder, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_card_or_a_name_that_the_hub_refuses_is_told_in_one_sentence(hub, folder, tmp_path):
+    done = push(hub, folder, tmp_path, "--license", "mine")
+    assert done.returncode == 2
+    assert 'the Hub refuses the card: "license" must be one of' in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not hub.repositories[NAME].commits
+    done = client(hub, tmp_path, "publish.py", folder, "--hub_model_id", "some one/my digits")
+    assert done.returncode == 2
+    assert "a name has the form user/name" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_folder_without_a_run_is_refused(hub, tmp_path):
     done = push(hub, tmp_path, tmp_path)
     assert done.returncode == 2
@@ -139,7 +160,18 @@ def test_a_folder_without_a_run_is_refused(hub, tmp_path):
 def test_training_publishes_in_the_background_and_leaks_nothing(hub, tmp_path):
     write_npz(tmp_path / "data.npz")
     own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint", "--checkpointing_steps", 2]
-    done = client(hub, tmp_path / "cache", "train_ict.py", *flags(tmp_path), *own, "--hub_token", TOKEN)
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named" / "sitecustomize.py").write_text(NAME_THE_HOST)
+    named = {"PYTHONPATH": str(tmp_path / "named")}
+    shown = subprocess.run(
+        [sys.executable, "-c", "import platform; print(platform.node())"],
+        env={**os.environ, **named},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert shown.stdout.strip() == HOST
+    done = client(hub, tmp_path / "cache", "train_ict.py", *flags(tmp_path), *own, "--hub_token", TOKEN, **named)
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"Published as {NAME}." in done.stdout
     repository = hub.repositories[NAME]
@@ -148,7 +180,7 @@ def test_training_publishes_in_the_background_and_leaks_nothing(hub, tmp_path):
     sent = [*repository.files.values(), *hub.bodies]
     written = [p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()]
     for content in [*sent, *written]:
-        for secret in (TOKEN, str(tmp_path), str(Path.home()) + "/", str(ROOT)):
+        for secret in (TOKEN, str(tmp_path), str(Path.home()) + "/", str(ROOT), HOST):
             assert secret.encode() not in content, secret
     assert TOKEN not in done.stdout + done.stderr
 
@@ -202,9 +234,9 @@ def test_backoff_doubles_and_ends(monkeypatch):
 
 
 LOAD = """
-import numpy, sys, torch
+import importlib.util, numpy, sys, torch
 from diffusers import DiffusionPipeline
-sys.modules["diffusers_ict"] = None  # importing it is an error
+assert importlib.util.find_spec("diffusers_ict") is None, "it was to be tested without us"
 pipe = DiffusionPipeline.from_pretrained("someone/my-digits"{options})
 generator = torch.Generator().manual_seed(0)
 images = pipe(2, class_labels=[0, 1], {call}, generator=generator, output_type="np").images
@@ -220,12 +252,14 @@ numpy.save(sys.argv[1], images)
         (", custom_pipeline='someone/my-digits', trust_remote_code=True", {"sigmas": [80.0, 3.3, 0.5]}),
     ],
 )
-def test_what_was_pushed_loads_by_its_id_where_we_are_not_installed(hub, folder, tmp_path, options, call):
+def test_what_was_pushed_loads_by_its_id_where_we_are_not_installed(
+    hub, folder, tmp_path, python_without_us, options, call
+):
     assert push(hub, folder, tmp_path).returncode == 0
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "c"), "HF_HUB_DISABLE_XET": "1"}
     environment.pop("HF_HUB_OFFLINE")
     code = LOAD.format(options=options, call=", ".join(f"{key}={value}" for key, value in call.items()))
-    command = [sys.executable, "-c", code, str(tmp_path / "images.npy")]
+    command = [python_without_us, "-I", "-c", code, str(tmp_path / "images.npy")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -8,6 +8,7 @@ left alone, like everything outside.
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def make_card(folder: Path, template: Path, repo_id: str, license: str | None = 
         folder: output folder of a run.
         template: model_cards/template.md or one with the same names.
         repo_id: where it is to be published; a path works for local use.
-        license: of the weights, an identifier of the Hub.
+        license: of the weights, an identifier of the Hub; by default that of the recipe.
     """
     run = json.loads((folder / "run.json").read_text())
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
@@ -44,7 +45,7 @@ def make_card(folder: Path, template: Path, repo_id: str, license: str | None = 
     grids = sorted((folder / "samples").glob("*.png")) if (folder / "samples").is_dir() else []
     channels, height, width = run["shape"]
     data = ModelCardData(
-        license=license,
+        license=license or recipe.get("license"),
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
         tags=["diffusers", "consistency-models", "diffusers-ict", recipe["loss"], "image-generation"],
@@ -106,7 +107,9 @@ def merge(edited: str, fresh: str) -> str:
 
 
 def write_card(folder: Path, template: Path, repo_id: str, license: str | None = None) -> None:
-    """Write the README.md of a run's folder, or renew it if there is one."""
+    """Write the README.md of a run's folder, or renew it if there is one, and the pipeline.py that it speaks of."""
+    # Beside the template: sampling at any noise levels for those who have diffusers only.
+    shutil.copyfile(template.with_name("pipeline.py"), folder / "pipeline.py")
     path = folder / "README.md"
     fresh = make_card(folder, template, repo_id, license).content
     path.write_text(merge(path.read_text(), fresh) if path.exists() else fresh)
@@ -135,7 +138,7 @@ def _evaluations(folder: Path) -> list[EvalResult]:
     return [
         EvalResult(
             task_type="unconditional-image-generation",
-            dataset_type=report["dataset"],
+            dataset_type=re.sub(r"[^\w.-]+", "-", report["dataset"]),  # an identifier
             dataset_name=report["dataset"],
             metric_type=metric,
             metric_name=f"{metric}, {row['num_inference_steps']} step{'s' if row['num_inference_steps'] > 1 else ''}",

@@ -1,5 +1,6 @@
 """Publishing a run: one commit to the Hub with pipeline, variants, samples, recipe and card; failures cost nothing."""
 
+import json
 import shutil
 import tempfile
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from ..errors import UserError
 from .card import merge, write_card
@@ -48,8 +49,6 @@ def stage(folder: Path, template: Path, repo_id: str, license: str | None = None
         if (folder / name).is_dir():
             shutil.copytree(folder / name, staged / name)
     write_card(staged, template, repo_id, license)
-    # Beside the template: sampling at any noise levels for those who have diffusers only.
-    shutil.copy2(template.with_name("pipeline.py"), staged / "pipeline.py")
     return staged
 
 
@@ -106,22 +105,35 @@ def _persist(step: Callable[[], Any], repo_id: str, attempts: int, pause: float)
     for attempt in range(attempts):
         try:
             return step()
-        except (*TRANSPORT_ERRORS, RuntimeError) as caught:
-            # The client wraps what goes wrong in its upload threads.
-            error = caught.__cause__ if isinstance(caught, RuntimeError) else caught
-            if not isinstance(error, TRANSPORT_ERRORS):
-                raise
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            if status is not None and status not in PASSING and status < 500:
-                reason = REASONS.get(status, f"the Hub answered {status}")
-                raise PublishError(f"{repo_id} was not published: {reason}.") from error
+        except (*TRANSPORT_ERRORS, RuntimeError, ValueError) as caught:
+            final, reason = _diagnosis(caught)
+            if final:
+                raise PublishError(f"{repo_id} was not published: {reason}.") from caught
             if attempt + 1 == attempts:
-                reason = f"the Hub answered {status}" if status else "the Hub cannot be reached"
                 raise PublishError(
                     f"{repo_id} was not published: {reason}, {attempts} times; try again later."
-                ) from error
+                ) from caught
         time.sleep(pause * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def _diagnosis(caught: Exception) -> tuple[bool, str]:
+    """(whether another attempt is of no use, what went wrong); what is none of the Hub's doing is raised again."""
+    # The client wraps what goes wrong in its upload threads.
+    error = caught.__cause__ if isinstance(caught, RuntimeError) else caught
+    if isinstance(error, json.JSONDecodeError):  # of a proxy in between
+        return False, "the Hub's answer cannot be read"
+    if isinstance(error, HFValidationError):
+        return True, "a name has the form user/name or organisation/name, of letters, digits, '-', '_' and '.'"
+    if isinstance(error, ValueError) and "Invalid metadata" in str(error):
+        return True, "the Hub refuses the card: " + "; ".join(str(error).splitlines()[1:]).replace("- ", "")
+    if not isinstance(error, TRANSPORT_ERRORS):
+        raise caught
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None:
+        return False, "the Hub cannot be reached"
+    final = status not in PASSING and status < 500
+    return final, REASONS.get(status, f"the Hub answered {status}")
 
 
 class BackgroundPublisher:

@@ -27,7 +27,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 PRACTICAL = frozenset(
     "output_dir config validation_steps num_validation_images checkpointing_steps checkpoints_total_limit "
     "resume_from_checkpoint report_to logging_steps dry_run "
-    "push_to_hub hub_model_id hub_private_repo hub_strategy".split()
+    "license push_to_hub hub_model_id hub_private_repo hub_strategy".split()
 )
 
 
@@ -119,6 +119,7 @@ class Recipe:
     report_to: str | None = setting(None, "tracker beside the JSON lines", ("tensorboard", "wandb", "trackio"))
     logging_steps: int = setting(10, "steps between log lines")
     dry_run: bool = setting(False, "print parameters, steps, stages and memory, and stop")
+    license: str | None = setting(None, "of the weights, for the model card: a Hub identifier such as cc-by-4.0")
     push_to_hub: bool = setting(False, "publish the result on the Hub")
     hub_model_id: str | None = setting(None, "where: user/name or organisation/name")
     hub_private_repo: bool = setting(False, "if the repository has to be created, create it private")
