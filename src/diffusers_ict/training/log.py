@@ -111,7 +111,7 @@ def plot_training(log: Path, target: Path) -> None:
         points = [(entry["step"], entry[name]) for entry in entries if name in entry]
         if points:
             panels[panel].plot(*zip(*points), linewidth=0.8, label=name, **style)
-            panels[panel].legend(loc="upper right")
+            panels[panel].legend(loc="upper left" if name == "num_levels" else "upper right")
 
     curve(0, "loss_unweighted")
     panels[0].set(yscale="log", ylabel="loss / mean weight")
