@@ -186,7 +186,7 @@ def train(recipe: Recipe) -> None:
         plot_training(output_dir / "log.jsonl", output_dir / "training.png")
         parameters = sum(p.numel() for p in unet.parameters())
         write_receipt(output_dir, recipe, accelerator, images, parameters, step, batch_size, train_seconds)
-        write_card(output_dir, CARD_TEMPLATE, recipe.hub_model_id or output_dir.name)
+        write_card(output_dir, CARD_TEMPLATE)
 
     publisher = BackgroundPublisher(
         lambda staged: push(

@@ -1,45 +1,112 @@
-"""Distances between two sets of features, each [n, d]."""
+"""Distances and scores of generated images, on features [n, d] of any network, in float64.
 
+Defaults and the way subsets are drawn are those of torch-fidelity, so that figures can be compared to the last digit.
+"""
+
+import numpy as np
 import torch
 from torch import Tensor
 
+SUBSET_SEED = 2020
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
+
+class Moments:
+    """Mean and covariance of features that come in pieces, in float64.
+
+    Pieces are joined by Chan et al. (1979): no large sums are subtracted from each other.
+
+    Attributes:
+        count: rows seen; mean: [d]; scatter: sum of (x - mean)(x - mean)^T, [d, d].
+    """
+
+    def __init__(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        self.count, self.mean, self.scatter = count, mean, scatter
+
+    @classmethod
+    def of(cls, features: Tensor, chunk: int = 5000) -> "Moments":
+        """Moments of all rows of features [n, d]."""
+        dim = features.shape[1]
+        moments = cls(0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64))
+        for rows in features.split(chunk):
+            moments.update(rows)
+        return moments
+
+    def update(self, features: Tensor) -> None:
+        """Take in more rows, [n, d]."""
+        rows = features.double().cpu()
+        if len(rows) == 0:
+            return
+        mean = rows.mean(0)
+        centred = rows - mean
+        total, shift = self.count + len(rows), mean - self.mean
+        self.scatter += centred.T @ centred + torch.outer(shift, shift) * (self.count * len(rows) / total)
+        self.mean = self.mean + shift * (len(rows) / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased, [d, d]."""
+        return self.scatter / (self.count - 1)
+
+
+def frechet_distance(a: Tensor | Moments, b: Tensor | Moments) -> float:
     """|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), Heusel et al. (arXiv:1706.08500), in float64.
 
     The trace of the root is the sum of the roots of the eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric:
     no complex square root of a matrix is needed.
 
     Args:
-        a, b: features, [n, d] and [m, d].
+        a, b: features, [n, d] and [m, d], or their moments.
     """
-    a, b = a.double(), b.double()
-    cov_a, cov_b = torch.cov(a.T), torch.cov(b.T)
+    a, b = (x if isinstance(x, Moments) else Moments.of(x) for x in (a, b))
+    cov_a, cov_b = a.covariance, b.covariance
     values, vectors = torch.linalg.eigh(cov_a)
     root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     cross = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp(min=0).sqrt().sum()
-    means = (a.mean(0) - b.mean(0)).square().sum()
+    means = (a.mean - b.mean).square().sum()
     return (means + cov_a.trace() + cov_b.trace() - 2 * cross).item()
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3, chunk: int = 1000) -> tuple[float, float]:
-    """Improved precision and recall, Kynkaanniemi et al. (arXiv:1904.06991).
+def kernel_distance(
+    real: Tensor, fake: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = SUBSET_SEED
+) -> tuple[float, float]:
+    """KID, Binkowski et al. (arXiv:1801.01401): mean and deviation over subsets of the unbiased squared MMD.
 
-    Precision is the share of fakes that lie within some real sample's distance to its k-th nearest neighbour;
-    recall is the same with the roles exchanged.
+    Kernel (x.y / d + 1)^3. A subset holds at most as many rows as the smaller set.
 
     Args:
         real, fake: features, [n, d] and [m, d].
-        k: which neighbour sets the radius.
-        chunk: rows of the distance matrix held at once.
     """
-    real, fake = real.float(), fake.float()
-    return _covered(fake, real, k, chunk), _covered(real, fake, k, chunk)
+    size = min(subset_size, len(real), len(fake))
+    rng = np.random.RandomState(seed)
+    values = []
+    for _ in range(subsets):
+        f, r = (set_[torch.from_numpy(rng.choice(len(set_), size, replace=False))].double() for set_ in (fake, real))
+        values.append(_squared_mmd(f, r))
+    return float(np.mean(values)), float(np.std(values))
 
 
-def _covered(points: Tensor, centres: Tensor, k: int, chunk: int) -> float:
-    """Share of `points` inside the ball of some centre."""
-    # The nearest neighbour of a centre is itself, at distance 0.
-    radii = torch.cat([torch.cdist(rows, centres).kthvalue(k + 1, dim=1).values for rows in centres.split(chunk)])
-    inside = [(torch.cdist(rows, centres) <= radii).any(1) for rows in points.split(chunk)]
-    return torch.cat(inside).float().mean().item()
+def _squared_mmd(x: Tensor, y: Tensor) -> float:
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    n = len(x)
+    xx, yy, xy = kernel(x, x), kernel(y, y), kernel(x, y)
+    within = xx.sum() - xx.trace() + yy.sum() - yy.trace()
+    return (within / (n * (n - 1)) - 2 * xy.sum() / n**2).item()
+
+
+def inception_score(logits: Tensor, splits: int = 10, seed: int = SUBSET_SEED) -> tuple[float, float]:
+    """exp E_x KL(p(y|x) || p(y)), Salimans et al. (arXiv:1606.03498): mean and deviation over splits.
+
+    Args:
+        logits: of a classifier, [n, classes]; rows are shuffled before they are split.
+    """
+    order = np.random.RandomState(seed).permutation(len(logits))
+    log_p = logits[torch.from_numpy(order)].double().log_softmax(1)
+    scores = []
+    for number in range(splits):
+        rows = log_p[number * len(log_p) // splits : (number + 1) * len(log_p) // splits]
+        marginal = rows.exp().mean(0, keepdim=True).log()
+        scores.append((rows.exp() * (rows - marginal)).sum(1).mean().exp().item())
+    return float(np.mean(scores)), float(np.std(scores))

@@ -106,8 +106,14 @@ def merge(edited: str, fresh: str) -> str:
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}"
 
 
-def write_card(folder: Path, template: Path, repo_id: str, license: str | None = None) -> None:
-    """Write the README.md of a run's folder, or renew it if there is one, and the pipeline.py that it speaks of."""
+def write_card(folder: Path, template: Path, repo_id: str | None = None, license: str | None = None) -> None:
+    """Write the README.md of a run's folder, or renew it if there is one, and the pipeline.py that it speaks of.
+
+    Without `repo_id` it is the recipe's, or the folder's name.
+    """
+    repo_id = (
+        repo_id or yaml.safe_load((folder / "recipe.yaml").read_text()).get("hub_model_id") or folder.resolve().name
+    )
     # Beside the template: sampling at any noise levels for those who have diffusers only.
     shutil.copyfile(template.with_name("pipeline.py"), folder / "pipeline.py")
     path = folder / "README.md"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # One stream for each kind of randomness, so that a new kind leaves the others as they are. Never renumber.
-PERMUTATION, FLIP, PAIR, NOISE, DROPOUT, INIT, VALIDATION, ADVERSARY = range(8)
+PERMUTATION, FLIP, PAIR, NOISE, DROPOUT, INIT, VALIDATION, ADVERSARY, EVALUATION = range(9)
 
 
 def derive_seed(*keys: int) -> int:

@@ -43,9 +43,9 @@ def write_receipt(
         "batch_size": batch_size,
         "images_seen": steps * batch_size,
         "train_seconds": train_seconds,
-        "hardware": _hardware(accelerator),
+        "hardware": hardware(accelerator),
         "version": __version__,
-        "commit": _commit(),
+        "commit": code_commit(),
         "command": command(recipe),
     }
     (folder / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -73,7 +73,8 @@ def _flag(key: str, value: Any) -> list[str]:
     return [f"--{key}", *map(str, value if isinstance(value, list) else [value])]
 
 
-def _hardware(accelerator: Accelerator) -> str:
+def hardware(accelerator: Accelerator) -> str:
+    """What computes, without a name that tells whose it is."""
     count = accelerator.num_processes
     device = accelerator.device
     if device.type == "cuda":
@@ -82,7 +83,7 @@ def _hardware(accelerator: Accelerator) -> str:
     return f"{count} x {kind}" if count > 1 else kind
 
 
-def _commit() -> str | None:
+def code_commit() -> str | None:
     """Commit of this package's own checkout, or None where it was installed from elsewhere."""
     here = Path(__file__).resolve().parent
     git = ["git", "-C", str(here)]

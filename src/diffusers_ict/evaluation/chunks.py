@@ -1,0 +1,70 @@
+"""Features of many images, made in numbered chunks by any number of processes, and never twice.
+
+A chunk is a function of its number, and a file that is there whole or not at all. So processes share the work without
+talking, a stopped run goes on where it was, and the result does not depend on how many processes there were.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .extractors import Extractor
+
+
+def key_of(facts: dict[str, Any]) -> str:
+    """A name for what `facts` determine."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def save_whole(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    temporary.replace(path)
+
+
+def collect(
+    folder: Path,
+    count: int,
+    chunk: int,
+    images: Callable[[int, int], Tensor],
+    extractor: Extractor,
+    accelerator: Accelerator,
+    label: str,
+) -> dict[str, Tensor]:
+    """Features, and logits where there are any, of `count` images; the same on every process.
+
+    Args:
+        folder: of the chunks' files, one that every process sees.
+        chunk: images of one chunk.
+        images: (first, number of images) -> uint8 [n, C, H, W].
+        label: of the progress bar.
+
+    Returns:
+        {"features": [count, d]}, and "logits" [count, classes], in the order of the images.
+    """
+    starts = range(0, count, chunk)
+    paths = [folder / f"chunk-{number:06d}.safetensors" for number in range(len(starts))]
+    progress = tqdm(
+        total=count, desc=label, unit="image", mininterval=1.0, leave=False, disable=not accelerator.is_main_process
+    )
+    for number, (start, path) in enumerate(zip(starts, paths)):
+        size = min(chunk, count - start)
+        if number % accelerator.num_processes == accelerator.process_index and not path.exists():
+            features, logits = extractor.features(images(start, size))
+            save_whole({"features": features} | ({} if logits is None else {"logits": logits}), path)
+        progress.update(size)
+    progress.close()
+    accelerator.wait_for_everyone()
+    parts = [load_file(path) for path in paths]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,214 @@
+"""Feature networks as plain callables: uint8 images in, features out. Each library is imported where it is used."""
+
+import hashlib
+import importlib.util
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from ..errors import UserError
+
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+DINOV2 = "facebook/dinov2-large"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """A feature network and what has to be told of it for its figures to be compared.
+
+    Attributes:
+        name: in words; weights: SHA-256 of its weights, or of its file; resize: what it does to an image's size.
+        features: uint8 [n, C, H, W] on any device -> (features [n, d], logits [n, classes] or None) on the CPU.
+        frechet: the name of a Frechet distance of its features. "fid" is for the network of the papers alone.
+    """
+
+    name: str
+    weights: str
+    resize: str
+    features: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    frechet: str = "frechet"
+
+
+def make_extractor(name: str, weights: str | None = None, device: torch.device | str = "cpu") -> Extractor:
+    """The extractor of that name.
+
+    Args:
+        name: "pixels", "inception", "dinov2", or a file: .py with a function features(images, device), or .pt2
+            (torch.export) or .pt (TorchScript) of a module that takes uint8 [n, C, H, W]. Files may return features or
+            (features, logits).
+        weights: of inception, a .pth or .safetensors file; of dinov2, a folder or Hub id. By default downloaded.
+        device: where it computes.
+
+    Raises:
+        UserError: unknown, or something has to be installed or downloaded first; says what.
+    """
+    makers = {"pixels": _pixels, "inception": _inception, "dinov2": _dinov2}
+    if name in makers:
+        return makers[name](weights, torch.device(device))
+    path = Path(name)
+    if path.suffix not in (".py", ".pt2", ".pt"):
+        raise UserError(f"--extractor must be {', '.join(makers)}, or a .py, .pt2 or .pt file, got {name}.")
+    if not path.is_file():
+        raise UserError(f"there is no file {name} for --extractor.")
+    return _from_file(path, torch.device(device))
+
+
+def hash_of(module: nn.Module) -> str:
+    """SHA-256 of a module's tensors, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def colour(images: Tensor) -> Tensor:
+    """Images of three channels: grey ones are repeated.
+
+    Raises:
+        UserError: neither one channel nor three.
+    """
+    if images.shape[1] not in (1, 3):
+        raise UserError(f"this extractor takes grey or RGB images, got {images.shape[1]} channels.")
+    return images.expand(-1, 3, -1, -1)
+
+
+def _pixels(weights: str | None, device: torch.device) -> Extractor:
+    return Extractor(
+        "raw pixels in [0, 1]", "none", "none", lambda images: (images.cpu().flatten(1).float() / 255, None)
+    )
+
+
+def _inception(weights: str | None, device: torch.device) -> Extractor:
+    """The Inception network of published FIDs, with the resize of its TensorFlow original, by torch-fidelity."""
+    layers = ["2048", "logits_unbiased"]
+    module = _inception_module()
+    state = _inception_weights(weights)
+    # Its constructor would unpickle whatever a file holds; here it is handed tensors that were read safely.
+    module.load_state_dict_from_url = lambda *args, **kwargs: state
+    try:
+        net = module.FeatureExtractorInceptionV3("inception", layers).to(device)
+    except (RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--extractor_weights are not those of the FID Inception network: {reason}") from error
+
+    @torch.no_grad()
+    def features(images: Tensor) -> tuple[Tensor, Tensor]:
+        pooled, logits = net(colour(images).to(device))
+        return pooled.float().cpu(), logits.float().cpu()
+
+    resize = "299x299 bilinear, as TensorFlow 1"
+    return Extractor("Inception v3 (2015-12-05) of torch-fidelity", hash_of(net), resize, features, "fid")
+
+
+def _inception_module() -> types.ModuleType:
+    """torch-fidelity's Inception module, without the package around it, which needs torchvision."""
+    package = importlib.util.find_spec("torch_fidelity")
+    if package is None:
+        raise UserError(
+            "--extractor inception needs torch-fidelity: pip install --no-deps torch-fidelity (without --no-deps it "
+            "brings torchvision, which may replace torch)."
+        )
+    name = "torch_fidelity.feature_extractor_inceptionv3"
+    if name in sys.modules:
+        return sys.modules[name]
+    bare = types.ModuleType("torch_fidelity")
+    bare.__path__ = list(package.submodule_search_locations)
+    had = sys.modules.get("torch_fidelity")
+    sys.modules["torch_fidelity"] = bare
+    try:
+        return importlib.import_module(name)
+    finally:
+        for key in [k for k in sys.modules if k == "torch_fidelity" or k.startswith("torch_fidelity.")]:
+            del sys.modules[key]
+        if had is not None:
+            sys.modules["torch_fidelity"] = had
+
+
+def _inception_weights(path: str | None) -> dict[str, Tensor]:
+    if path is None:
+        try:
+            return torch.hub.load_state_dict_from_url(INCEPTION_URL, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise UserError(
+                f"the Inception weights cannot be downloaded ({error}): fetch {INCEPTION_URL} on a machine that can, "
+                "and give the file as --extractor_weights."
+            ) from error
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # each format has its own kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"--extractor_weights {path} cannot be read: {reason}") from error
+
+
+def _dinov2(weights: str | None, device: torch.device) -> Extractor:
+    """The class token of DINOv2, for the FD-DINOv2 of Stein et al. (arXiv:2306.04675)."""
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError("--extractor dinov2 needs transformers: pip install 'diffusers-ict[eval]'.")
+    from transformers import Dinov2Model
+
+    name = weights or DINOV2
+    try:
+        net = Dinov2Model.from_pretrained(name).to(device).eval()
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"no DINOv2 model could be loaded from {name} ({reason}): download {DINOV2} on a machine that can, "
+            "and give its folder as --extractor_weights."
+        ) from error
+    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
+    side = 224
+
+    @torch.no_grad()
+    def features(images: Tensor) -> tuple[Tensor, None]:
+        x = colour(images).to(device).float()
+        x = interpolate(x, (side, side), mode="bicubic", antialias=True, align_corners=False)
+        x = x.round().clamp(0, 255) / 255  # as an image library returns it
+        return net((x - mean) / std).last_hidden_state[:, 0].float().cpu(), None
+
+    resize = f"{side}x{side} bicubic, antialiased"
+    return Extractor(f"DINOv2, {net.config.hidden_size} features", hash_of(net), resize, features, "fd_dinov2")
+
+
+def _from_file(path: Path, device: torch.device) -> Extractor:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        call = _callable_of(path, device)
+    except Exception as error:  # a user's file raises what it likes
+        raise UserError(f"--extractor {path} cannot be loaded: {type(error).__name__}: {error}") from error
+
+    @torch.no_grad()
+    def features(images: Tensor) -> tuple[Tensor, Tensor | None]:
+        out = call(images.to(device))
+        found, logits = out if isinstance(out, (tuple, list)) else (out, None)
+        if found.ndim != 2 or len(found) != len(images):
+            raise UserError(
+                f"{path.name} must return features [n, d], got {tuple(found.shape)} for {len(images)} images."
+            )
+        return found.float().cpu(), None if logits is None else logits.float().cpu()
+
+    return Extractor(path.name, digest, f"as in {path.name}", features)
+
+
+def _callable_of(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module().to(device)
+    if path.suffix == ".pt":
+        return torch.jit.load(path, map_location=device).eval()
+    spec = importlib.util.spec_from_file_location(f"extractor_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda images: module.features(images, device)

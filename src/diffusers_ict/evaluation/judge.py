@@ -1,0 +1,76 @@
+"""The judge: a reference, an extractor, and a place for unfinished work; what is brought before it gets figures."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ..training.images import Images
+from .chunks import collect, key_of
+from .extractors import Extractor
+from .reference import Reference
+from .report import check_figures, figures
+from .samples import Model, drawer, facts_of_images, facts_of_model, labels_of
+
+
+@dataclass
+class Judge:
+    """Measures samples against a reference.
+
+    Attributes:
+        work: folder of unfinished chunks, seen by every process; chunk: images of one.
+        label_source: data whose classes samples are drawn as frequently as, or None for each class in turn.
+    """
+
+    reference: Reference
+    extractor: Extractor
+    accelerator: Accelerator
+    work: Path
+    chunk: int
+    label_source: Images | None = None
+    _used: list[Path] = field(default_factory=list)
+
+    def of_model(
+        self, model: Model, levels: list[float], count: int, seed: int, metrics: list[str]
+    ) -> dict[str, float]:
+        """Figures of `count` images drawn through these noise levels."""
+        labels = labels_of(model, self.label_source, seed)
+        kind = "uniform" if self.label_source is None else self.reference.facts["pixels"]
+        facts = {**facts_of_model(model, seed, kind), "levels": levels}
+        label = f"{model.variant or 'published'}, {len(levels)} step{'s' if len(levels) > 1 else ''}"
+        return self._figures(facts, count, drawer(model, labels, seed, levels), metrics, label)
+
+    def of_images(self, images: Images, metrics: list[str]) -> dict[str, float]:
+        """Figures of given images."""
+
+        def given(start: int, size: int) -> Tensor:
+            return images.pixels[start : start + size]
+
+        return self._figures(facts_of_images(images), len(images), given, metrics, "images")
+
+    def clean(self) -> None:
+        """Remove the work that is finished."""
+        for folder in self._used:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _figures(
+        self,
+        facts: dict[str, Any],
+        count: int,
+        images: Callable[[int, int], Tensor],
+        metrics: list[str],
+        label: str,
+    ) -> dict[str, float]:
+        # One black image tells what the extractor returns, before thousands are drawn.
+        features, logits = self.extractor.features(torch.zeros(1, *self.reference.facts["shape"], dtype=torch.uint8))
+        check_figures(metrics, count, self.reference, self.extractor, features.shape[1], logits is not None)
+        facts |= {"count": count, "chunk": self.chunk, "extractor": self.extractor.weights, "as": self.extractor.resize}
+        folder = self.work / key_of({**facts, "extractor_name": self.extractor.name})
+        self._used.append(folder)
+        samples = collect(folder, count, self.chunk, images, self.extractor, self.accelerator, label)
+        return figures(metrics, samples, self.reference, self.extractor)

@@ -1,0 +1,104 @@
+"""What samples are compared with: features of real images, computed once and kept by content."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import UserError
+from ..training.images import Images
+from .chunks import collect, key_of, save_whole
+from .extractors import Extractor
+from .metrics import Moments
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features of a data set and their moments.
+
+    Attributes:
+        facts: dataset, split, images, flipped, extractor, weights, resize; hash: of the images and all of these.
+    """
+
+    features: Tensor
+    moments: Moments
+    facts: dict[str, Any]
+    hash: str
+
+
+def facts_of(images: Images, name: str, split: str, flipped: bool, extractor: Extractor) -> dict[str, Any]:
+    """What a reference is determined by, in plain JSON."""
+    digest = hashlib.sha256(str(tuple(images.pixels.shape)).encode())
+    digest.update(images.pixels.numpy().tobytes())
+    return {
+        "version": VERSION,
+        "dataset": name,
+        "split": split,
+        "images": len(images),
+        "shape": list(images.shape),
+        "flipped": flipped,
+        "pixels": digest.hexdigest(),
+        "extractor": extractor.name,
+        "weights": extractor.weights,
+        "resize": extractor.resize,
+    }
+
+
+def make_reference(
+    images: Images, facts: dict[str, Any], extractor: Extractor, cache: Path, accelerator: Accelerator, chunk: int
+) -> Reference:
+    """The reference with these facts, from the cache or computed; with `flipped`, every image is there twice.
+
+    Its file, `cache/reference-HASH.safetensors`, holds features, mean, covariance and the facts: it can be shared.
+    """
+    # What a data set is called does not change its features.
+    key = key_of({name: value for name, value in facts.items() if name not in ("dataset", "split")})
+    path = cache / f"reference-{key}.safetensors"
+    if not path.exists():
+        pixels = torch.cat([images.pixels, images.pixels.flip(-1)]) if facts["flipped"] else images.pixels
+        features = collect(
+            cache / f"reference-{key}-work",
+            len(pixels),
+            chunk,
+            lambda start, size: pixels[start : start + size],
+            extractor,
+            accelerator,
+            "reference",
+        )["features"]
+        if accelerator.is_main_process:
+            moments = Moments.of(features)
+            tensors = {"features": features, "mean": moments.mean, "covariance": moments.covariance}
+            save_whole(tensors, path, {"facts": json.dumps(facts), "hash": key})
+            for part in (cache / f"reference-{key}-work").iterdir():
+                part.unlink()
+            (cache / f"reference-{key}-work").rmdir()
+        accelerator.wait_for_everyone()
+    return read_reference(path, extractor)
+
+
+def read_reference(path: Path, extractor: Extractor) -> Reference:
+    """A reference from its file.
+
+    Raises:
+        UserError: not such a file, or made with another extractor.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            facts, key = json.loads(file.metadata()["facts"]), file.metadata()["hash"]
+            features, mean, covariance = (file.get_tensor(name) for name in ("features", "mean", "covariance"))
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is no file of reference statistics: {error}.") from error
+    if (facts["extractor"], facts["weights"]) != (extractor.name, extractor.weights):
+        raise UserError(
+            f"{path.name} holds features of {facts['extractor']} ({facts['weights'][:12]}) and samples would be "
+            f"measured with {extractor.name} ({extractor.weights[:12]}); use the same --extractor and weights."
+        )
+    return Reference(features, Moments(len(features), mean, covariance * (len(features) - 1)), facts, key)

@@ -1,0 +1,120 @@
+"""What is judged: images that a pipeline draws, or images of a file. Each is a function of a sample's number."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import list_repo_files
+from torch import Tensor
+
+from ..errors import UserError
+from ..pipeline_consistency import ConsistencyPipeline
+from ..training.draw import EVALUATION, derive_seed
+from ..training.images import Images
+from .extractors import hash_of
+
+
+@dataclass(frozen=True)
+class Model:
+    """A pipeline to be sampled, with one of its averages of the weights.
+
+    Attributes:
+        variant: or None for the published weights; weights: SHA-256 of them.
+    """
+
+    pipeline: ConsistencyPipeline
+    variant: str | None
+    weights: str
+
+    @property
+    def classes(self) -> int | None:
+        return self.pipeline.unet.config.num_class_embeds
+
+
+def load_model(repository: str, variant: str | None, device: torch.device) -> Model:
+    """A consistency pipeline by path or Hub id.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        pipeline = ConsistencyPipeline.from_pretrained(repository, variant=variant)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"no consistency pipeline could be loaded from {repository}: {reason}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    return Model(pipeline, variant, hash_of(pipeline.unet))
+
+
+def list_variants(repository: str) -> list[str]:
+    """The variants of the weights that a repository holds."""
+    folder = Path(repository)
+    names = [p.name for p in (folder / "unet").glob("*")] if folder.is_dir() else _published(repository)
+    parts = [name.split(".") for name in names if name.endswith(".safetensors")]
+    return sorted({part[1] for part in parts if len(part) == 3})
+
+
+def _published(repository: str) -> list[str]:
+    try:
+        return [name.removeprefix("unet/") for name in list_repo_files(repository) if name.startswith("unet/")]
+    except Exception as error:  # the Hub's kinds, and those of its transport
+        reason = str(error).splitlines()[0]
+        raise UserError(f"the files of {repository} cannot be listed: {reason}") from error
+
+
+def labels_of(model: Model, images: Images | None, seed: int) -> Callable[[int, int], Tensor | None]:
+    """Labels of samples (first, count): as frequent as in `images`, or each class in turn where that is None.
+
+    Raises:
+        UserError: the data has other classes than the model.
+    """
+    if model.classes is None:
+        return lambda start, size: None
+    if images is None:
+        return lambda start, size: torch.arange(start, start + size) % model.classes
+    if images.num_classes != model.classes:
+        raise UserError(
+            f"the model has {model.classes} classes and the data has {images.num_classes or 'none'}; give "
+            "--label_column, or draw every class equally often with --labels uniform."
+        )
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive_seed(seed, EVALUATION)))
+    shuffled = images.labels[order]
+    return lambda start, size: shuffled[torch.arange(start, start + size) % len(shuffled)]
+
+
+def drawer(
+    model: Model, labels: Callable[[int, int], Tensor | None], seed: int, levels: list[float]
+) -> Callable[[int, int], Tensor]:
+    """A function that draws samples (first, count) through the noise levels `levels`: uint8 [n, C, H, W].
+
+    The noise of a sample depends on the seed and its place alone, so that step counts and variants are compared on the
+    same noise.
+    """
+    pipeline = model.pipeline
+
+    def draw(start: int, size: int) -> Tensor:
+        generator = torch.Generator(pipeline.device).manual_seed(derive_seed(seed, EVALUATION, start, size))
+        drawn = pipeline(size, labels(start, size), sigmas=levels, generator=generator, output_type="pt").images
+        if not drawn.isfinite().all():
+            raise UserError(
+                f"the model draws images that are not numbers at noise levels {levels}; its weights are broken."
+            )
+        return (drawn * 255).round().to(torch.uint8)  # as PIL images are made
+
+    return draw
+
+
+def facts_of_model(model: Model, seed: int, labels: str) -> dict[str, Any]:
+    """What determines the samples of a model but for the noise levels."""
+    config = model.pipeline.scheduler.config
+    constants = {key: config[key] for key in ("sigma_min", "sigma_max", "sigma_data", "s_noise", "clip_denoised")}
+    return {"weights": model.weights, **constants, "seed": seed, "labels": labels}
+
+
+def facts_of_images(images: Images) -> dict[str, Any]:
+    """The same for images of a file."""
+    return {"pixels": hashlib.sha256(images.pixels.numpy().tobytes()).hexdigest(), "shape": list(images.pixels.shape)}

@@ -1,0 +1,115 @@
+"""Finding the noise levels between sampling steps: ternary search, then greedily one more level.
+
+CM (arXiv:2303.01469), Sec. 3 and Appendix C: the levels of multistep sampling are chosen one after another, each by
+ternary search for the best figure, below the ones that are fixed already.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..scheduling_ict import ICTScheduler
+
+
+@dataclass(frozen=True)
+class Found:
+    """Outcome of one search.
+
+    Attributes:
+        sigma: the best level that was tried; figure: of it, lower is better.
+        tried: (level, figure) in the order of the levels.
+    """
+
+    sigma: float
+    figure: float
+    tried: tuple[tuple[float, float], ...]
+
+
+def ternary_search(figure: Callable[[float], float], low: float, high: float, tolerance: float = 0.1) -> Found:
+    """The level between `low` and `high` with the least figure, if the figure falls and then rises in ln(sigma).
+
+    Args:
+        figure: of a level; not called twice with the same.
+        tolerance: the search ends when the interval is that short in ln(sigma): 0.1 is 10 % of a level.
+    """
+    known: dict[float, float] = {}
+
+    def at(place: float) -> float:
+        sigma = round(math.exp(place), 4 - math.floor(place / math.log(10)))  # five digits are enough for a config
+        if sigma not in known:
+            known[sigma] = figure(sigma)
+        return known[sigma]
+
+    left, right = math.log(low), math.log(high)
+    while right - left > tolerance:
+        first, second = left + (right - left) / 3, right - (right - left) / 3
+        if at(first) <= at(second):
+            right = second
+        else:
+            left = first
+    at((left + right) / 2)
+    best = min(known, key=known.get)
+    return Found(best, known[best], tuple(sorted(known.items())))
+
+
+def greedy_levels(
+    figure: Callable[[list[float]], float], steps: int, low: float, high: float, tolerance: float = 0.1
+) -> list[Found]:
+    """One search for each step but the first, each level below the ones before.
+
+    Args:
+        figure: of a descending list of intermediate levels.
+        steps: of the longest sampler, at least 2.
+        low, high: bounds of the first level.
+    """
+    chosen: list[float] = []
+    searches: list[Found] = []
+    for _ in range(steps - 1):
+        fixed = list(chosen)
+        found = ternary_search(lambda sigma, fixed=fixed: figure([*fixed, sigma]), low, high, tolerance)
+        searches.append(found)
+        chosen.append(found.sigma)
+        high = found.sigma * math.exp(-tolerance)
+    return searches
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search for levels came to.
+
+    Attributes:
+        levels: intermediate levels found; searches: one for each.
+        before, after: figure by number of steps, with the old levels and the new, on noise the search did not see.
+    """
+
+    levels: list[float]
+    searches: list[Found]
+    before: dict[int, float]
+    after: dict[int, float]
+
+    @property
+    def improves(self) -> bool:
+        """Are the new levels better, in the mean over the numbers of steps?"""
+        return sum(self.after.values()) < sum(self.before.values())
+
+
+def tune(
+    figure: Callable[[list[float], bool], float], scheduler: ICTScheduler, steps: int, tolerance: float = 0.1
+) -> Tuned:
+    """Search the levels for 2 to `steps` steps, then compare them with those that `scheduler` has.
+
+    Args:
+        figure: of all levels of a sampler, descending, lower is better; True asks for noise of its own, on which the
+            old levels and the new are compared.
+        scheduler: its first level stays; those between it and the end are searched.
+    """
+    top, bottom = scheduler.config.sigma_max, scheduler.config.sigma_min
+    # Nearer to either end a second step is the first one over again, or none.
+    low, high = 10 * bottom, top / 2
+    searches = greedy_levels(lambda levels: figure([top, *levels], False), steps, low, high, tolerance)
+    levels = [found.sigma for found in searches]
+    before, after = {}, {}
+    for count in range(2, steps + 1):
+        before[count] = figure([float(level) for level in scheduler.sampling_sigmas(count)], True)
+        after[count] = figure([top, *levels[: count - 1]], True)
+    return Tuned(levels, searches, before, after)
