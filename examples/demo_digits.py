@@ -4,7 +4,8 @@
     python examples/demo_digits.py --output_dir runs/digits
 
 The data are the 1,797 real 8x8 digits inside scikit-learn; the recipe is train_scripts/recipes/digits.yaml. Leaves the
-model, its card, digits.png (real | 1 step | 2 steps, a column for each class), training.png and demo.json.
+model, its card with the figures of train_scripts/evaluate.py, digits.png (real | 1 step | 2 steps, a column for each
+class), training.png and demo.json.
 """
 
 import argparse
@@ -22,7 +23,6 @@ from sklearn.svm import SVC
 
 from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.evaluation import frechet_distance
-from diffusers_ict.training.card import write_card
 from diffusers_ict.training.log import read_log
 from diffusers_ict.training.samples import image_grid
 
@@ -45,17 +45,20 @@ def main() -> None:
     train = [sys.executable, str(ROOT / "train_scripts" / "train_ict.py")]
     recipe = ["--config", str(ROOT / "train_scripts" / "recipes" / "digits.yaml"), "--seed", str(options.seed)]
     where = ["--dataset_name", str(data), "--output_dir", str(options.output_dir)]
-    code = subprocess.run([*train, *recipe, *where, *options.train_flags], check=False).returncode
-    if code:
-        sys.exit(code)
+    run([*train, *recipe, *where, *options.train_flags])
+    evaluate = [sys.executable, str(ROOT / "train_scripts" / "evaluate.py"), str(options.output_dir)]
+    against = ["--dataset", str(data), "--num_samples", str(len(pixels)), "--seed", str(options.seed)]
+    what = ["--extractor", "pixels", "--metrics", "fid", "kid", "pr", "--variants", "published"]
+    what += ["--cache_dir", str(options.output_dir.parent / "cache")]
+    run([*evaluate, *against, *what])
 
     samples = draw(options.output_dir, digits.target, options.seed)
     report = judge(pixels, digits.target, samples)
+    for row in json.loads((options.output_dir / "evaluation.json").read_text())["rows"]:
+        report[f"frechet_{row['num_inference_steps']}"] = row["metrics"]["frechet"]
     report |= {"seed": options.seed, "train_seconds": read_log(options.output_dir / "log.jsonl")[-1]["train_seconds"]}
     picture(pixels, digits.target, samples).save(options.output_dir / "digits.png")
     (options.output_dir / "demo.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.output_dir / "evaluation.json").write_text(json.dumps(evaluation(report), indent=1) + "\n")
-    write_card(options.output_dir, ROOT / "model_cards" / "template.md", options.output_dir.name)
     print(f"\n{'class':>8} {'1 step':>8} {'2 steps':>8}   recognised by a classifier fitted on real digits")
     for digit in range(10):
         print(f"{digit:>8} {report['recognised_1'][digit]:>8.1%} {report['recognised_2'][digit]:>8.1%}")
@@ -66,6 +69,13 @@ def main() -> None:
         f"with 2; two random halves of the data: {report['frechet_halves']:.4f}."
     )
     print(f"Trained in {report['train_seconds']:.0f} s. See {options.output_dir / 'digits.png'} and training.png.")
+
+
+def run(command: list[str]) -> None:
+    """Run a program, and end with its exit code if it fails."""
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        sys.exit(code)
 
 
 def draw(folder: Path, labels: np.ndarray, seed: int) -> dict[int, np.ndarray]:
@@ -81,7 +91,7 @@ def draw(folder: Path, labels: np.ndarray, seed: int) -> dict[int, np.ndarray]:
 
 
 def judge(pixels: np.ndarray, labels: np.ndarray, samples: dict[int, np.ndarray]) -> dict:
-    """Shares recognised, in all and by class, and Frechet distances of raw pixels in [0, 1]."""
+    """Shares recognised, in all and by class, and for comparison the Frechet distance between halves of the data."""
     real = pixels.reshape(len(pixels), -1) / 255
     fit_x, held_x, fit_y, held_y = train_test_split(real, labels, test_size=0.3, random_state=0, stratify=labels)
     classifier = SVC(gamma=0.25).fit(fit_x, fit_y)
@@ -97,22 +107,7 @@ def judge(pixels: np.ndarray, labels: np.ndarray, samples: dict[int, np.ndarray]
         right = classifier.predict(flat) == labels
         report[f"recognised_{steps}_all"] = float(right.mean())
         report[f"recognised_{steps}"] = [float(right[labels == digit].mean()) for digit in range(10)]
-        report[f"frechet_{steps}"] = frechet_distance(torch.from_numpy(real), torch.from_numpy(flat))
     return report
-
-
-def evaluation(report: dict) -> dict:
-    """The same figures in the form that model cards read."""
-    rows = [
-        {
-            "num_inference_steps": steps,
-            "metrics": {"recognised": report[f"recognised_{steps}_all"], "frechet_pixels": report[f"frechet_{steps}"]},
-        }
-        for steps in (1, 2)
-    ]
-    extractor = "raw pixels, and a support vector machine fitted on 70 % of the data"
-    facts = {"dataset": "digits of scikit-learn", "extractor": extractor, "reference": "all 1,797 digits"}
-    return {**facts, "samples": report["samples"], "rows": rows}
 
 
 def picture(pixels: np.ndarray, labels: np.ndarray, samples: dict[int, np.ndarray], rows: int = 4) -> Image.Image:

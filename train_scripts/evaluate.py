@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import diffusers
 from accelerate import Accelerator
 
 from diffusers_ict import ICTScheduler, __version__
@@ -85,6 +86,7 @@ def evaluate(options: argparse.Namespace, words: list[str]) -> None:
     """One evaluation, from the door to the card."""
     # ---------------------------------------------------------------- the door: everything that can be refused
     accelerator = make_accelerator("no", None, ".")
+    diffusers.utils.logging.disable_progress_bar()  # of loading, which takes a moment
     _check(options)
     folder = Path(options.model) if Path(options.model).is_dir() else None
     output_dir = options.output_dir or folder or Path("evaluation")
@@ -219,11 +221,11 @@ def _tune(
 
     scheduler = model.pipeline.scheduler
     found: Tuned = tune(figure, scheduler, options.tune_sigmas)
-    old = [round(float(level), 5) for level in scheduler.sampling_sigmas(options.tune_sigmas)[1:]]
     for steps, before in found.before.items():
+        old = [float(f"{level:.4g}") for level in found.old_levels[steps]]
         accelerator.print(
-            f"{steps} steps: {name} {abs(before):.5g} through {old[: steps - 1]}, {abs(found.after[steps]):.5g} "
-            f"through {found.levels[: steps - 1]}"
+            f"{steps} steps: {name} {abs(before):.5g} through {old}, {abs(found.after[steps]):.5g} through "
+            f"{found.levels[: steps - 1]}"
         )
     if found.improves and accelerator.is_main_process:
         better = ICTScheduler.from_config({**scheduler.config, "intermediate_sigmas": found.levels})
@@ -233,7 +235,7 @@ def _tune(
     return {
         "metric": name,
         "samples": count,
-        "old_levels": old,
+        "old_levels": {str(steps): levels for steps, levels in found.old_levels.items()},
         "levels": found.levels,
         "before": {str(steps): abs(value) for steps, value in found.before.items()},
         "after": {str(steps): abs(value) for steps, value in found.after.items()},

@@ -73,7 +73,8 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         chosen = list(self.config.intermediate_sigmas)[: steps - 1]
         if len(chosen) == steps - 1:
             return np.array([self.config.sigma_max, *sorted(chosen, reverse=True)])
-        return self._stock_grid(np.arange(steps) * (grid // steps))
+        levels = self._stock_grid(np.arange(steps) * (grid // steps))
+        return levels.clip(self.config.sigma_min, self.config.sigma_max)  # rounding may leave 80.00000000000003
 
     def _stock_grid(self, indices: np.ndarray) -> np.ndarray:
         """Levels of the stock twin's grid, index 0 being sigma_max, in the arithmetic of the stock scheduler."""

@@ -7,6 +7,7 @@ talking, a stopped run goes on where it was, and the result does not depend on h
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,13 @@ def collect(
     starts = range(0, count, chunk)
     paths = [folder / f"chunk-{number:06d}.safetensors" for number in range(len(starts))]
     progress = tqdm(
-        total=count, desc=label, unit="image", mininterval=1.0, leave=False, disable=not accelerator.is_main_process
+        total=count,
+        desc=label,
+        unit="image",
+        delay=2,  # what takes a moment needs no bar
+        mininterval=1.0 if sys.stderr.isatty() else 15.0,  # a log file is no terminal
+        leave=False,
+        disable=not accelerator.is_main_process,
     )
     for number, (start, path) in enumerate(zip(starts, paths)):
         size = min(chunk, count - start)

@@ -52,8 +52,8 @@ def check_figures(
         )
     if "fid" in metrics and min(samples, len(reference.features)) <= dim:
         raise UserError(
-            f"a Frechet distance needs more images than features: {samples} samples, {len(reference.features)} reference "
-            f"images, {dim} features; raise --num_samples, or leave fid out of --metrics."
+            f"a Frechet distance needs more images than features: {samples} samples, {len(reference.features)} "
+            f"reference images, {dim} features; raise --num_samples, or leave fid out of --metrics."
         )
     if "is" in metrics and not has_logits:
         raise UserError(f"--metrics is needs class probabilities, which {extractor.name} does not give.")

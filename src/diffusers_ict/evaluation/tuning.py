@@ -79,11 +79,13 @@ class Tuned:
 
     Attributes:
         levels: intermediate levels found; searches: one for each.
+        old_levels: those the scheduler goes through, by number of steps.
         before, after: figure by number of steps, with the old levels and the new, on noise the search did not see.
     """
 
     levels: list[float]
     searches: list[Found]
+    old_levels: dict[int, list[float]]
     before: dict[int, float]
     after: dict[int, float]
 
@@ -108,8 +110,8 @@ def tune(
     low, high = 10 * bottom, top / 2
     searches = greedy_levels(lambda levels: figure([top, *levels], False), steps, low, high, tolerance)
     levels = [found.sigma for found in searches]
-    before, after = {}, {}
-    for count in range(2, steps + 1):
-        before[count] = figure([float(level) for level in scheduler.sampling_sigmas(count)], True)
-        after[count] = figure([top, *levels[: count - 1]], True)
-    return Tuned(levels, searches, before, after)
+    counts = range(2, steps + 1)
+    old = {count: [float(level) for level in scheduler.sampling_sigmas(count)[1:]] for count in counts}
+    before = {count: figure([top, *old[count]], True) for count in counts}
+    after = {count: figure([top, *levels[: count - 1]], True) for count in counts}
+    return Tuned(levels, searches, old, before, after)

@@ -15,6 +15,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..scheduling_ict import STOCK_KEY
+
 PAPERS = {
     "ict": ("iCT", "https://arxiv.org/abs/2310.14189"),
     "ct": ("CT", "https://arxiv.org/abs/2303.01469"),
@@ -40,7 +42,8 @@ def make_card(folder: Path, template: Path, repo_id: str, license: str | None = 
     run = json.loads((folder / "run.json").read_text())
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     name = repo_id.rstrip("/").split("/")[-1]
-    results = _evaluations(folder)
+    report = _read_json(folder / "evaluation.json")
+    carried = _read_json(folder / "scheduler" / "scheduler_config.json").get(STOCK_KEY, recipe)
     method, paper = PAPERS[recipe["loss"]]
     grids = sorted((folder / "samples").glob("*.png")) if (folder / "samples").is_dir() else []
     channels, height, width = run["shape"]
@@ -51,7 +54,7 @@ def make_card(folder: Path, template: Path, repo_id: str, license: str | None = 
         tags=["diffusers", "consistency-models", "diffusers-ict", recipe["loss"], "image-generation"],
         datasets=[run["dataset"]] if run["dataset_on_hub"] else None,
         model_name=name,
-        eval_results=results or None,
+        eval_results=_results(report) or None,
     )
     card = ModelCard.from_template(
         data,
@@ -65,7 +68,7 @@ def make_card(folder: Path, template: Path, repo_id: str, license: str | None = 
         paper=paper,
         sample_grid=f"samples/{grids[-1].name}" if grids else None,
         label_argument=", class_labels=0" if run["classes"] else "",
-        second_sigma=recipe["intermediate_sigmas"][0],
+        second_sigma=carried["intermediate_sigmas"][0],
         variants=sorted(p.name.split(".")[1] for p in (folder / "unet").glob("*.*.safetensors")),
         dataset=run["dataset"],
         image_count=f"{run['images']:,}",
@@ -79,7 +82,8 @@ def make_card(folder: Path, template: Path, repo_id: str, license: str | None = 
         version=run["version"],
         commit=f", commit {run['commit'][:10]}" if run["commit"] else "",
         command=run["command"],
-        results=_table(results),
+        results=_table(report),
+        quality_plot="evaluation.png" if (folder / "evaluation.png").is_file() else None,
         citation="\n".join(f"- {CITATIONS[key]}" for key in dict.fromkeys([recipe["loss"], "ct"])),
     )
     return ModelCard(SECTION.sub(lambda m: _sealed(m[1], m[3]), card.content))
@@ -134,32 +138,63 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds % 60:.0f} s"
 
 
-def _evaluations(folder: Path) -> list[EvalResult]:
-    """One result for each metric and step count of evaluation.json."""
-    path = folder / "evaluation.json"
-    if not path.exists():
-        return []
-    report: dict[str, Any] = json.loads(path.read_text())
-    shared = {key: report[key] for key in ("samples", "extractor", "reference") if key in report}
-    return [
-        EvalResult(
-            task_type="unconditional-image-generation",
-            dataset_type=re.sub(r"[^\w.-]+", "-", report["dataset"]),  # an identifier
-            dataset_name=report["dataset"],
-            metric_type=metric,
-            metric_name=f"{metric}, {row['num_inference_steps']} step{'s' if row['num_inference_steps'] > 1 else ''}",
-            metric_value=value,
-            metric_args={"num_inference_steps": row["num_inference_steps"], **shared},
-        )
-        for row in report["rows"]
-        for metric, value in row["metrics"].items()
-    ]
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _table(results: list[EvalResult]) -> str:
-    if not results:
+def _results(report: dict[str, Any]) -> list[EvalResult]:
+    """One result for each metric of each row of evaluation.json; deviations go with their metric."""
+    shared = {key: report[key] for key in ("samples", "extractor", "extractor_weights", "reference") if key in report}
+    results = []
+    for row in report.get("rows", []):
+        steps, variant = row["num_inference_steps"], row.get("variant")
+        for metric, value in row["metrics"].items():
+            if metric.endswith("_std"):
+                continue
+            deviation = row["metrics"].get(f"{metric}_std")
+            facts = {"variant": variant, "standard_deviation": deviation, **shared}
+            results.append(
+                EvalResult(
+                    task_type="unconditional-image-generation",
+                    dataset_type=re.sub(r"[^\w.-]+", "-", report["dataset"]),  # an identifier
+                    dataset_name=report["dataset"],
+                    metric_type=metric,
+                    metric_name=f"{metric}, {_steps(steps)}" + (f", {variant}" if variant else ""),
+                    metric_value=value,
+                    metric_args={"num_inference_steps": steps, **{k: v for k, v in facts.items() if v is not None}},
+                )
+            )
+    return results
+
+
+def _steps(count: int) -> str:
+    return f"{count} step{'s' if count > 1 else ''}"
+
+
+def _table(report: dict[str, Any]) -> str:
+    """The rows of evaluation.json as a table, and below it what was measured."""
+    rows = report.get("rows", [])
+    if not rows:
         return ""
-    facts = ", ".join(f"{key} {value}" for key, value in results[0].metric_args.items() if key != "num_inference_steps")
-    lines = ["| metric | steps | value |", "|---|---|---|"]
-    lines += [f"| {r.metric_type} | {r.metric_args['num_inference_steps']} | {r.metric_value:.4g} |" for r in results]
-    return "\n".join([*lines, "", f"Measured with {facts}."])
+    names = [name for name in rows[0]["metrics"] if not name.endswith("_std")]
+
+    def cell(metrics: dict[str, float], name: str) -> str:
+        deviation = metrics.get(f"{name}_std")
+        return f"{metrics[name]:.4g}" + (f" ± {deviation:.1g}" if deviation is not None else "")
+
+    lines = [f"| steps | weights | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+    for row in rows:
+        cells = [str(row["num_inference_steps"]), row.get("variant") or "published"]
+        lines.append("| " + " | ".join([*cells, *(cell(row["metrics"], name) for name in names)]) + " |")
+    mirrored = ", each also mirrored" if report["flipped"] else ""
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{report['samples']:,} samples against {report['reference_images']:,} images of {report['dataset']}, "
+            f"{report['split']}{mirrored} (statistics {report['reference']}), by features of {report['extractor']} "
+            f"(weights {report['extractor_weights'][:12]}, resize: {report['resize']}). By:",
+            "",
+            f"```text\n{report['command']}\n```",
+        ]
+    )

@@ -16,7 +16,15 @@ from ..errors import UserError
 from .card import merge, write_card
 
 # What others need of an output folder. Checkpoints and trackers' files stay at home.
-PUBLISHED = ("model_index.json", "recipe.yaml", "run.json", "log.jsonl", "training.png", "evaluation.json")
+PUBLISHED = (
+    "model_index.json",
+    "recipe.yaml",
+    "run.json",
+    "log.jsonl",
+    "training.png",
+    "evaluation.json",
+    "evaluation.png",
+)
 PUBLISHED_FOLDERS = ("unet", "scheduler", "samples", "discriminator")
 # The transport's own errors are what the client derives its HTTP errors from, whichever library it uses.
 TRANSPORT_ERRORS = HfHubHTTPError.__bases__
