@@ -10,6 +10,7 @@ help: ## show this list
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torch-fidelity
 	@touch $@
 
 demo: .venv/installed ## train on the digits of scikit-learn, sample, judge: two minutes, then see runs/digits

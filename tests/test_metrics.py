@@ -1,9 +1,66 @@
+"""The metrics against torchmetrics, torch-fidelity and naive references, on the same features."""
+
+import importlib
+import importlib.util
+import sys
+import types
+
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torch import nn
 
-from diffusers_ict.evaluation import frechet_distance, precision_recall
+from diffusers_ict.evaluation import (
+    Moments,
+    coverage_measures,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+
+EXACT = 1e-6  # relative
+
+
+class FirstPixels(nn.Module):
+    """Features that are the first pixels of the first row: so features can be handed to torchmetrics as images."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, 0, 0, :24].double()
+
+
+# Of one subset, or one split, torchmetrics wants a deviation.
+ONE = pytest.mark.filterwarnings("ignore:std.*degrees of freedom:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def sets() -> tuple[torch.Tensor, torch.Tensor]:
+    """Two sets of correlated whole numbers within 0 and 255, [600, 24] and [500, 24]."""
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(24, 24))
+    real = 128 + 12 * rng.normal(size=(600, 24)) @ mix / 24**0.5
+    fake = 131 + 14 * rng.normal(size=(500, 24)) @ mix / 24**0.5 + 5 * rng.normal(size=(500, 24))
+    return tuple(torch.from_numpy(x.round().clip(0, 255)) for x in (real, fake))
+
+
+def as_images(features: torch.Tensor) -> torch.Tensor:
+    return features.to(torch.uint8)[:, None, None, :].expand(-1, 3, 2, -1)
+
+
+@pytest.fixture
+def fidelity():
+    """Modules of torch-fidelity, without the parts of it that need torchvision. torchmetrics imports them, too."""
+    package = types.ModuleType("torch_fidelity")
+    package.__path__ = list(importlib.util.find_spec("torch_fidelity").submodule_search_locations)
+    utils = types.ModuleType("torch_fidelity.utils")
+    for unused in ("create_feature_extractor", "resolve_feature_extractor", "resolve_feature_layer_for_metric",
+                   "extract_featuresdict_from_input_id_cached"):  # fmt: skip
+        setattr(utils, unused, None)
+    sys.modules |= {"torch_fidelity": package, "torch_fidelity.utils": utils}
+    yield lambda name: importlib.import_module(f"torch_fidelity.{name}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "torch_fidelity"]:
+        del sys.modules[name]
 
 
 def test_frechet_distance_equals_the_formula_with_a_matrix_square_root():
@@ -12,7 +69,17 @@ def test_frechet_distance_equals_the_formula_with_a_matrix_square_root():
     ca, cb = np.cov(a.T), np.cov(b.T)
     root = scipy.linalg.sqrtm(ca @ cb).real
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * root)
-    assert frechet_distance(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(expected, rel=EXACT)
+
+
+def test_frechet_distance_equals_torchmetrics(sets, fidelity):
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    theirs = FrechetInceptionDistance(feature=FirstPixels())
+    theirs.set_dtype(torch.float64)
+    for features, real in zip(sets, (True, False)):
+        theirs.update(as_images(features), real=real)
+    assert frechet_distance(*sets) == pytest.approx(theirs.compute().item(), rel=EXACT)
 
 
 def test_frechet_distance_of_a_shift_is_its_square_and_of_a_set_to_itself_0():
@@ -22,18 +89,95 @@ def test_frechet_distance_of_a_shift_is_its_square_and_of_a_set_to_itself_0():
     assert abs(frechet_distance(a, a)) < 1e-9
 
 
+def test_moments_in_pieces_equal_those_of_the_whole():
+    x = 1000 + torch.randn(777, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    moments = Moments.of(x[:0])
+    for rows in x.split(100):
+        moments.update(rows)
+    assert moments.count == 777
+    torch.testing.assert_close(moments.mean, x.mean(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(moments.covariance, torch.cov(x.T), rtol=1e-9, atol=1e-12)
+    assert frechet_distance(moments, x * 2) == pytest.approx(frechet_distance(x, x * 2), rel=1e-9)
+
+
+def test_kernel_distance_equals_torch_fidelity(sets, fidelity):
+    real, fake = sets
+    theirs = fidelity("metric_kid").kid_features_to_metric(
+        fake.double(), real.double(), kid_subsets=20, kid_subset_size=100, verbose=False
+    )
+    mean, deviation = kernel_distance(real, fake, subsets=20, subset_size=100)
+    assert mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=EXACT)
+    assert deviation == pytest.approx(theirs["kernel_inception_distance_std"], rel=EXACT)
+
+
+@ONE
+def test_kernel_distance_equals_torchmetrics_on_whole_sets(sets, fidelity):
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    real, fake = sets[0][:500], sets[1]
+    with pytest.warns(UserWarning, match="save all extracted features"):
+        theirs = KernelInceptionDistance(feature=FirstPixels(), subsets=1, subset_size=500)
+    theirs.set_dtype(torch.float64)
+    theirs.update(as_images(real), real=True)
+    theirs.update(as_images(fake), real=False)
+    assert kernel_distance(real, fake, subsets=1)[0] == pytest.approx(theirs.compute()[0].item(), rel=EXACT)
+
+
+def test_kernel_distance_is_unbiased():
+    """Between samples of one distribution its mean is 0, where the biased estimate is not."""
+    x, y = torch.randn(2, 4000, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mean, deviation = kernel_distance(x, y, subsets=200, subset_size=50)
+    assert abs(mean) < 4 * deviation / 200**0.5
+
+
+@ONE
+def test_inception_score_equals_torch_fidelity_and_torchmetrics(fidelity):
+    from torchmetrics.image.inception import InceptionScore
+
+    logits = 3 * torch.randn(503, 24, generator=torch.Generator().manual_seed(0)).double()
+    theirs = fidelity("metric_isc").isc_features_to_metric(logits)
+    mean, deviation = inception_score(logits)
+    assert mean == pytest.approx(theirs["inception_score_mean"], rel=EXACT)
+    assert deviation == pytest.approx(theirs["inception_score_std"], rel=EXACT)
+
+    whole = logits.mul(20).round().clamp(0, 255)
+    with pytest.warns(UserWarning, match="save all extracted features"):
+        other = InceptionScore(feature=FirstPixels(), splits=1)
+    other.update(as_images(whole))
+    assert inception_score(whole, splits=1)[0] == pytest.approx(other.compute()[0].item(), rel=EXACT)
+
+
+def test_inception_score_of_certain_balanced_classes_is_their_number():
+    logits = 1000 * torch.eye(7).repeat(30, 1)
+    assert inception_score(logits, splits=1)[0] == pytest.approx(7.0, rel=1e-9)
+
+
+def balls(centres, k):
+    return [sorted(np.linalg.norm(c - other) for other in centres)[k] for c in centres]
+
+
 def naive_coverage(points, centres, k):
-    inside = 0
-    radii = [sorted(np.linalg.norm(c - other) for other in centres)[k] for c in centres]
-    for p in points:
-        inside += any(np.linalg.norm(p - c) <= r for c, r in zip(centres, radii))
-    return inside / len(points)
+    radii = balls(centres, k)
+    return sum(any(np.linalg.norm(p - c) <= r for c, r in zip(centres, radii)) for p in points) / len(points)
 
 
 @pytest.mark.parametrize("chunk", [7, 1000])
-def test_precision_and_recall_equal_a_naive_reference(chunk):
+def test_precision_recall_density_and_coverage_equal_a_naive_reference(chunk):
     rng = np.random.default_rng(1)
     real, fake = rng.normal(size=(60, 3)), rng.normal(size=(50, 3)) * 1.5 + 0.3
-    precision, recall = precision_recall(torch.from_numpy(real), torch.from_numpy(fake), k=3, chunk=chunk)
-    assert precision == pytest.approx(naive_coverage(fake, real, 3), abs=1e-6)
-    assert recall == pytest.approx(naive_coverage(real, fake, 3), abs=1e-6)
+    got = coverage_measures(torch.from_numpy(real), torch.from_numpy(fake), k=3, k_density=5, chunk=chunk)
+    assert got.precision == pytest.approx(naive_coverage(fake, real, 3), abs=1e-9)
+    assert got.recall == pytest.approx(naive_coverage(real, fake, 3), abs=1e-9)
+    radii = balls(real, 5)
+    inside = np.array([[np.linalg.norm(f - r) <= radius for f in fake] for r, radius in zip(real, radii)])
+    assert got.density == pytest.approx(inside.sum() / (5 * len(fake)), abs=1e-9)
+    assert got.coverage == pytest.approx(inside.any(1).mean(), abs=1e-9)
+    assert precision_recall(torch.from_numpy(real), torch.from_numpy(fake)) == (got.precision, got.recall)
+
+
+def test_precision_and_recall_equal_torch_fidelity(sets, fidelity):
+    real, fake = (x.float() + torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) for x in sets)
+    precision, recall = fidelity("metric_prc").calculate_precision_recall_part(fake, real)
+    got = coverage_measures(real, fake)
+    assert got.precision == pytest.approx(precision, rel=EXACT)
+    assert got.recall == pytest.approx(recall, rel=EXACT)

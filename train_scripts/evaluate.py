@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--labels", choices=("data", "uniform"), default="data", help="classes as frequent as in the data, or equally")
     add("--seed", type=int, default=0, help="of the noise and the labels [0]")
     add("--batch_size", type=int, default=250, help="images at once; the noise depends on it [250]")
-    add("--extractor", default="inception", help="inception, dinov2, pixels, or a .py, .pt2 or .pt file [inception]")
+    add("--extractor", default="inception", help="inception, dinov2, pixels, or a .py or .pt2 file [inception]")
     add("--extractor_weights", help="a local file or folder instead of a download")
     add("--tune_sigmas", type=int, metavar="STEPS", help="first find the noise levels for 2 to STEPS steps")
     add("--tune_metric", choices=("fid", "kid", "is"), default="fid", help="what the levels are chosen by [fid]")

@@ -1,6 +1,7 @@
 """Feature networks as plain callables: uint8 images in, features out. Each library is imported where it is used."""
 
 import hashlib
+import importlib
 import importlib.util
 import sys
 import types
@@ -43,8 +44,7 @@ def make_extractor(name: str, weights: str | None = None, device: torch.device |
 
     Args:
         name: "pixels", "inception", "dinov2", or a file: .py with a function features(images, device), or .pt2
-            (torch.export) or .pt (TorchScript) of a module that takes uint8 [n, C, H, W]. Files may return features or
-            (features, logits).
+            (torch.export) of a module; both take uint8 [n, C, H, W] and return features, or (features, logits).
         weights: of inception, a .pth or .safetensors file; of dinov2, a folder or Hub id. By default downloaded.
         device: where it computes.
 
@@ -55,8 +55,8 @@ def make_extractor(name: str, weights: str | None = None, device: torch.device |
     if name in makers:
         return makers[name](weights, torch.device(device))
     path = Path(name)
-    if path.suffix not in (".py", ".pt2", ".pt"):
-        raise UserError(f"--extractor must be {', '.join(makers)}, or a .py, .pt2 or .pt file, got {name}.")
+    if path.suffix not in (".py", ".pt2"):
+        raise UserError(f"--extractor must be {', '.join(makers)}, or a .py or .pt2 file, got {name}.")
     if not path.is_file():
         raise UserError(f"there is no file {name} for --extractor.")
     return _from_file(path, torch.device(device))
@@ -118,20 +118,19 @@ def _inception_module() -> types.ModuleType:
             "--extractor inception needs torch-fidelity: pip install --no-deps torch-fidelity (without --no-deps it "
             "brings torchvision, which may replace torch)."
         )
-    name = "torch_fidelity.feature_extractor_inceptionv3"
-    if name in sys.modules:
-        return sys.modules[name]
+    def ours(name: str) -> bool:
+        return name.split(".")[0] == "torch_fidelity"
+
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if ours(name)}
     bare = types.ModuleType("torch_fidelity")
     bare.__path__ = list(package.submodule_search_locations)
-    had = sys.modules.get("torch_fidelity")
     sys.modules["torch_fidelity"] = bare
     try:
-        return importlib.import_module(name)
-    finally:
-        for key in [k for k in sys.modules if k == "torch_fidelity" or k.startswith("torch_fidelity.")]:
-            del sys.modules[key]
-        if had is not None:
-            sys.modules["torch_fidelity"] = had
+        return importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    finally:  # a copy of our own, that nobody else sees
+        for name in filter(ours, list(sys.modules)):
+            del sys.modules[name]
+        sys.modules.update(before)
 
 
 def _inception_weights(path: str | None) -> dict[str, Tensor]:
@@ -206,8 +205,6 @@ def _from_file(path: Path, device: torch.device) -> Extractor:
 def _callable_of(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
     if path.suffix == ".pt2":
         return torch.export.load(path).module().to(device)
-    if path.suffix == ".pt":
-        return torch.jit.load(path, map_location=device).eval()
     spec = importlib.util.spec_from_file_location(f"extractor_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
