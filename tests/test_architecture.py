@@ -100,7 +100,7 @@ def test_files_and_functions_stay_small():
 
 
 def test_no_pickle_is_loaded():
-    """`torch.load` stands in one place, for files of others, and may build tensors and plain containers only."""
+    """`torch.load` stands in two places, for files of others, and may build tensors and plain containers only."""
     found = []
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "train_scripts").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -111,4 +111,4 @@ def test_no_pickle_is_loaded():
                     restricted = [k.value.value for k in node.keywords if k.arg == "weights_only"]
                     assert restricted == [True], f"{path.name}:{node.lineno}"
                     found.append(path.name)
-    assert found == ["pipelines.py"]
+    assert sorted(found) == ["extractors.py", "pipelines.py"]

@@ -63,24 +63,34 @@ def test_usage_blocks_run_as_they_stand(folder, number):
     assert (folder.parent / "sample.png").exists()
 
 
+REPORT = {
+    "dataset": "some digits", "split": "train", "samples": 2000, "reference": "abc", "reference_images": 1797,
+    "flipped": True, "extractor": "toy", "extractor_weights": "0123456789abcdef", "resize": "none",
+    "command": "measure",
+    "rows": [
+        {"num_inference_steps": 1, "variant": None, "metrics": {"frechet": 12.5, "kid": 0.5, "kid_std": 0.01}},
+        {"num_inference_steps": 2, "variant": "ema5", "metrics": {"frechet": 9.25, "kid": 0.25, "kid_std": 0.02}},
+    ],
+}  # fmt: skip
+
+
 def test_evaluations_become_model_index_and_a_table(folder):
-    rows = [
-        {"num_inference_steps": 1, "metrics": {"frechet": 12.5}},
-        {"num_inference_steps": 2, "metrics": {"frechet": 9.25}},
-    ]
-    report = {"dataset": "digits", "samples": 2000, "extractor": "toy", "reference": "abc", "rows": rows}
-    (folder / "evaluation.json").write_text(json.dumps(report))
+    old = (folder / "README.md").read_text()
+    assert "## Evaluation" not in old
+    (folder / "evaluation.json").write_text(json.dumps(REPORT))
     try:
         card = make_card(folder, TEMPLATE, "someone/my-digits", license="mit")
     finally:
         (folder / "evaluation.json").unlink()
-    assert "| frechet | 2 | 9.25 |" in card.text
-    assert "Measured with samples 2000, extractor toy, reference abc." in card.text
+    assert "| 2 | ema5 | 9.25 | 0.25 ± 0.02 |" in card.text
+    assert "2,000 samples against 1,797 images of some digits, train, each also mirrored (statistics abc)" in card.text
+    assert "by features of toy (weights 0123456789ab, resize: none)" in card.text
     again = ModelCard(card.content)
-    values = {r.metric_args["num_inference_steps"]: r.metric_value for r in again.data.eval_results}
-    assert values == {1: 12.5, 2: 9.25}
+    values = {(r.metric_type, r.metric_args["num_inference_steps"]): r.metric_value for r in again.data.eval_results}
+    assert values == {("frechet", 1): 12.5, ("frechet", 2): 9.25, ("kid", 1): 0.5, ("kid", 2): 0.25}
     assert again.data.license == "mit"
     assert mistakes(card.content) == []
+    assert "| 2 | ema5 | 9.25 |" in merge(old, card.content), "an evaluation made later is not shown"
 
 
 def test_the_card_of_the_demos_model_is_what_its_results_make():
@@ -89,7 +99,7 @@ def test_the_card_of_the_demos_model_is_what_its_results_make():
     assert mistakes((stored / "README.md").read_text()) == []
     report = json.loads((stored / "demo.json").read_text())
     rows = json.loads((stored / "evaluation.json").read_text())["rows"]
-    assert [row["metrics"]["recognised"] for row in rows] == [report["recognised_1_all"], report["recognised_2_all"]]
+    assert [row["metrics"]["frechet"] for row in rows] == [report["frechet_1"], report["frechet_2"]]
 
 
 def test_an_untouched_card_is_renewed(folder):

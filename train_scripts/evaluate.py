@@ -139,11 +139,11 @@ def evaluate(options: argparse.Namespace, words: list[str]) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse settings that cannot be used, before anything is read."""
-    check_metrics(options.metrics, options.num_samples)
     for name in ("num_samples", "batch_size", "tune_samples"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, got {value}.")
+    check_metrics(options.metrics, options.num_samples)
     if (options.dataset is None) == (options.reference is None):
         raise UserError("give real images as --dataset, or their statistics as --reference, one of the two.")
     longest = ICTScheduler().config.num_train_timesteps

@@ -118,6 +118,7 @@ def _inception_module() -> types.ModuleType:
             "--extractor inception needs torch-fidelity: pip install --no-deps torch-fidelity (without --no-deps it "
             "brings torchvision, which may replace torch)."
         )
+
     def ours(name: str) -> bool:
         return name.split(".")[0] == "torch_fidelity"
 

@@ -1,0 +1,289 @@
+"""The command that measures: the same figures however it is run, and a sentence for what cannot be measured."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, make_unet, write_npz
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from short_run import run
+
+from diffusers_ict import ConsistencyPipeline, ICTScheduler
+from diffusers_ict.evaluation import Moments, coverage_measures, frechet_distance, kernel_distance
+
+SETTINGS = ["--extractor", "pixels", "--metrics", "fid", "kid", "pr", "--num_samples", "150", "--batch_size", "40"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """A class-conditional run of a moment, and its data beside it."""
+    base = tmp_path_factory.mktemp("evaluated")
+    write_npz(base / "data.npz", count=100)
+    own = ["--dataset_name", base / "data.npz", "--class_conditional", "--max_train_steps", 8, "--train_batch_size", 4]
+    assert run(*own, "--ema_decays", 0.9, 0.5, "--num_validation_images", 4, "--output_dir", base / "run") == 0
+    return base / "run"
+
+
+def arguments(model: Path, base: Path, *more) -> list[str]:
+    """Flags of an evaluation whose every file is under `base`."""
+    data = model.parent / "data.npz"
+    return [str(a) for a in [model, "--dataset", data, *SETTINGS, "--cache_dir", base / "cache", *more]]
+
+
+def figures(model: Path, base: Path, *more) -> list[dict]:
+    assert evaluate.main(arguments(model, base, "--output_dir", base / "out", *more)) == 0
+    return json.loads((base / "out" / "evaluation.json").read_text())["rows"]
+
+
+def test_figures_are_those_of_images_drawn_by_hand(run_folder, tmp_path):
+    rows = figures(run_folder, tmp_path, "--steps", 1, 2, "--labels", "uniform")
+    assert [(row["num_inference_steps"], row["variant"]) for row in rows] == [
+        (1, None), (2, None), (1, "ema5"), (2, "ema5")
+    ]  # fmt: skip
+    assert rows[1]["sigmas"] == [80.0, 0.821]
+    from diffusers_ict.training.draw import EVALUATION, derive_seed
+
+    pipeline = ConsistencyPipeline.from_pretrained(run_folder, variant="ema5")
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = []
+    for start, size in ((0, 40), (40, 40), (80, 40), (120, 30)):
+        generator = torch.Generator().manual_seed(derive_seed(0, EVALUATION, start, size))
+        labels = torch.arange(start, start + size) % 4
+        drawn += pipeline(size, labels, 2, generator=generator).images
+    fake = torch.from_numpy(np.stack([np.asarray(image) for image in drawn]).reshape(150, -1)).float() / 255
+    real = torch.from_numpy(np.load(run_folder.parent / "data.npz")["images"].reshape(100, -1)).float() / 255
+    got = rows[3]["metrics"]
+    assert got["frechet"] == pytest.approx(frechet_distance(real, fake), rel=1e-9)
+    assert (got["kid"], got["kid_std"]) == pytest.approx(kernel_distance(real, fake), rel=1e-9)
+    assert {key: got[key] for key in ("precision", "recall", "density", "coverage")} == vars(
+        coverage_measures(real, fake)
+    )
+
+
+def test_twice_is_the_same_and_the_report_tells_what_was_measured(run_folder, tmp_path):
+    first = figures(run_folder, tmp_path / "a", "--steps", 1)
+    assert first == figures(run_folder, tmp_path / "b", "--steps", 1)
+    assert first != figures(run_folder, tmp_path / "a", "--steps", 1, "--seed", 1)
+    report = json.loads((tmp_path / "b" / "out" / "evaluation.json").read_text())
+    for key, value in {"dataset": "data.npz", "split": "train", "samples": 150, "reference_images": 100, "seed": 0,
+                       "extractor": "raw pixels in [0, 1]", "resize": "none", "flipped": False}.items():  # fmt: skip
+        assert report[key] == value, key
+    assert len(report["reference"]) == 20
+    assert report["settings"]["kid"]["subset_size"] == 1000
+    assert report["versions"]["torch"] == torch.__version__
+    assert str(tmp_path) not in json.dumps(report)
+    assert (tmp_path / "b" / "out" / "evaluation.png").stat().st_size > 5000
+    assert not list((tmp_path / "b" / "cache" / "work").iterdir()), "finished work is left"
+
+
+def test_two_processes_give_exactly_the_figures_of_one(run_folder, tmp_path):
+    one = figures(run_folder, tmp_path / "one")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29523"]
+    script = [str(ROOT / "train_scripts" / "evaluate.py"), *arguments(run_folder, tmp_path / "two")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *script, "--output_dir", str(tmp_path / "two" / "out")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "two" / "out" / "evaluation.json").read_text())["rows"]
+    assert two == one
+
+
+SLOW = """
+import time
+
+def features(images, device):
+    time.sleep(0.05)  # so that there is a middle to be killed in
+    return images.float().flatten(1)[:, ::3] / 255
+"""
+
+
+def test_killed_and_run_again_it_goes_on_and_gives_the_same_figures(run_folder, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    own = ["--extractor", tmp_path / "slow.py", "--num_samples", "300", "--batch_size", "10"]
+    whole = figures(run_folder, tmp_path / "whole", *own)
+    command = [sys.executable, str(ROOT / "train_scripts" / "evaluate.py")]
+    command += arguments(run_folder, tmp_path / "killed", *own, "--output_dir", tmp_path / "killed" / "out")
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    work = tmp_path / "killed" / "cache" / "work"
+    wanted = random.randint(20, 60)  # of 120 chunks
+    deadline = time.monotonic() + 120
+    while len(list(work.glob("*/chunk-*"))) < wanted:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "out" / "evaluation.json").exists()
+    old = {path: path.stat().st_mtime_ns for path in work.glob("*/chunk-*")}
+    shutil.copytree(work, tmp_path / "before")
+    assert len(old) >= wanted
+    drawn = []
+    original = evaluate.Judge.clean
+    evaluate.Judge.clean = lambda self: drawn.extend(path for path in old if path.stat().st_mtime_ns != old[path])
+    try:
+        assert figures(run_folder, tmp_path / "killed", *own) == whole
+    finally:
+        evaluate.Judge.clean = original
+    assert drawn == [], "finished chunks were made again"
+
+
+def test_statistics_are_kept_by_content_and_can_be_shared(run_folder, tmp_path):
+    rows = figures(run_folder, tmp_path, "--steps", 1, "--labels", "uniform")
+    (kept,) = (tmp_path / "cache").glob("reference-*.safetensors")
+    stored = load_file(kept)
+    real = torch.from_numpy(np.load(run_folder.parent / "data.npz")["images"].reshape(100, -1)).float() / 255
+    moments = Moments.of(real)
+    torch.testing.assert_close(stored["mean"], moments.mean)
+    torch.testing.assert_close(stored["covariance"], moments.covariance)
+    time_of_writing = kept.stat().st_mtime_ns
+
+    shutil.copy(run_folder.parent / "data.npz", tmp_path / "renamed.npz")
+    figures(run_folder, tmp_path, "--steps", 1, "--dataset", tmp_path / "renamed.npz")
+    assert kept.stat().st_mtime_ns == time_of_writing
+    figures(run_folder, tmp_path, "--steps", 1, "--flip_reference")
+    assert len(list((tmp_path / "cache").glob("reference-*.safetensors"))) == 2
+    flipped = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (flipped["flipped"], flipped["reference_images"]) == (True, 200)
+
+    shared = [str(run_folder), "--reference", str(kept), *SETTINGS, "--labels", "uniform", "--steps", "1"]
+    assert evaluate.main([*shared, "--cache_dir", str(tmp_path / "c"), "--output_dir", str(tmp_path / "out")]) == 0
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["rows"] == rows
+
+
+def test_images_of_a_file_are_measured_like_a_models(run_folder, tmp_path):
+    rows = figures(run_folder, tmp_path, "--steps", 1, "--variants", "published")
+    data = np.load(run_folder.parent / "data.npz")["images"]
+    noisy = data.astype(int) + np.random.default_rng(0).integers(-30, 30, data.shape)
+    np.savez(tmp_path / "noisy.npz", images=noisy.clip(0, 255).astype(np.uint8))
+    np.savez(tmp_path / "same.npz", images=data)
+    got = {}
+    for name in ("noisy", "same"):
+        own = arguments(tmp_path / f"{name}.npz", tmp_path, "--output_dir", tmp_path / "out")
+        own[own.index("--dataset") + 1] = str(run_folder.parent / "data.npz")
+        assert evaluate.main(own) == 0
+        report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+        assert report["samples"] == 100
+        got[name] = report["rows"][0]["metrics"]
+    assert abs(got["same"]["frechet"]) < 1e-6 < got["noisy"]["frechet"] < rows[0]["metrics"]["frechet"]
+    assert got["same"]["precision"] == got["same"]["coverage"] == 1.0
+
+
+def test_the_card_and_its_metadata_show_the_figures(run_folder, tmp_path):
+    model = shutil.copytree(run_folder, tmp_path / "run")
+    shutil.copy(run_folder.parent / "data.npz", tmp_path / "data.npz")
+    assert evaluate.main(arguments(model, tmp_path, "--steps", 1, 2)) == 0
+    rows = json.loads((model / "evaluation.json").read_text())["rows"]
+    text = (model / "README.md").read_text()
+    assert f"| 2 | ema5 | {rows[3]['metrics']['frechet']:.4g} | " in text
+    assert "150 samples against 100 images of data.npz, train" in text
+    assert "![Quality against the number of steps](evaluation.png)" in text
+    results = ModelCard(text).data.eval_results
+    values = {
+        (r.metric_type, r.metric_args["num_inference_steps"], r.metric_args.get("variant")): r.metric_value
+        for r in results
+    }
+    assert values["frechet", 2, None] == rows[1]["metrics"]["frechet"]
+    assert values["recall", 1, "ema5"] == rows[2]["metrics"]["recall"]
+    kid = next(r for r in results if r.metric_type == "kid")
+    assert kid.metric_args["standard_deviation"] == rows[0]["metrics"]["kid_std"]
+
+
+def test_tuned_levels_are_written_for_every_sampler_if_they_are_better(run_folder, tmp_path, capsys):
+    from diffusers import DiffusionPipeline
+
+    model = shutil.copytree(run_folder, tmp_path / "run")
+    shutil.copy(run_folder.parent / "data.npz", tmp_path / "data.npz")
+    own = ["--tune_sigmas", 3, "--variants", "published", "--metrics", "fid", "--steps", 2, 3]
+    assert evaluate.main(arguments(model, tmp_path, *own)) == 0
+    out = capsys.readouterr().out
+    tuned = json.loads((model / "evaluation.json").read_text())["tuned"]
+    assert set(tuned["before"]) == {"2", "3"}
+    assert tuned["old_levels"]["2"] == [0.821]
+    better = sum(tuned["after"].values()) < sum(tuned["before"].values())
+    assert tuned["adopted"] == better
+    kept = ICTScheduler.from_pretrained(model, subfolder="scheduler").config.intermediate_sigmas
+    stock = DiffusionPipeline.from_pretrained(model).scheduler
+    stock.set_timesteps(2)
+    if better:
+        assert "Written into the scheduler." in out
+        assert kept == tuned["levels"]
+    else:
+        assert "No improvement: the old levels stay." in out
+        assert kept == [0.821]
+    assert stock.sigmas[1].item() == pytest.approx(kept[0], rel=1e-5)
+    row = json.loads((model / "evaluation.json").read_text())["rows"][0]
+    assert row["sigmas"] == [80.0, kept[0]]
+    if better:
+        assert f"sigmas=[80.0, {kept[0]}]" in (model / "README.md").read_text()
+
+
+def refused(capsys, message, *words):
+    assert evaluate.main([str(word) for word in words]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (["--metrics", "fid", "lpips"], "--metrics may be fid, kid, is, pr, got lpips"),
+        (["--num_samples", 20], "a Frechet distance needs more images than features: 20 samples"),
+        (["--metrics", "is"], "needs class probabilities, which raw pixels in [0, 1] does not give"),
+        (["--metrics", "pr", "--num_samples", 4], "--metrics pr needs at least 6 samples, got 4"),
+        (["--num_samples", 0], "--num_samples must be at least 1, got 0"),
+        (["--steps", 0], "--steps must lie within 1 and 40, got [0]"),
+        (["--variants", "ema7"], "--variants may be published, ema5 for this model, got ema7"),
+        (["--extractor", "vgg"], "--extractor must be pixels, inception, dinov2"),
+        (["--reference", "x.safetensors"], "--dataset, or their statistics as --reference, one of the two"),
+        (["--tune_sigmas", 1], "--tune_sigmas must be a number of steps from 2 to 8"),
+        (["--resolution", 16], "8x8 of 1 channels, and are 16x16 of 1"),
+        (["--image_mode", "RGB"], "8x8 of 1 channels, and are 8x8 of 3"),
+        (["--dataset", "nowhere.npz"], "there is no file nowhere.npz"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_gets_one_sentence(run_folder, tmp_path, capsys, own, message):
+    out = ["--output_dir", tmp_path / "out"]
+    refused(capsys, message, *arguments(run_folder, tmp_path, *own), *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_broken_models_and_data_get_one_sentence(run_folder, tmp_path, capsys):
+    data = run_folder.parent / "data.npz"
+    unet = make_unet().eval()
+    unet.conv_out.weight.data[0, 0] = torch.nan
+    ConsistencyPipeline(unet, ICTScheduler()).save_pretrained(tmp_path / "broken")
+    own = [*SETTINGS, "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "out"]
+    refused(capsys, "draws images that are not numbers", tmp_path / "broken", "--dataset", data, *own)
+    refused(capsys, "no consistency pipeline could be loaded", tmp_path, "--dataset", data, *own)
+    ConsistencyPipeline(make_unet(num_class_embeds=7).eval(), ICTScheduler()).save_pretrained(tmp_path / "seven")
+    refused(capsys, "the model has 7 classes and the data has 4", tmp_path / "seven", "--dataset", data, *own)
+    np.savez(tmp_path / "empty.npz", images=np.zeros((0, 8, 8), np.uint8))
+    refused(capsys, "holds no images", run_folder, "--dataset", tmp_path / "empty.npz", *own)
+    (tmp_path / "folder").mkdir()
+    refused(capsys, "cannot be opened", run_folder, "--dataset", tmp_path / "folder", *own)
+    (tmp_path / "nan.py").write_text(
+        "def features(images, device):\n    return images.float().flatten(1)[:, :9] * float('nan')\n"
+    )
+    nan = ["--extractor", tmp_path / "nan.py"]
+    refused(capsys, "features that are not numbers", run_folder, "--dataset", data, *own, *nan)
+    save_file({"features": torch.zeros(3, 2)}, tmp_path / "odd.safetensors")
+    shared = ["--reference", tmp_path / "odd.safetensors", "--labels", "uniform"]
+    refused(capsys, "is no file of reference statistics", run_folder, *own, *shared)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,59 @@
+"""Search for noise levels, on figures whose best levels are known."""
+
+import math
+
+import pytest
+
+from diffusers_ict import ICTScheduler
+from diffusers_ict.evaluation import greedy_levels, ternary_search
+from diffusers_ict.evaluation.tuning import tune
+
+
+@pytest.mark.parametrize("best", [0.05, 0.821, 5.0, 30.0])
+def test_ternary_search_finds_the_least_of_a_valley(best):
+    asked = []
+
+    def figure(sigma):
+        asked.append(sigma)
+        return abs(math.log(sigma / best))
+
+    found = ternary_search(figure, 0.02, 40.0, tolerance=0.1)
+    assert abs(math.log(found.sigma / best)) < 0.1
+    assert found.figure == figure(found.sigma)
+    assert len(set(asked[:-1])) == len(asked[:-1]), "a level was measured twice"
+    assert [sigma for sigma, _ in found.tried] == sorted(asked[:-1])
+    # Two levels for each third that is cut off, and one in the middle of what is left.
+    assert len(found.tried) <= 2 * math.ceil(math.log(math.log(40 / 0.02) / 0.1) / math.log(1.5)) + 1
+
+
+def test_levels_are_found_one_after_another_each_below_the_last():
+    """A figure that a level at 2 and one at 0.3 make least, the first of them more than the second."""
+
+    def figure(levels):
+        want = (2.0, 0.3)
+        nearest = [min(abs(math.log(level / target)) for level in [*levels, 1e-3]) for target in want]
+        return 3 * nearest[0] + nearest[1]
+
+    first, second = greedy_levels(figure, 3, 0.02, 40.0, tolerance=0.02)
+    assert first.sigma == pytest.approx(2.0, rel=0.05)
+    assert second.sigma == pytest.approx(0.3, rel=0.05)
+
+
+def test_new_levels_are_compared_with_the_old_on_noise_the_search_did_not_see():
+    seen = {True: [], False: []}
+
+    def figure(levels, fresh):
+        seen[fresh].append(levels)
+        assert levels[0] == 80.0
+        assert levels == sorted(levels, reverse=True)
+        return sum(abs(math.log(level / 3)) for level in levels[1:])
+
+    tuned = tune(figure, ICTScheduler(), 3)
+    assert tuned.levels[0] == pytest.approx(3, rel=0.1)
+    assert tuned.old_levels[2] == [0.821]
+    assert [80.0, 0.821] in seen[True]
+    assert [80.0, *tuned.levels] in seen[True]
+    assert tuned.improves
+    assert tuned.before[2] == pytest.approx(abs(math.log(0.821 / 3)))
+    good = tune(lambda levels, fresh: sum(abs(math.log(s / 0.821)) for s in levels[1:]), ICTScheduler(), 2)
+    assert not good.improves
