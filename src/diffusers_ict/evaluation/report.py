@@ -123,6 +123,7 @@ def plot_quality(report: dict[str, Any], target: Path) -> None:
             title=f"{name} ({better} is better)",
             xticks=sorted({r["num_inference_steps"] for r in rows}),
         )
+        panel.set_ylim(*(f(0, edge) for f, edge in zip((min, max), panel.get_ylim())))  # differences in proportion
     for panel in list(panels)[len(names) :]:
         panel.remove()
     if len({row["variant"] for row in rows}) > 1:
