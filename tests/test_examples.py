@@ -41,6 +41,16 @@ def test_flags_in_the_readme_exist():
     assert flags <= known, flags - known
 
 
+@pytest.mark.parametrize(
+    "script", ["train_scripts/evaluate.py", "train_scripts/publish.py", "examples/inspect_model.py"]
+)
+def test_flags_of_other_programs_in_the_readme_exist(script):
+    commands = re.findall(rf"{re.escape(script)}((?:[^\n`]|\\\n)*)", README)
+    flags = {flag for command in commands for flag in re.findall(r"--\w+", command)}
+    assert flags
+    assert flags <= set(re.findall(r"--\w+", run(ROOT / script, "--help", cwd=ROOT)))
+
+
 def test_figures_in_the_readme_are_those_of_the_result_files():
     """Every table of the README stands word for word in a committed result."""
     results = "\n".join(p.read_text() for p in (ROOT / "benchmarks" / "results").glob("*.md"))
@@ -66,6 +76,9 @@ def test_demo_trains_samples_and_judges(tmp_path):
     assert report["classifier_held_out"] >= 0.97
     assert 0 <= report["recognised_2_all"] <= 1
     assert report["frechet_1"] > 3 * report["frechet_halves"], "sixteen steps cannot do this well"
+    card = (tmp_path / "runs" / "d" / "README.md").read_text()
+    assert f"| 1 | published | {report['frechet_1']:.4g} | " in card
+    assert "python train_scripts/evaluate.py runs/d --dataset" in card
     assert "recognised by a classifier" in out
     with Image.open(tmp_path / "runs" / "d" / "digits.png") as picture:
         assert picture.width > 300
