@@ -60,9 +60,11 @@ def inspect(options: argparse.Namespace) -> None:
         image_mode=options.image_mode,
         class_conditional=model.classes is not None,
     )
-    if images.shape[0] != model.pipeline.unet.config.in_channels:
+    if images.shape != model.shape:
+        (c, h, w), (channels, height, width) = images.shape, model.shape
         raise UserError(
-            f"the model draws {model.pipeline.unet.config.in_channels} channels and the data has {images.shape[0]}."
+            f"training images must be like the model's, {width}x{height} of {channels} channels, and are {w}x{h} of {c}; "
+            "convert them with --resolution and --image_mode."
         )
     extractor = make_extractor(options.extractor, options.extractor_weights, device)
     options.output_dir.mkdir(parents=True, exist_ok=True)

@@ -286,4 +286,15 @@ def test_broken_models_and_data_get_one_sentence(run_folder, tmp_path, capsys):
     save_file({"features": torch.zeros(3, 2)}, tmp_path / "odd.safetensors")
     shared = ["--reference", tmp_path / "odd.safetensors", "--labels", "uniform"]
     refused(capsys, "is no file of reference statistics", run_folder, *own, *shared)
+    refused(capsys, "does not tell how frequent classes are", run_folder, *own, *shared[:2])
+    write_npz(tmp_path / "large.npz", side=16)
+    assert evaluate.main([str(w) for w in (tmp_path / "large.npz", "--dataset", tmp_path / "large.npz", *own[2:],
+                                           "--metrics", "kid", "--extractor", "pixels")]) == 0  # fmt: skip
+    shutil.rmtree(tmp_path / "out")
+    (large,) = (p for p in (tmp_path / "cache").glob("reference-*") if load_file(p)["mean"].shape == (256,))
+    capsys.readouterr()
+    shared = ["--reference", large, "--labels", "uniform"]
+    refused(capsys, "8x8 of 1 channels, and are 16x16 of 1", run_folder, *own, *shared)
+    shared += ["--extractor", tmp_path / "nan.py"]
+    refused(capsys, "use the same --extractor and weights", run_folder, *own, *shared)
     assert not (tmp_path / "out").exists()

@@ -1,13 +1,14 @@
 """A published repository loads by its id everywhere: from a Hub on this machine, by the real client."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
-from conftest import make_unet
+from conftest import ROOT, make_unet
 from hub_stand_in import Hub, serve
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
@@ -34,7 +35,9 @@ KINDS = {
     "ours": ("ConsistencyPipeline", OURS, "{}"),
     "stock by name": ("ConsistencyModelPipeline", STOCK, "{}"),
     "stock": ("DiffusionPipeline", STOCK, "{}"),
-    "stock variant": ("DiffusionPipeline", STOCK, "{'variant': 'ema999'}"),
+    "ours, variant": ("ConsistencyPipeline", OURS, "{'variant': 'ema999'}"),
+    "stock, variant": ("DiffusionPipeline", STOCK, "{'variant': 'ema999'}"),
+    "remote code": ("DiffusionPipeline", STOCK, "{'custom_pipeline': 'someone/digits', 'trust_remote_code': True}"),
 }
 
 
@@ -54,12 +57,13 @@ def test_a_repository_gives_identical_images_by_its_id_in_every_pipeline(tmp_pat
         "scheduler = ICTScheduler.from_pretrained('someone/digits', subfolder='scheduler')\n"
         "assert scheduler.config.intermediate_sigmas == [0.821]"
     )
+    shutil.copy(ROOT / "model_cards" / "pipeline.py", repository)
     hub = Hub()
     hub.add_folder("someone/digits", repository)
     with serve(hub):
         for name, (kind, imports, options) in KINDS.items():
             code = SAMPLE.format(kind=kind, imports=imports, options=options, after=check if name == "ours" else "")
-            python = sys.executable if name == "ours" else python_without_us
+            python = sys.executable if "ours" in name else python_without_us
             result = fresh_process(python, code, tmp_path / f"{name}.npy", hub.address, tmp_path / f"cache of {name}")
             variant = "ema999" if "variant" in name else None
             assert np.abs(result - np.stack(expected[variant])).max() == 0.0, name

@@ -72,4 +72,4 @@ def test_a_run_is_inspected(tmp_path, capsys):
         with Image.open(tmp_path / "seen" / f"{name}.png") as picture:
             assert np.asarray(picture.convert("L")).std() > 5, f"{name} shows nothing"
     assert inspect_model.main([str(tmp_path / "run"), "--dataset", str(data), "--image_mode", "RGB"]) == 2
-    assert "the model draws 1 channels and the data has 3" in capsys.readouterr().err
+    assert "8x8 of 1 channels, and are 8x8 of 3" in capsys.readouterr().err

@@ -91,20 +91,26 @@ def evaluate(options: argparse.Namespace, words: list[str]) -> None:
     folder = Path(options.model) if Path(options.model).is_dir() else None
     output_dir = options.output_dir or folder or Path("evaluation")
     cache = options.cache_dir or Path(os.path.expanduser("~/.cache/diffusers-ict"))
-    judged = _read_images(options, options.model) if Path(options.model).suffix in IMAGE_FILES else None
+    judged = load_images(dataset_name=options.model) if Path(options.model).suffix in IMAGE_FILES else None
     variants = [] if judged is not None else _variants(options)
     model = None if judged is not None else load_model(options.model, variants[0], accelerator.device)
     extractor = make_extractor(options.extractor, options.extractor_weights, accelerator.device)
-    images = None if options.dataset is None else _read_reference_images(options, judged, model)
+    classes_of_data = model is not None and model.classes is not None and options.labels == "data"
+    images = None
 
     # ---------------------------------------------------------------- the reference
-    if images is not None:
+    if options.dataset is not None:
+        images = _read_dataset(options, classes_of_data)
+        _check_shape(images.shape, judged, model)
         name = Path(options.dataset).name if Path(options.dataset).exists() else options.dataset
         facts = facts_of(images, name, options.dataset_split, options.flip_reference, extractor)
         reference = make_reference(images, facts, extractor, cache, accelerator, options.batch_size)
     else:
+        if classes_of_data:
+            raise UserError("--reference does not tell how frequent classes are: give --dataset, or --labels uniform.")
         reference = read_reference(options.reference, extractor)
-    label_source = images if model is not None and model.classes and options.labels == "data" else None
+        _check_shape(tuple(reference.facts["shape"]), judged, model)
+    label_source = images if classes_of_data else None
     judge = Judge(reference, extractor, accelerator, cache / "work", options.batch_size, label_source)
 
     # ---------------------------------------------------------------- the figures
@@ -169,14 +175,14 @@ def _variants(options: argparse.Namespace) -> list[str | None]:
     return [None if name == PUBLISHED else name for name in options.variants]
 
 
-def _read_images(options: argparse.Namespace, source: str, labelled: bool = False) -> Images:
-    """Images as training reads them: all of a file, folder or data set."""
-    path = Path(source)
+def _read_dataset(options: argparse.Namespace, labelled: bool) -> Images:
+    """The real images, as training reads them."""
+    path = Path(options.dataset)
     saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
     is_folder = path.is_dir() and not saved
     return load_images(
-        dataset_name=None if is_folder else source,
-        train_data_dir=source if is_folder else None,
+        dataset_name=None if is_folder else options.dataset,
+        train_data_dir=options.dataset if is_folder else None,
         dataset_config_name=options.dataset_config_name,
         split=options.dataset_split,
         image_column=options.image_column,
@@ -188,23 +194,15 @@ def _read_images(options: argparse.Namespace, source: str, labelled: bool = Fals
     )
 
 
-def _read_reference_images(options: argparse.Namespace, judged: Images | None, model: Model | None) -> Images:
-    """The real images, of the shape of those to be judged."""
-    labelled = model is not None and model.classes is not None and options.labels == "data"
-    images = _read_images(options, options.dataset, labelled)
-    if judged is not None:
-        wanted = judged.shape
-    else:
-        config = model.pipeline.unet.config
-        size = config.sample_size
-        wanted = (config.out_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
-    if images.shape != tuple(wanted):
-        (c, h, w), (channels, height, width) = images.shape, wanted
+def _check_shape(real: tuple[int, int, int], judged: Images | None, model: Model | None) -> None:
+    """Refuse real images, [C, H, W], of another shape than those to be judged."""
+    wanted = judged.shape if judged is not None else model.shape
+    if real != wanted:
+        (c, h, w), (channels, height, width) = real, wanted
         raise UserError(
             f"real images must be like the ones to be judged, {width}x{height} of {channels} channels, and are "
             f"{w}x{h} of {c}; convert them with --resolution and --image_mode as in training."
         )
-    return images
 
 
 def _tune(

@@ -31,7 +31,15 @@ class Model:
 
     @property
     def classes(self) -> int | None:
+        """How many, or None for an unconditional model."""
         return self.pipeline.unet.config.num_class_embeds
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what it draws."""
+        config = self.pipeline.unet.config
+        size = config.sample_size
+        return (config.out_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
 
 
 def load_model(repository: str, variant: str | None, device: torch.device) -> Model:
