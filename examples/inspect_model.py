@@ -63,8 +63,8 @@ def inspect(options: argparse.Namespace) -> None:
     if images.shape != model.shape:
         (c, h, w), (channels, height, width) = images.shape, model.shape
         raise UserError(
-            f"training images must be like the model's, {width}x{height} of {channels} channels, and are {w}x{h} of {c}; "
-            "convert them with --resolution and --image_mode."
+            f"training images must be like the model's, {width}x{height} of {channels} channels, and are {w}x{h} of "
+            f"{c}; convert them with --resolution and --image_mode."
         )
     extractor = make_extractor(options.extractor, options.extractor_weights, device)
     options.output_dir.mkdir(parents=True, exist_ok=True)

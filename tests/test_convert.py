@@ -2,6 +2,7 @@
 
 import collections
 import math
+import re
 
 import convert
 import doctor
@@ -19,7 +20,9 @@ from diffusers import (
     DiffusionPipeline,
     UNet2DModel,
 )
+from hub_stand_in import mistakes
 from short_run import run
+from test_examples import run as run_python
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 
@@ -66,7 +69,7 @@ def test_a_checkpoint_of_the_consistency_models_repository_draws_the_images_of_i
     options = {"widths": (32, 64, 96), "layers": 2, **GUIDED[name]}
     state = guided_unet.make(**options)
     torch.save(collections.OrderedDict(state), tmp_path / "model.pt")
-    flags = ["--resolution", "16", "--attention_head_dim", "16", "--intermediate_sigmas", "0.821"]
+    flags = ["--resolution", "16", "--attention_head_dim", "16", "--intermediate_sigmas", "0.821", "--license", "mit"]
     assert convert.main([str(tmp_path / "model.pt"), str(tmp_path / "model"), *flags]) == 0
     assert "From a checkpoint of openai/consistency_models" in capsys.readouterr().out
 
@@ -83,8 +86,11 @@ def test_a_checkpoint_of_the_consistency_models_repository_draws_the_images_of_i
         for kind in (ConsistencyPipeline, DiffusionPipeline):
             drawn = images_by_pipeline(tmp_path / "model", kind, 2, labels, num_inference_steps=steps)
             np.testing.assert_allclose(drawn, expected, atol=2e-4)
-    assert doctor.main([str(tmp_path / "model")]) == 1, "the only thing it lacks is a card"
-    assert capsys.readouterr().out.count("WRONG") == 1
+    assert doctor.main([str(tmp_path / "model")]) == 0, capsys.readouterr().out
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert mistakes(card) == []
+    for code in re.findall(r"```python\n(.*?)```", card, re.S):
+        run_python("-c", code, cwd=tmp_path)
 
 
 def act_checkpoint(unet: UNet2DModel, *, six: bool, compiled: bool = False) -> dict:

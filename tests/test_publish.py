@@ -131,6 +131,23 @@ def test_an_interrupted_upload_is_taken_up_without_sending_large_files_again(hub
     assert len([request for request in hub.requests if request.startswith("PUT /storage/")]) == sent
 
 
+def test_a_converted_model_is_published_with_the_card_it_has(hub, tmp_path):
+    import convert
+    import guided_unet
+
+    torch.save(guided_unet.make((32, 64), (False, True), 1), tmp_path / "model.pt")
+    own = ["--resolution", "8", "--attention_head_dim", "8"]
+    assert convert.main([str(tmp_path / "model.pt"), str(tmp_path / "model"), *own]) == 0
+    done = push(hub, tmp_path / "model", tmp_path / "cache", "--license", "mit")
+    assert done.returncode == 0, done.stderr
+    files = hub.repositories[NAME].files
+    kept = (tmp_path / "model" / "README.md").read_bytes()
+    assert files["README.md"].split(b"---")[2] == kept.split(b"---")[2]
+    assert b"license: mit" in files["README.md"]
+    assert b"brought from a checkpoint of openai/consistency_models" in files["README.md"]
+    assert str(tmp_path).encode() not in b"".join(files.values())
+
+
 def test_a_hub_that_cannot_be_reached_is_told_in_one_sentence(folder, tmp_path):
     nobody = Hub(address="http://127.0.0.1:9")
     done = push(nobody, folder, tmp_path, "--attempts", 1)
@@ -154,7 +171,7 @@ def test_a_card_or_a_name_that_the_hub_refuses_is_told_in_one_sentence(hub, fold
 def test_a_folder_without_a_run_is_refused(hub, tmp_path):
     done = push(hub, tmp_path, tmp_path)
     assert done.returncode == 2
-    assert "must be the output folder of a run; it has no model_index.json" in done.stderr
+    assert "must be the output folder of train_ict.py or convert.py; it has no model_index.json" in done.stderr
 
 
 def test_training_publishes_in_the_background_and_leaks_nothing(hub, tmp_path):

@@ -5,7 +5,8 @@
     python train_scripts/convert.py cifar10_fid_6_0.ckpt my-model            # a .ckpt of the ACT release
     python train_scripts/convert.py openai/diffusers-ct_cat256 my-model --intermediate_sigmas 1.2
 
-The folder is a stock diffusers pipeline; with --pretrained_model_name_or_path it is a start for train_ict.py, too.
+The folder is a stock diffusers pipeline with a model card, ready for publish.py; as --pretrained_model_name_or_path it is
+a start for train_ict.py, too.
 (edm_*.pt of openai/consistency_models are diffusion models: a start for training, not for sampling in few steps.)
 Exit codes: 0 done, 2 it cannot be brought, and why.
 """
@@ -15,8 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusers_ict.conversion import convert
+from diffusers_ict.conversion import convert, write_card
 from diffusers_ict.errors import UserError
+
+CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "converted.md"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--intermediate_sigmas", type=float, nargs="+", help="noise levels between sampling steps")
     parser.add_argument("--resolution", type=int, help="image side, for files of networks that were not released")
     parser.add_argument("--attention_head_dim", type=int, help="likewise")
+    parser.add_argument("--license", help="of the weights, for the model card: a Hub identifier such as mit")
     options = parser.parse_args(argv)
     try:
         if options.output_dir.exists():
@@ -41,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"convert.py: {error}", file=sys.stderr)
         return 2
     done.pipeline.save_pretrained(options.output_dir)
+    write_card(options.output_dir, CARD_TEMPLATE, done, options.source, options.license)
     print(f"From {done.origin}, in {options.output_dir}.")
     for note in done.notes:
         print(note)

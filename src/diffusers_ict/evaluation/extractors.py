@@ -162,7 +162,7 @@ def _dinov2(weights: str | None, device: torch.device) -> Extractor:
 
     name = weights or DINOV2
     try:
-        net = Dinov2Model.from_pretrained(name).to(device).eval()
+        net = Dinov2Model.from_pretrained(name, use_safetensors=True).to(device).eval()
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from ..errors import UserError
@@ -43,12 +43,17 @@ class PublishError(UserError):
 def stage(folder: Path, template: Path, repo_id: str, license: str | None = None) -> Path:
     """Copy what is to be published into a temporary folder, with its card renewed; the caller removes it.
 
+    A model that was converted, and not trained here, keeps the card it has.
+
     Raises:
-        UserError: `folder` does not hold a finished run.
+        UserError: `folder` holds neither a finished run nor a converted model.
     """
-    missing = [name for name in ("model_index.json", "run.json", "recipe.yaml") if not (folder / name).is_file()]
-    if missing:
-        raise UserError(f"{folder} must be the output folder of a run; it has no {missing[0]}.")
+    trained = all((folder / name).is_file() for name in ("run.json", "recipe.yaml"))
+    if not (folder / "model_index.json").is_file() or not (trained or (folder / "README.md").is_file()):
+        raise UserError(
+            f"{folder} must be the output folder of train_ict.py or convert.py; it has no model_index.json, or neither "
+            "run.json nor README.md."
+        )
     staged = Path(tempfile.mkdtemp(prefix="publish-"))
     for name in (*PUBLISHED, "README.md"):
         if (folder / name).is_file():
@@ -56,7 +61,12 @@ def stage(folder: Path, template: Path, repo_id: str, license: str | None = None
     for name in PUBLISHED_FOLDERS:
         if (folder / name).is_dir():
             shutil.copytree(folder / name, staged / name)
-    write_card(staged, template, repo_id, license)
+    if trained:
+        write_card(staged, template, repo_id, license)
+    elif license is not None:
+        card = ModelCard.load(staged / "README.md")
+        card.data.license = license
+        card.save(staged / "README.md")
     return staged
 
 
