@@ -5,8 +5,8 @@
     python train_scripts/convert.py cifar10_fid_6_0.ckpt my-model            # a .ckpt of the ACT release
     python train_scripts/convert.py openai/diffusers-ct_cat256 my-model --intermediate_sigmas 1.2
 
-The folder is a stock diffusers pipeline with a model card, ready for publish.py; as --pretrained_model_name_or_path it is
-a start for train_ict.py, too.
+The folder is a stock diffusers pipeline with a model card, ready for publish.py; it can be trained on, too, as
+--pretrained_model_name_or_path of train_ict.py.
 (edm_*.pt of openai/consistency_models are diffusion models: a start for training, not for sampling in few steps.)
 Exit codes: 0 done, 2 it cannot be brought, and why.
 """
