@@ -18,7 +18,7 @@ demo: .venv/installed ## train on the digits of scikit-learn, sample, judge: two
 	$(BIN)/python examples/demo_digits.py --output_dir runs/digits
 
 test: .venv/installed ## run the test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 lint: .venv/installed ## check style and formatting
 	$(BIN)/ruff check .

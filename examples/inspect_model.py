@@ -21,6 +21,7 @@ from diffusers_ict import karras_sigmas
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import insight, make_extractor
 from diffusers_ict.evaluation.samples import Model, drawer, labels_of, load_model
+from diffusers_ict.training.arguments import ArgumentParser
 from diffusers_ict.training.images import Images, load_images
 from diffusers_ict.training.log import read_log
 from diffusers_ict.training.samples import image_grid
@@ -28,7 +29,7 @@ from diffusers_ict.training.samples import image_grid
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Inspect as the flags say; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder or Hub id of a consistency pipeline")
     parser.add_argument("--dataset", required=True, help="its training images: folder, Hub data set, or file")
     parser.add_argument("--resolution", type=int, help="resize them to this side, as training did")
@@ -39,9 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--extractor_weights")
     parser.add_argument("--num_samples", type=int, default=1000, help="samples whose neighbours are looked for [1000]")
     parser.add_argument("--output_dir", type=Path, default=Path("inspection"))
-    options = parser.parse_args(argv)
     try:
-        inspect(options)
+        inspect(parser.parse_args(argv))
     except UserError as error:
         print(f"inspect_model.py: {error}", file=sys.stderr)
         return 2

@@ -237,9 +237,9 @@ def test_what_cannot_be_brought_says_why(tmp_path, capsys):
     refused(tmp_path, capsys, saved(pooled), "sizes must be changed by residual blocks", *sized)
     wide = {**good, "output_blocks.0.0.skip_connection.weight": torch.zeros(64, 128, 3, 3)}
     refused(tmp_path, capsys, saved(wide), "shortcuts of 3x3 convolutions", *sized)
-    refused(tmp_path, capsys, tmp_path / "no-such-repository", "no pipeline could be loaded")
+    refused(tmp_path, capsys, tmp_path / "no-such-repository", "stock diffusers cannot load")
     DDPMPipeline(make_unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    refused(tmp_path, capsys, tmp_path / "ddpm", "holds a DDPMPipeline, which is no consistency model")
+    refused(tmp_path, capsys, tmp_path / "ddpm", "must hold a ConsistencyModelPipeline, and holds a DDPMPipeline")
     learned = make_unet(time_embedding_type="fourier")
     ConsistencyModelPipeline(learned, CMStochasticIterativeScheduler()).save_pretrained(tmp_path / "fourier")
     refused(tmp_path, capsys, tmp_path / "fourier", "cannot be brought: a consistency model needs")

@@ -2,7 +2,12 @@
 
 import json
 
+import convert
+import doctor
+import evaluate
+import inspect_model
 import numpy as np
+import publish
 import pytest
 import train_ict
 from conftest import TINY, write_npz
@@ -98,6 +103,14 @@ def test_another_run_in_the_folder_or_another_recipe_shuts_the_door(flags, tmp_p
     newest = checkpoint.list_checkpoints(tmp_path / "out")[0]
     (newest / "unet.safetensors").write_bytes(b"torn")
     shut(tmp_path, capsys, "is not as it was written", *ICT, *flags, *out, "--resume_from_checkpoint", newest)
+
+
+@pytest.mark.parametrize("program", [convert, doctor, evaluate, inspect_model, publish, train_ict])
+def test_every_program_tells_a_mistake_on_its_command_line_in_one_sentence(program, capsys):
+    assert program.main(["--nonsense"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"{program.__name__}.py: ")
+    assert err.count("\n") == 1, err
 
 
 def test_processes_that_do_not_know_of_each_other_shut_the_door(flags, tmp_path, capsys, monkeypatch):

@@ -156,6 +156,7 @@ def test_statistics_are_kept_by_content_and_can_be_shared(run_folder, tmp_path):
     shutil.copy(run_folder.parent / "data.npz", tmp_path / "renamed.npz")
     figures(run_folder, tmp_path, "--steps", 1, "--dataset", tmp_path / "renamed.npz")
     assert kept.stat().st_mtime_ns == time_of_writing
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["dataset"] == "renamed.npz"
     figures(run_folder, tmp_path, "--steps", 1, "--flip_reference")
     assert len(list((tmp_path / "cache").glob("reference-*.safetensors"))) == 2
     flipped = json.loads((tmp_path / "out" / "evaluation.json").read_text())

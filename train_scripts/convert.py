@@ -11,28 +11,28 @@ The folder is a stock diffusers pipeline with a model card, ready for publish.py
 Exit codes: 0 done, 2 it cannot be brought, and why.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from diffusers_ict.conversion import convert, write_card
 from diffusers_ict.errors import UserError
+from diffusers_ict.training.arguments import ArgumentParser
 
 CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "converted.md"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Convert as the flags say; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", help="file, folder, or id on the Hub")
     parser.add_argument("output_dir", type=Path, help="a folder that does not exist yet")
     parser.add_argument("--intermediate_sigmas", type=float, nargs="+", help="noise levels between sampling steps")
     parser.add_argument("--resolution", type=int, help="image side, for files of networks that were not released")
     parser.add_argument("--attention_head_dim", type=int, help="likewise")
     parser.add_argument("--license", help="of the weights, for the model card: a Hub identifier such as mit")
-    options = parser.parse_args(argv)
     try:
+        options = parser.parse_args(argv)
         if options.output_dir.exists():
             raise UserError(f"{options.output_dir} exists; name a folder that does not.")
         done = convert(

@@ -6,20 +6,20 @@
 Exit codes: 0 nothing to mend, 1 something is wrong, 2 not a consistency repository.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation.doctor import examine
+from diffusers_ict.training.arguments import ArgumentParser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one line for each thing examined; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("repository", help="folder, or id on the Hub")
-    options = parser.parse_args(argv)
     try:
+        options = parser.parse_args(argv)
         findings = examine(options.repository)
     except UserError as error:
         print(f"doctor.py: {error}", file=sys.stderr)

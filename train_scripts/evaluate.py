@@ -30,6 +30,7 @@ from diffusers_ict.evaluation.reference import Reference, facts_of, make_referen
 from diffusers_ict.evaluation.report import METRICS, SETTINGS, check_metrics, write_report
 from diffusers_ict.evaluation.samples import Model, list_variants, load_model
 from diffusers_ict.evaluation.tuning import Tuned, tune
+from diffusers_ict.training.arguments import ArgumentParser
 from diffusers_ict.training.card import write_card
 from diffusers_ict.training.images import Images, load_images
 from diffusers_ict.training.processes import make_accelerator
@@ -51,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("model", help="folder or Hub id of a consistency pipeline, or a .npz, .parquet or .arrow file of images")
     add("--dataset", help="real images: folder, Hub data set, or .npz, .parquet or .arrow file")

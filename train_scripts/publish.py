@@ -7,13 +7,13 @@ One commit with pipeline, variants, samples, recipe and model card; nothing wher
 wrote into the card stays. The token is that of `hf auth login`, or HF_TOKEN. Exit codes: 0 published, 2 not published.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from diffusers_ict.errors import UserError
+from diffusers_ict.training.arguments import ArgumentParser
 from diffusers_ict.training.publish import publish
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "template.md"
@@ -21,14 +21,14 @@ TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "template.md
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Publish as the flags say; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output_dir", type=Path, help="output folder of train_ict.py")
     parser.add_argument("--hub_model_id", required=True, help="user/name or organisation/name")
     parser.add_argument("--hub_private_repo", action="store_true", help="if it has to be created, create it private")
     parser.add_argument("--license", help="of the weights, an identifier of the Hub such as cc0-1.0")
     parser.add_argument("--attempts", type=int, default=5, help="tries of each request")
-    options = parser.parse_args(argv)
     try:
+        options = parser.parse_args(argv)
         address = publish(
             options.output_dir,
             TEMPLATE,

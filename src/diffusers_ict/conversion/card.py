@@ -5,6 +5,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..evaluation.extractors import hash_of
+from ..training.card import shape_in_words
 from ..version import __version__
 from .pipelines import Converted
 
@@ -19,7 +20,7 @@ def write_card(folder: Path, template: Path, converted: Converted, source: str, 
     """
     unet, scheduler = converted.pipeline.unet, converted.pipeline.scheduler
     local = Path(source).exists()
-    size, channels, classes = unet.config.sample_size, unet.config.in_channels, unet.config.num_class_embeds
+    size, classes = unet.config.sample_size, unet.config.num_class_embeds
     data = ModelCardData(
         license=license,
         library_name="diffusers",
@@ -34,7 +35,7 @@ def write_card(folder: Path, template: Path, converted: Converted, source: str, 
         model_name=name,
         repo_id=name,
         sort="A class-conditional" if classes else "An unconditional",
-        shape=f"{size}x{size} {'grey' if channels == 1 else 'colour' if channels == 3 else f'{channels}-channel'}",
+        shape=shape_in_words(unet.config.in_channels, size, size),
         origin=converted.origin,
         version=__version__,
         source=Path(source).name if local else source,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ConsistencyModelPipeline, DiffusionPipeline
 
 from ..errors import UserError
+from ..evaluation.doctor import load_stock
 from ..pipeline_consistency import ConsistencyPipeline
 from ..scheduling_ict import ICTScheduler
 from ..time_embedding import fast_columns
@@ -59,13 +59,7 @@ def convert(
 
 
 def _from_repository(source: str, intermediate_sigmas: list[float] | None) -> Converted:
-    try:
-        stock = DiffusionPipeline.from_pretrained(source)
-    except (OSError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no pipeline could be loaded from {source}: {reason}") from error
-    if not isinstance(stock, ConsistencyModelPipeline):
-        raise UserError(f"{source} holds a {type(stock).__name__}, which is no consistency model.")
+    stock = load_stock(source)
     try:
         fast_columns(stock.unet)
     except ValueError as error:

@@ -38,6 +38,18 @@ def examine(repository: str) -> list[Finding]:
     Raises:
         UserError: there is no consistency pipeline to be loaded.
     """
+    stock = load_stock(repository)
+    stock.set_progress_bar_config(disable=True)
+    checks: list[Callable[..., Finding]] = [_weights, _time, _channels, _boundary, _levels, _equality]
+    return [*(check(stock) for check in checks), _card(repository)]
+
+
+def load_stock(repository: str) -> ConsistencyModelPipeline:
+    """A repository, by path or Hub id, as stock diffusers loads it.
+
+    Raises:
+        UserError: nothing to be loaded, or another kind of pipeline.
+    """
     try:
         stock = DiffusionPipeline.from_pretrained(repository)
     except (OSError, ValueError, AttributeError) as error:
@@ -45,9 +57,7 @@ def examine(repository: str) -> list[Finding]:
         raise UserError(f"stock diffusers cannot load {repository}: {reason}") from error
     if not isinstance(stock, ConsistencyModelPipeline):
         raise UserError(f"{repository} must hold a ConsistencyModelPipeline, and holds a {type(stock).__name__}.")
-    stock.set_progress_bar_config(disable=True)
-    checks: list[Callable[..., Finding]] = [_weights, _time, _channels, _boundary, _levels, _equality]
-    return [*(check(stock) for check in checks), _card(repository)]
+    return stock
 
 
 def _weights(stock: ConsistencyModelPipeline) -> Finding:

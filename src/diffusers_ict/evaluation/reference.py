@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def make_reference(
                 part.unlink()
             (cache / f"reference-{key}-work").rmdir()
         accelerator.wait_for_everyone()
-    return read_reference(path, extractor)
+    # The file may have been made under another name of the same images.
+    return replace(read_reference(path, extractor), facts=facts)
 
 
 def read_reference(path: Path, extractor: Extractor) -> Reference:

@@ -62,7 +62,7 @@ def make_card(folder: Path, template: Path, repo_id: str, license: str | None = 
         model_name=name,
         repo_id=repo_id,
         sort="A class-conditional" if run["classes"] else "An unconditional",
-        shape=f"{width}x{height} {'grey' if channels == 1 else 'colour' if channels == 3 else f'{channels}-channel'}",
+        shape=shape_in_words(channels, height, width),
         resolution=width,
         method=method,
         paper=paper,
@@ -87,6 +87,12 @@ def make_card(folder: Path, template: Path, repo_id: str, license: str | None = 
         citation="\n".join(f"- {CITATIONS[key]}" for key in dict.fromkeys([recipe["loss"], "ct"])),
     )
     return ModelCard(SECTION.sub(lambda m: _sealed(m[1], m[3]), card.content))
+
+
+def shape_in_words(channels: int, height: int, width: int) -> str:
+    """As in "8x8 grey"."""
+    kinds = {1: "grey", 3: "colour"}
+    return f"{width}x{height} {kinds.get(channels, f'{channels}-channel')}"
 
 
 def merge(edited: str, fresh: str) -> str:

@@ -8,13 +8,14 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
 from ..act import AdversarialWeight
 from ..errors import UserError
 from ..scheduling_ict import ICTScheduler
+from .arguments import ArgumentParser
 
 # What was published for each loss; a setting left out takes its value from here.
 PUBLISHED: dict[str, dict[str, Any]] = {
@@ -199,14 +200,9 @@ def _portable(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}.")
-
-
 def _parser(program: str, description: str) -> argparse.ArgumentParser:
     """One flag for each field of Recipe."""
-    parser = _Parser(program, description=description, allow_abbrev=False)
+    parser = ArgumentParser(program, description=description)
     hints = typing.get_type_hints(Recipe)
     for item in dataclasses.fields(Recipe):
         options: dict[str, Any] = {"help": item.metadata["help"], "default": argparse.SUPPRESS}
