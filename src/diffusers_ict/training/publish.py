@@ -27,7 +27,7 @@ PUBLISHED = (
 )
 PUBLISHED_FOLDERS = ("unet", "scheduler", "samples", "discriminator")
 # The transport's own errors are what the client derives its HTTP errors from, whichever library it uses.
-TRANSPORT_ERRORS = HfHubHTTPError.__bases__
+TRANSPORT_ERRORS = (*HfHubHTTPError.__bases__, OSError)
 PASSING = {408, 409, 412, 425, 429}  # and every 5xx: conflicts and overload, worth another try
 REASONS = {
     401: "the token is missing or not valid; log in with `hf auth login`, or set HF_TOKEN",
