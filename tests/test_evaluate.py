@@ -65,7 +65,7 @@ def test_figures_are_those_of_images_drawn_by_hand(run_folder, tmp_path):
     real = torch.from_numpy(np.load(run_folder.parent / "data.npz")["images"].reshape(100, -1)).float() / 255
     got = rows[3]["metrics"]
     assert got["frechet"] == pytest.approx(frechet_distance(real, fake), rel=1e-9)
-    assert (got["kid"], got["kid_std"]) == pytest.approx(kernel_distance(real, fake), rel=1e-9)
+    assert (got["kid"], got["kid_std"]) == pytest.approx(kernel_distance(real, fake, 100, 50), rel=1e-9)
     assert {key: got[key] for key in ("precision", "recall", "density", "coverage")} == vars(
         coverage_measures(real, fake)
     )
@@ -80,7 +80,7 @@ def test_twice_is_the_same_and_the_report_tells_what_was_measured(run_folder, tm
                        "extractor": "raw pixels in [0, 1]", "resize": "none", "flipped": False}.items():  # fmt: skip
         assert report[key] == value, key
     assert len(report["reference"]) == 20
-    assert report["settings"]["kid"]["subset_size"] == 1000
+    assert report["settings"]["kid"]["subset_size"] == 50, "half of the 100 real images"
     assert report["versions"]["torch"] == torch.__version__
     assert str(tmp_path) not in json.dumps(report)
     assert (tmp_path / "b" / "out" / "evaluation.png").stat().st_size > 5000
@@ -247,7 +247,7 @@ def refused(capsys, message, *words):
         (["--metrics", "fid", "lpips"], "--metrics may be fid, kid, is, pr, got lpips"),
         (["--num_samples", 20], "a Frechet distance needs more images than features: 20 samples"),
         (["--metrics", "is"], "needs class probabilities, which raw pixels in [0, 1] does not give"),
-        (["--metrics", "pr", "--num_samples", 4], "--metrics pr needs at least 6 samples, got 4"),
+        (["--metrics", "pr", "--num_samples", 4], "--metrics pr needs at least 6 images of each kind, got 4"),
         (["--num_samples", 0], "--num_samples must be at least 1, got 0"),
         (["--steps", 0], "--steps must lie within 1 and 40, got [0]"),
         (["--variants", "ema7"], "--variants may be published, ema5 for this model, got ema7"),
@@ -277,6 +277,10 @@ def test_broken_models_and_data_get_one_sentence(run_folder, tmp_path, capsys):
     refused(capsys, "the model has 7 classes and the data has 4", tmp_path / "seven", "--dataset", data, *own)
     np.savez(tmp_path / "empty.npz", images=np.zeros((0, 8, 8), np.uint8))
     refused(capsys, "holds no images", run_folder, "--dataset", tmp_path / "empty.npz", *own)
+    np.savez(tmp_path / "few.npz", images=np.zeros((5, 8, 8), np.uint8))
+    few = "--metrics pr needs at least 6 images of each kind, got 5"
+    refused(capsys, few, tmp_path / "few.npz", "--dataset", data, *own, "--metrics", "pr")
+    refused(capsys, few, data, "--dataset", tmp_path / "few.npz", *own, "--metrics", "pr")
     (tmp_path / "folder").mkdir()
     refused(capsys, "cannot be opened", run_folder, "--dataset", tmp_path / "folder", *own)
     (tmp_path / "nan.py").write_text(

@@ -27,7 +27,7 @@ from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation.extractors import Extractor, make_extractor
 from diffusers_ict.evaluation.judge import Judge
 from diffusers_ict.evaluation.reference import Reference, facts_of, make_reference, read_reference
-from diffusers_ict.evaluation.report import METRICS, SETTINGS, check_metrics, write_report
+from diffusers_ict.evaluation.report import METRICS, check_metrics, settings_of, write_report
 from diffusers_ict.evaluation.samples import Model, list_variants, load_model
 from diffusers_ict.evaluation.tuning import Tuned, tune
 from diffusers_ict.training.arguments import ArgumentParser
@@ -115,10 +115,10 @@ def evaluate(options: argparse.Namespace, words: list[str]) -> None:
     judge = Judge(reference, extractor, accelerator, cache / "work", options.batch_size, label_source)
 
     # ---------------------------------------------------------------- the figures
-    report = _facts(options, words, reference, extractor, accelerator)
+    count = options.num_samples if judged is None else len(judged)
+    report = _facts(options, words, count, reference, extractor, accelerator)
     rows: list[dict[str, Any]] = []
     if judged is not None:
-        report["samples"] = len(judged)
         metrics = judge.of_images(judged, options.metrics)
         rows.append({"num_inference_steps": None, "variant": None, "sigmas": None, "metrics": metrics})
         accelerator.print(_line(rows[-1]))
@@ -244,7 +244,12 @@ def _tune(
 
 
 def _facts(
-    options: argparse.Namespace, words: list[str], reference: Reference, extractor: Extractor, accelerator: Accelerator
+    options: argparse.Namespace,
+    words: list[str],
+    count: int,
+    reference: Reference,
+    extractor: Extractor,
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
     """What a reader has to know to repeat the figures, or to compare them."""
     portable = [Path(word).name if Path(word).is_absolute() else word for word in words]
@@ -254,14 +259,14 @@ def _facts(
         "reference": reference.hash,
         "reference_images": len(reference.features),
         "flipped": reference.facts["flipped"],
-        "samples": options.num_samples,
+        "samples": count,
         "labels": options.labels,
         "seed": options.seed,
         "batch_size": options.batch_size,
         "extractor": extractor.name,
         "extractor_weights": extractor.weights,
         "resize": extractor.resize,
-        "settings": {metric: SETTINGS[metric] for metric in options.metrics if metric in SETTINGS},
+        "settings": settings_of(options.metrics, count, len(reference.features)),
         "versions": {"diffusers-ict": __version__, **{name: version(name) for name in ("torch", "diffusers")}},
         "commit": code_commit(),
         "hardware": hardware(accelerator),

@@ -14,16 +14,14 @@ from .neighbours import coverage_measures
 from .reference import Reference
 
 METRICS = ("fid", "kid", "is", "pr")
-SETTINGS = {
-    "kid": {"subsets": 100, "subset_size": 1000, "kernel": "(x.y/d + 1)^3"},
-    "is": {"splits": 10},
-    "pr": {"k_precision_recall": 3, "k_density_coverage": 5},
-}
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+IS_SPLITS = 10
+K_PRECISION_RECALL, K_DENSITY_COVERAGE = 3, 5
 HIGHER_IS_BETTER = ("inception_score", "precision", "recall", "density", "coverage")
 
 
-def check_metrics(metrics: list[str], samples: int) -> None:
-    """Are these metrics known, and are there samples enough for those that need a number of them?
+def check_metrics(metrics: list[str], images: int) -> None:
+    """Are these metrics known, and is a set of so many images, drawn or real, large enough for them?
 
     Raises:
         UserError: no.
@@ -31,10 +29,26 @@ def check_metrics(metrics: list[str], samples: int) -> None:
     for metric in metrics:
         if metric not in METRICS:
             raise UserError(f"--metrics may be {', '.join(METRICS)}, got {metric}.")
-    least = {"kid": 2, "is": SETTINGS["is"]["splits"], "pr": 6}
+    least = {"kid": 4, "is": IS_SPLITS, "pr": 1 + max(K_PRECISION_RECALL, K_DENSITY_COVERAGE)}
     for metric in set(metrics) & least.keys():
-        if samples < least[metric]:
-            raise UserError(f"--metrics {metric} needs at least {least[metric]} samples, got {samples}.")
+        if images < least[metric]:
+            raise UserError(f"--metrics {metric} needs at least {least[metric]} images of each kind, got {images}.")
+
+
+def settings_of(metrics: list[str], samples: int, reference: int) -> dict[str, dict[str, Any]]:
+    """What metrics of so many samples and reference images are computed with.
+
+    KID's subsets hold 1,000 images, as in its paper, or half of the smaller set where that has fewer: subsets of all
+    images would be one and the same, and have no deviation.
+    """
+    fewest = min(samples, reference)
+    size = KID_SUBSET_SIZE if fewest >= KID_SUBSET_SIZE else fewest // 2
+    known = {
+        "kid": {"subsets": KID_SUBSETS, "subset_size": size, "kernel": "(x.y/d + 1)^3"},
+        "is": {"splits": IS_SPLITS},
+        "pr": {"k_precision_recall": K_PRECISION_RECALL, "k_density_coverage": K_DENSITY_COVERAGE},
+    }
+    return {metric: known[metric] for metric in metrics if metric in known}
 
 
 def check_figures(
@@ -50,6 +64,7 @@ def check_figures(
             f"samples have {dim} features and the reference has {reference.features.shape[1]}; use images of the same "
             "size and channels and the same extractor."
         )
+    check_metrics(metrics, min(samples, len(reference.features)))
     if "fid" in metrics and min(samples, len(reference.features)) <= dim:
         raise UserError(
             f"a Frechet distance needs more images than features: {samples} samples, {len(reference.features)} "
@@ -78,15 +93,15 @@ def figures(
     if "fid" in metrics:
         out[extractor.frechet] = frechet_distance(reference.moments, Moments.of(features))
     if "kid" in metrics:
-        given = SETTINGS["kid"]
+        given = settings_of(["kid"], len(features), len(reference.features))["kid"]
         out["kid"], out["kid_std"] = kernel_distance(
             reference.features, features, given["subsets"], given["subset_size"]
         )
     if "is" in metrics:
-        score = inception_score(samples["logits"], SETTINGS["is"]["splits"])
+        score = inception_score(samples["logits"], IS_SPLITS)
         out["inception_score"], out["inception_score_std"] = score
     if "pr" in metrics:
-        out |= vars(coverage_measures(reference.features, features))
+        out |= vars(coverage_measures(reference.features, features, K_PRECISION_RECALL, K_DENSITY_COVERAGE))
     return out
 
 
