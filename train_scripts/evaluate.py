@@ -64,6 +64,7 @@ def _parser() -> ArgumentParser:
     add("--image_mode", choices=("L", "RGB", "RGBA"), help="convert every real image to this mode")
     add("--resolution", type=int, help="resize the real images to this side, as training does")
     add("--center_crop", action="store_true", help="cut the middle out of real images that are not square")
+    add("--image_cache_dir", help="keep decoded real images in a file there, for data larger than memory")
     add("--flip_reference", action="store_true", help="count every real image twice, as it is and mirrored")
     add("--reference", type=Path, help="reference statistics of an earlier run, instead of --dataset")
     add("--metrics", nargs="+", default=["fid"], help=f"among {', '.join(METRICS)} [fid]")
@@ -192,6 +193,7 @@ def _read_dataset(options: argparse.Namespace, labelled: bool) -> Images:
         resolution=options.resolution,
         center_crop=options.center_crop,
         image_mode=options.image_mode,
+        cache_dir=options.image_cache_dir,
     )
 
 

@@ -101,6 +101,7 @@ def train(recipe: Recipe) -> None:
         resolution=recipe.resolution,
         center_crop=recipe.center_crop,
         image_mode=recipe.image_mode,
+        cache_dir=recipe.image_cache_dir,
     )
     part_size, parts = recipe.train_batch_size, recipe.gradient_accumulation_steps
     batch_size = part_size * parts * ranks

@@ -37,7 +37,7 @@ class Reference:
 def facts_of(images: Images, name: str, split: str, flipped: bool, extractor: Extractor) -> dict[str, Any]:
     """What a reference is determined by, in plain JSON."""
     digest = hashlib.sha256(str(tuple(images.pixels.shape)).encode())
-    digest.update(images.pixels.numpy().tobytes())
+    digest.update(images.pixels.numpy())
     return {
         "version": VERSION,
         "dataset": name,

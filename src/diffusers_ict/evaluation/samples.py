@@ -125,4 +125,4 @@ def facts_of_model(model: Model, seed: int, labels: str) -> dict[str, Any]:
 
 def facts_of_images(images: Images) -> dict[str, Any]:
     """The same for images of a file."""
-    return {"pixels": hashlib.sha256(images.pixels.numpy().tobytes()).hexdigest(), "shape": list(images.pixels.shape)}
+    return {"pixels": hashlib.sha256(images.pixels.numpy()).hexdigest(), "shape": list(images.pixels.shape)}

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 from ..errors import UserError
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
-Pictures = tuple[Iterator[Image.Image], list | None, tuple[str, ...] | None, Callable[[int], str]]
+Pictures = tuple[Iterator[Image.Image], int, list | None, tuple[str, ...] | None, Callable[[int], str]]
 
 
 def read_dataset(
@@ -22,7 +22,7 @@ def read_dataset(
     label_column: str | None,
     with_labels: bool,
 ) -> Pictures:
-    """(images one by one, labels or None, class names or None, a function that names the i-th image).
+    """(images one by one, how many, labels or None, class names or None, a function that names the i-th image).
 
     Raises:
         UserError: the data set cannot be opened, or a column is missing or ambiguous.
@@ -39,7 +39,7 @@ def read_dataset(
         return data[index][column]["path"] or f"number {index}"
 
     pictures = (_decode(row[column]) for row in data.select_columns([column]))
-    return pictures, labels, names, where
+    return pictures, len(data), labels, names, where
 
 
 def _decode(stored: dict[str, Any]) -> Image.Image:

@@ -1,9 +1,13 @@
 """Training images, decoded once into one uint8 tensor.
 
 Decoding tops out near 12,000 small images a second and core, below a GPU's appetite, so images are decoded when the
-run begins and kept as bytes: 154 MB for CIFAR-10, 15.7 GB for ImageNet 64x64. Where they live is `Images.to`'s choice.
+run begins and kept as bytes: 154 MB for CIFAR-10, 15.7 GB for ImageNet 64x64. Where they live is `Images.to`'s choice;
+data larger than memory are mapped from a file.
 """
 
+import math
+import os
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -72,6 +76,7 @@ def load_images(
     resolution: int | None = None,
     center_crop: bool = False,
     image_mode: str | None = None,
+    cache_dir: str | None = None,
 ) -> Images:
     """Read a data set into memory.
 
@@ -86,6 +91,7 @@ def load_images(
         resolution: side of the square images in pixels; by default that of the data.
         center_crop: cut the largest central square out of images that are not square.
         image_mode: convert every image to "L", "RGB" or "RGBA"; by default they must all agree.
+        cache_dir: keep decoded images in a temporary file there instead of in memory.
 
     Raises:
         UserError: nothing there, no images, mixed channels, a broken file, or labels missing or out of range.
@@ -96,10 +102,11 @@ def load_images(
         raise UserError(f"image_mode must be one of {', '.join(CHANNELS)}, got {image_mode}.")
     if dataset_name is not None and dataset_name.endswith(".npz"):
         pictures, labels, names, where = _read_npz(Path(dataset_name), image_column, label_column)
+        count = len(pictures)
     else:
         from .hub_data import read_dataset
 
-        pictures, labels, names, where = read_dataset(
+        pictures, count, labels, names, where = read_dataset(
             dataset_name,
             dataset_config_name,
             train_data_dir,
@@ -108,7 +115,7 @@ def load_images(
             label_column,
             class_conditional,
         )
-    pixels = _decode(pictures, where, resolution, center_crop, image_mode)
+    pixels = _decode(pictures, count, where, resolution, center_crop, image_mode, cache_dir)
     if not class_conditional:
         return Images(pixels)
     if labels is None:
@@ -133,35 +140,58 @@ def _checked_labels(labels: np.ndarray, names: tuple[str, ...] | None) -> tuple[
 
 def _decode(
     pictures: Iterable[Image.Image | np.ndarray],
-    where,
+    count: int,
+    where: Callable[[int], str],
     resolution: int | None,
     center_crop: bool,
     mode: str | None,
+    folder: str | None,
 ) -> Tensor:
-    """Pictures of any size -> uint8 [n, C, resolution, resolution]. `where(i)` names the i-th in messages."""
-    out: list[np.ndarray] = []
+    """`count` pictures of any size -> uint8 [n, C, resolution, resolution]. `where(i)` names the i-th in messages.
+
+    Every image is written to its place at once, so that no more memory is taken than the result needs; none of it with
+    a folder for the result to be mapped from.
+    """
+    pixels: np.ndarray | None = None
     iterator = iter(pictures)
+    for number in range(count):
 
-    def name() -> str:
-        """Of the picture at hand; looked up only for a message, because it may mean reading the row again."""
-        return where(len(out))
+        def name(number: int = number) -> str:
+            """Of the picture at hand; looked up only for a message, because it may mean reading the row again."""
+            return where(number)
 
-    while True:
         try:
-            picture = next(iterator, None)
-            if picture is None:
-                break
-            array = _as_array(picture, name, resolution, center_crop, mode)
+            array = _as_array(next(iterator), name, resolution, center_crop, mode).transpose(2, 0, 1)
         except UserError:
             raise
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"the image {name()} cannot be read ({error}); remove or replace the file.") from error
-        if out and array.shape != out[0].shape:
-            raise UserError(_mismatch(out[0].shape, array.shape, name()))
-        out.append(array)
-    if not out:
+        if pixels is None:
+            pixels = _allocate((count, *array.shape), folder)
+        elif array.shape != pixels.shape[1:]:
+            raise UserError(_mismatch(pixels.shape[1:], array.shape, name()))
+        pixels[number] = array
+    if pixels is None:
         raise UserError("the data set holds no images; check its path and --image_column.")
-    return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(pixels)
+
+
+def _allocate(shape: tuple[int, ...], folder: str | None) -> np.ndarray:
+    """Room for bytes in memory, or in a file in `folder` that is gone when nobody uses it any more.
+
+    Raises:
+        UserError: the folder cannot be written, or has no room.
+    """
+    if folder is None:
+        return np.empty(shape, np.uint8)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):  # a full disk is to be told now, and not by a signal later
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+            return np.memmap(file, np.uint8, "w+", shape=shape)
+    except OSError as error:
+        raise UserError(f"--image_cache_dir {folder} cannot hold the images: {error.strerror or error}.") from error
 
 
 def _as_array(
@@ -177,13 +207,14 @@ def _as_array(
 
 
 def _mismatch(first: tuple[int, ...], other: tuple[int, ...], name: str) -> str:
-    if first[-1] != other[-1]:
+    """Of shapes [C, H, W]."""
+    if first[0] != other[0]:
         return (
-            f"all images must have the same number of channels: the first has {first[-1]} and {name} has {other[-1]}; "
+            f"all images must have the same number of channels: the first has {first[0]} and {name} has {other[0]}; "
             "convert them with --image_mode L, RGB or RGBA."
         )
     return (
-        f"all images must have the same size: the first is {first[1]}x{first[0]} and {name} is {other[1]}x{other[0]}; "
+        f"all images must have the same size: the first is {first[2]}x{first[1]} and {name} is {other[2]}x{other[1]}; "
         "give --resolution."
     )
 

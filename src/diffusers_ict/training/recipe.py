@@ -27,7 +27,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 # Settings that do not change what is computed: a run may be resumed with other values of these.
 PRACTICAL = frozenset(
     "output_dir config validation_steps num_validation_images checkpointing_steps checkpoints_total_limit "
-    "resume_from_checkpoint report_to logging_steps dry_run "
+    "image_cache_dir resume_from_checkpoint report_to logging_steps dry_run "
     "license push_to_hub hub_model_id hub_private_repo hub_strategy".split()
 )
 
@@ -87,6 +87,7 @@ class Recipe:
     class_conditional: bool = setting(False, "learn the classes as well")
     resolution: int | None = setting(None, "side of the square images in pixels [that of the data]")
     center_crop: bool = setting(False, "cut the middle out of images that are not square")
+    image_cache_dir: str | None = setting(None, "keep decoded images in a file there, for data larger than memory")
     random_flip: bool = setting(False, "mirror half of the images, at random")
 
     # The network and its optimizer.
