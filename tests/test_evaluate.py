@@ -167,6 +167,27 @@ def test_statistics_are_kept_by_content_and_can_be_shared(run_folder, tmp_path):
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["rows"] == rows
 
 
+def test_statistics_that_were_cut_off_are_finished_whatever_the_chunks(run_folder, tmp_path, monkeypatch):
+    """A run stops among the reference's chunks; the next one uses chunks of another size."""
+    from diffusers_ict.evaluation import chunks
+
+    whole = figures(run_folder, tmp_path / "whole", "--steps", 1, "--batch_size", 30)
+    original, written = chunks.save_whole, []
+
+    def stop_after_two(tensors, path, metadata=None):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        original(tensors, path, metadata)
+
+    monkeypatch.setattr(chunks, "save_whole", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        figures(run_folder, tmp_path / "cut", "--steps", 1, "--batch_size", 40)
+    monkeypatch.undo()
+    assert [path.parent.name.startswith("reference-") for path in written] == [True, True]
+    assert figures(run_folder, tmp_path / "cut", "--steps", 1, "--batch_size", 30) == whole
+
+
 def test_images_of_a_file_are_measured_like_a_models(run_folder, tmp_path):
     rows = figures(run_folder, tmp_path, "--steps", 1, "--variants", "published")
     data = np.load(run_folder.parent / "data.npz")["images"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,9 @@ def make_reference(
     path = cache / f"reference-{key}.safetensors"
     if not path.exists():
         pixels = torch.cat([images.pixels, images.pixels.flip(-1)]) if facts["flipped"] else images.pixels
+        work = cache / f"reference-{key}-work-{chunk}"
         features = collect(
-            cache / f"reference-{key}-work",
+            work,
             len(pixels),
             chunk,
             lambda start, size: pixels[start : start + size],
@@ -77,9 +79,7 @@ def make_reference(
             moments = Moments.of(features)
             tensors = {"features": features, "mean": moments.mean, "covariance": moments.covariance}
             save_whole(tensors, path, {"facts": json.dumps(facts), "hash": key})
-            for part in (cache / f"reference-{key}-work").iterdir():
-                part.unlink()
-            (cache / f"reference-{key}-work").rmdir()
+            shutil.rmtree(work)
         accelerator.wait_for_everyone()
     # The file may have been made under another name of the same images.
     return replace(read_reference(path, extractor), facts=facts)
