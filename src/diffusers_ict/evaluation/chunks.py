@@ -74,4 +74,5 @@ def collect(
     progress.close()
     accelerator.wait_for_everyone()
     parts = [load_file(path) for path in paths]
+    accelerator.wait_for_everyone()  # now the files may be removed
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
