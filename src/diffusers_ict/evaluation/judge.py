@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ..training.images import Images
@@ -73,4 +74,7 @@ class Judge:
         folder = self.work / key_of({**facts, "extractor_name": self.extractor.name})
         self._used.append(folder)
         samples = collect(folder, count, self.chunk, images, self.extractor, self.accelerator, label)
-        return figures(metrics, samples, self.reference, self.extractor)
+        found = [None]
+        if self.accelerator.is_main_process:  # the others are told, so that all go the same way from here
+            found = [figures(metrics, samples, self.reference, self.extractor)]
+        return broadcast_object_list(found)[0]
