@@ -1,10 +1,14 @@
 import dataclasses
 
 import pytest
+import torch
 import yaml
+from conftest import ROOT
+from diffusers import UNet2DModel
 
 from diffusers_ict.errors import UserError
 from diffusers_ict.training.recipe import Recipe, parse
+from diffusers_ict.training.unets import read_config
 
 
 def read(*flags):
@@ -113,3 +117,36 @@ def test_resuming_allows_other_practical_settings_only():
 
 def test_every_setting_has_a_help_text():
     assert all(item.metadata["help"] for item in dataclasses.fields(Recipe))
+
+
+FOLDER = ROOT / "train_scripts" / "recipes"
+# Images of one optimizer step (on as many processes) as published, and millions of parameters of the network.
+PUBLISHED = {
+    "ict_cifar10": (1024, 1, 59.0),
+    "ict_deep_cifar10": (1024, 1, 104.4),
+    "ict_imagenet64": (4096, 8, 281.7),
+    "ict_deep_imagenet64": (4096, 8, 472),
+    "ct_cifar10": (512, 1, 59.0),
+    "act_cifar10": (80, 1, 27.50),
+    "act_imagenet64": (320, 1, 107.60),
+    "act_lsun_cat256": (640, 1, 113.67),
+    "digits": (64, 1, None),
+}
+
+
+def test_every_shipped_recipe_is_listed_here():
+    assert {path.stem for path in FOLDER.glob("*.yaml")} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shipped_recipes_have_the_published_batch_and_size(name):
+    recipe = read("--config", FOLDER / f"{name}.yaml")
+    batch, processes, parameters = PUBLISHED[name]
+    assert recipe.train_batch_size * recipe.gradient_accumulation_steps * processes == batch
+    if parameters is not None:
+        with torch.device("meta"):
+            unet = UNet2DModel.from_config(read_config(str(ROOT / recipe.model_config_name_or_path)))
+        assert sum(p.numel() for p in unet.parameters()) / 1e6 == pytest.approx(parameters, rel=2e-3)
+        assert unet.config.sample_size == recipe.resolution
+        assert (unet.config.num_class_embeds is not None) == recipe.class_conditional
+        assert unet.config.resnet_time_scale_shift == "default", "iCT: no scale-shift norm"

@@ -39,7 +39,7 @@ class ConsistencyDiscriminator(ModelMixin, ConfigMixin):
         down_block_types: Sequence[str] = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
         block_out_channels: Sequence[int] = (128, 128, 256, 256),
         layers_per_block: int = 3,
-        attention_head_dim: int = 8,
+        attention_head_dim: int | None = 8,
         norm_num_groups: int = 32,
         norm_eps: float = 1e-5,
         act_fn: str = "silu",
@@ -59,7 +59,11 @@ class ConsistencyDiscriminator(ModelMixin, ConfigMixin):
         width = block_out_channels[0]
         embedding = 4 * width
         common = {"resnet_eps": norm_eps, "resnet_act_fn": act_fn, "resnet_groups": norm_num_groups,
-                  "temb_channels": embedding, "attention_head_dim": attention_head_dim}  # fmt: skip
+                  "temb_channels": embedding}  # fmt: skip
+
+        def head_dim(width: int) -> int:
+            return width if attention_head_dim is None else attention_head_dim  # None: one head
+
         self.conv_in = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
         self.time_proj = Timesteps(width, flip_sin_to_cos, freq_shift)
         self.time_embedding = TimestepEmbedding(width, embedding)
@@ -72,12 +76,15 @@ class ConsistencyDiscriminator(ModelMixin, ConfigMixin):
                 out_channels=block_out_channels[level],
                 add_downsample=level < len(block_out_channels) - 1,
                 downsample_padding=1,
+                attention_head_dim=head_dim(block_out_channels[level]),
                 **common,
             )
             for level, kind in enumerate(down_block_types)
         )
         last = block_out_channels[-1]
-        self.mid_block = UNetMidBlock2D(in_channels=last, resnet_time_scale_shift="default", **common)
+        self.mid_block = UNetMidBlock2D(
+            in_channels=last, resnet_time_scale_shift="default", attention_head_dim=head_dim(last), **common
+        )
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, last, eps=norm_eps) if norm_out else nn.Identity()
         self.conv_act = nn.SiLU()
         self.logit = nn.Linear(last * POOLED**2, 1)
