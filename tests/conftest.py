@@ -101,6 +101,12 @@ def python_without_us(tmp_path_factory) -> str:
 
 
 @pytest.fixture(autouse=True)
+def same_chance_every_time():
+    """What a test draws without a generator of its own is the same in every run and in any order of the tests."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def fresh_accelerate_state():
     """accelerate keeps one state for the whole process; every run here wants its own."""
     from accelerate.state import AcceleratorState, GradientState

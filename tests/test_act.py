@@ -91,7 +91,7 @@ def test_gradient_balance_makes_both_gradients_equally_long_at_the_last_layer():
 
     consistent, adverse = gradient(ICT().loss(pair)), gradient(adversarial)
     ratio = consistent.norm() / adverse.norm()
-    torch.testing.assert_close(gradient(mixed), 0.5 * consistent + 0.5 * ratio * adverse, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradient(mixed), 0.5 * consistent + 0.5 * ratio * adverse, rtol=1e-3, atol=1e-5)
 
 
 def test_r1_of_a_linear_discriminator_equals_its_closed_form():
