@@ -148,6 +148,28 @@ def test_a_converted_model_is_published_with_the_card_it_has(hub, tmp_path):
     assert str(tmp_path).encode() not in b"".join(files.values())
 
 
+def test_every_program_takes_a_repository_by_its_id(hub, folder, tmp_path):
+    assert push(hub, folder, tmp_path / "mine", "--license", "mit").returncode == 0
+    examined = client(hub, tmp_path / "cache", "doctor.py", NAME)
+    assert examined.returncode == 0, examined.stdout + examined.stderr
+    real = ["--dataset", folder.parent / "data.npz", "--extractor", "pixels", "--metrics", "kid", "--num_samples", 8]
+    where = ["--output_dir", tmp_path / "out", "--cache_dir", tmp_path / "work"]
+    measured = client(hub, tmp_path / "cache", "evaluate.py", NAME, *real, *where)
+    assert measured.returncode == 0, measured.stderr
+    assert "ema5, steps 2: kid" in measured.stdout
+    brought = client(hub, tmp_path / "cache", "convert.py", NAME, tmp_path / "brought")
+    assert brought.returncode == 0, brought.stderr
+    assert f"base_model: {NAME}" in (tmp_path / "brought" / "README.md").read_text()
+    assert str(tmp_path) not in "".join(p.read_text() for p in (tmp_path / "brought").rglob("*.json"))
+    own = ["--dataset_name", folder.parent / "data.npz", "--class_conditional", "--max_train_steps", 8]
+    own += ["--train_batch_size", 4, "--num_validation_images", 2, "--output_dir", tmp_path / "tuned"]
+    tuned = client(hub, tmp_path / "cache", "train_ict.py", "--pretrained_model_name_or_path", NAME, *own)
+    assert tuned.returncode == 0, tuned.stderr
+    card = (tmp_path / "tuned" / "README.md").read_text()
+    assert f"base_model: {NAME}" in card
+    assert f"| started from | {NAME} |\n| optimizer steps" in card
+
+
 def test_a_hub_that_cannot_be_reached_is_told_in_one_sentence(folder, tmp_path):
     nobody = Hub(address="http://127.0.0.1:9")
     done = push(nobody, folder, tmp_path, "--attempts", 1)

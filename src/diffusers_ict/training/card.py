@@ -53,6 +53,7 @@ def make_card(folder: Path, template: Path, repo_id: str, license: str | None = 
         pipeline_tag="unconditional-image-generation",
         tags=["diffusers", "consistency-models", "diffusers-ict", recipe["loss"], "image-generation"],
         datasets=[run["dataset"]] if run["dataset_on_hub"] else None,
+        base_model=run["base_model"] if run.get("base_model_on_hub") else None,
         model_name=name,
         eval_results=_results(report) or None,
     )
@@ -73,6 +74,7 @@ def make_card(folder: Path, template: Path, repo_id: str, license: str | None = 
         dataset=run["dataset"],
         image_count=f"{run['images']:,}",
         classes=f"{run['classes']} classes" if run["classes"] else "classes not used",
+        base_model=run.get("base_model"),
         parameters=f"{run['parameters'] / 1e6:.2f} M",
         steps=f"{run['steps']:,}",
         batch_size=run["batch_size"],

@@ -29,11 +29,13 @@ def write_receipt(
 
     It names no user, host or path: of hardware the kind, of the data set the name.
     """
-    name = recipe.dataset_name or recipe.train_data_dir
+    name, start = recipe.dataset_name or recipe.train_data_dir, recipe.pretrained_model_name_or_path
     on_hub = recipe.dataset_name is not None and not Path(name).suffix and not Path(name).exists()
     facts = {
         "dataset": name if on_hub else Path(name).name,
         "dataset_on_hub": on_hub,
+        "base_model": start and (Path(start).name if Path(start).exists() else start),
+        "base_model_on_hub": start is not None and not Path(start).exists(),
         "images": len(images),
         "shape": list(images.shape),
         "classes": images.num_classes,
