@@ -188,7 +188,7 @@ def _table(report: dict[str, Any]) -> str:
 
     def cell(metrics: dict[str, float], name: str) -> str:
         deviation = metrics.get(f"{name}_std")
-        return f"{metrics[name]:.4g}" + (f" ± {deviation:.1g}" if deviation is not None else "")
+        return f"{metrics[name]:.4g}" + (f" ± {deviation:.2g}" if deviation is not None else "")
 
     lines = [f"| steps | weights | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
     for row in rows:
