@@ -148,6 +148,17 @@ def test_a_checkpoint_of_the_act_release_draws_the_images_of_its_formulas(six, c
     np.testing.assert_allclose(stock, expected, atol=3e-4)
 
 
+def test_files_of_old_versions_of_pytorch_are_read(tmp_path):
+    state = guided_unet.make((32,), (True,), 1)
+    drawn = []
+    for name, archive in (("new.pt", True), ("old.pt", False)):
+        torch.save(state, tmp_path / name, _use_new_zipfile_serialization=archive)
+        sized = ["--resolution", "8", "--attention_head_dim", "8"]
+        assert convert.main([str(tmp_path / name), str(tmp_path / name[:3]), *sized]) == 0
+        drawn.append(images_by_pipeline(tmp_path / name[:3], DiffusionPipeline, 2, None, num_inference_steps=1))
+    assert np.array_equal(*drawn)
+
+
 def test_the_released_act_networks_are_known_by_their_widths(tmp_path):
     """The CIFAR-10 one, whole: 27.50 M parameters after the three channels that are not used are gone."""
     shape = {"sample_size": 32, "in_channels": 3, "out_channels": 3, "block_out_channels": (128, 128, 256, 256)}

@@ -1,6 +1,7 @@
 """From a file or a repository of any known layout to a ConsistencyPipeline."""
 
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,8 @@ def _sampling_levels(scheduler: ICTScheduler) -> torch.Tensor:
 def _read(path: Path) -> dict[str, Any]:
     """The checkpoint's dictionary; nothing but tensors and plain containers is unpickled."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # Files of PyTorch before 1.6 are no archives, and cannot be mapped into memory.
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}.") from error
     except pickle.UnpicklingError as error:
