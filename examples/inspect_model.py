@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="folder or Hub id of a consistency pipeline")
     parser.add_argument("--dataset", required=True, help="its training images: folder, Hub data set, or file")
     parser.add_argument("--resolution", type=int, help="resize them to this side, as training did")
+    parser.add_argument("--center_crop", action="store_true", help="cut the middle out of them, as training did")
     parser.add_argument("--image_mode", choices=("L", "RGB", "RGBA"), help="convert them, as training did")
     parser.add_argument(
         "--extractor", default="pixels", help="what nearness is measured by, as in evaluate.py [pixels]"
@@ -57,6 +58,7 @@ def inspect(options: argparse.Namespace) -> None:
         dataset_name=None if folder else options.dataset,
         train_data_dir=options.dataset if folder else None,
         resolution=options.resolution,
+        center_crop=options.center_crop,
         image_mode=options.image_mode,
         class_conditional=model.classes is not None,
     )

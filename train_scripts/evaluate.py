@@ -204,7 +204,7 @@ def _check_shape(real: tuple[int, int, int], judged: Images | None, model: Model
         (c, h, w), (channels, height, width) = real, wanted
         raise UserError(
             f"real images must be like the ones to be judged, {width}x{height} of {channels} channels, and are "
-            f"{w}x{h} of {c}; convert them with --resolution and --image_mode as in training."
+            f"{w}x{h} of {c}; give --resolution, --center_crop and --image_mode as in training."
         )
 
 
