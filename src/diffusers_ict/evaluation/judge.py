@@ -1,5 +1,6 @@
 """The judge: a reference, an extractor, and a place for unfinished work; what is brought before it gets figures."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,8 +42,9 @@ class Judge:
     ) -> dict[str, float]:
         """Figures of `count` images drawn through these noise levels."""
         labels = labels_of(model, self.label_source, seed)
-        kind = "uniform" if self.label_source is None else self.reference.facts["pixels"]
-        facts = {**facts_of_model(model, seed, kind), "levels": levels}
+        source = self.label_source
+        classes = "uniform" if source is None else hashlib.sha256(source.labels.numpy()).hexdigest()
+        facts = {**facts_of_model(model, seed, classes), "levels": levels}
         label = f"{model.variant or 'published'}, {len(levels)} step{'s' if len(levels) > 1 else ''}"
         return self._figures(facts, count, drawer(model, labels, seed, levels), metrics, label)
 
