@@ -43,7 +43,7 @@ def collect(
     accelerator: Accelerator,
     label: str,
 ) -> dict[str, Tensor]:
-    """Features, and logits where there are any, of `count` images; the same on every process.
+    """Features, and logits where there are any, of `count` images, made by all processes and read by the main one.
 
     Args:
         folder: of the chunks' files, one that every process sees.
@@ -52,7 +52,7 @@ def collect(
         label: of the progress bar.
 
     Returns:
-        {"features": [count, d]}, and "logits" [count, classes], in the order of the images.
+        {"features": [count, d]}, and "logits" [count, classes], in the order of the images; {} on other processes.
     """
     starts = range(0, count, chunk)
     paths = [folder / f"chunk-{number:06d}.safetensors" for number in range(len(starts))]
@@ -73,6 +73,7 @@ def collect(
         progress.update(size)
     progress.close()
     accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        return {}
     parts = [load_file(path) for path in paths]
-    accelerator.wait_for_everyone()  # now the files may be removed
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

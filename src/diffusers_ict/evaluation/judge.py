@@ -57,7 +57,7 @@ class Judge:
         return self._figures(facts_of_images(images), len(images), given, metrics, "images")
 
     def clean(self) -> None:
-        """Remove the work that is finished."""
+        """Remove the work that is finished; by the main process, the only one that reads it."""
         for folder in self._used:
             shutil.rmtree(folder, ignore_errors=True)
 

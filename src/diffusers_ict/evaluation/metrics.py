@@ -72,16 +72,21 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """KID, Binkowski et al. (arXiv:1801.01401): mean and deviation over subsets of the unbiased squared MMD.
 
-    Kernel (x.y / d + 1)^3. A subset holds at most as many rows as the smaller set.
+    Kernel (x.y / d + 1)^3.
 
     Args:
         real, fake: features, [n, d] and [m, d].
+        subsets, subset_size: how many, and rows of each set in one.
+
+    Raises:
+        ValueError: a set has fewer rows than a subset.
     """
-    size = min(subset_size, len(real), len(fake))
     rng = np.random.RandomState(seed)
     values = []
     for _ in range(subsets):
-        f, r = (set_[torch.from_numpy(rng.choice(len(set_), size, replace=False))].double() for set_ in (fake, real))
+        f, r = (
+            set_[torch.from_numpy(rng.choice(len(set_), subset_size, replace=False))].double() for set_ in (fake, real)
+        )
         values.append(_squared_mmd(f, r))
     return float(np.mean(values)), float(np.std(values))
 

@@ -66,7 +66,7 @@ def make_reference(
     if not path.exists():
         pixels = torch.cat([images.pixels, images.pixels.flip(-1)]) if facts["flipped"] else images.pixels
         work = cache / f"reference-{key}-work-{chunk}"
-        features = collect(
+        collected = collect(
             work,
             len(pixels),
             chunk,
@@ -74,8 +74,9 @@ def make_reference(
             extractor,
             accelerator,
             "reference",
-        )["features"]
+        )
         if accelerator.is_main_process:
+            features = collected["features"]
             moments = Moments.of(features)
             tensors = {"features": features, "mean": moments.mean, "covariance": moments.covariance}
             save_whole(tensors, path, {"facts": json.dumps(facts), "hash": key})
