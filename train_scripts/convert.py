@@ -15,11 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffusers_ict.conversion import convert, write_card
+from diffusers_ict.conversion import convert, write_receipt
 from diffusers_ict.errors import UserError
 from diffusers_ict.training.arguments import ArgumentParser
+from diffusers_ict.training.card import write_card
 
-CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "converted.md"
+CARD_TEMPLATE = Path(__file__).resolve().parent.parent / "model_cards" / "template.md"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"convert.py: {error}", file=sys.stderr)
         return 2
     done.pipeline.save_pretrained(options.output_dir)
-    write_card(options.output_dir, CARD_TEMPLATE, done, options.source, options.license)
+    write_receipt(options.output_dir, done, options.source, options.license)
+    write_card(options.output_dir, CARD_TEMPLATE)
     print(f"From {done.origin}, in {options.output_dir}.")
     for note in done.notes:
         print(note)

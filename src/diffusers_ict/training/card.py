@@ -46,7 +46,6 @@ def make_card(folder: Path, template: Path, repo_id: str, license: str | None = 
     carried = _read_json(folder / "scheduler" / "scheduler_config.json").get(STOCK_KEY, recipe)
     method, paper = PAPERS[recipe["loss"]]
     grids = sorted((folder / "samples").glob("*.png")) if (folder / "samples").is_dir() else []
-    channels, height, width = run["shape"]
     data = ModelCardData(
         license=license or recipe.get("license"),
         library_name="diffusers",
@@ -62,13 +61,13 @@ def make_card(folder: Path, template: Path, repo_id: str, license: str | None = 
         template_path=str(template),
         model_name=name,
         repo_id=repo_id,
-        sort="A class-conditional" if run["classes"] else "An unconditional",
-        shape=shape_in_words(channels, height, width),
-        resolution=width,
+        sort=_sort(run["classes"]),
+        shape=_shape(*run["shape"]),
+        resolution=run["shape"][2],
         method=method,
         paper=paper,
         sample_grid=f"samples/{grids[-1].name}" if grids else None,
-        label_argument=", class_labels=0" if run["classes"] else "",
+        label_argument=_label_argument(run["classes"]),
         second_sigma=carried["intermediate_sigmas"][0],
         variants=sorted(p.name.split(".")[1] for p in (folder / "unet").glob("*.*.safetensors")),
         dataset=run["dataset"],
@@ -91,10 +90,40 @@ def make_card(folder: Path, template: Path, repo_id: str, license: str | None = 
     return ModelCard(SECTION.sub(lambda m: _sealed(m[1], m[3]), card.content))
 
 
-def shape_in_words(channels: int, height: int, width: int) -> str:
+def make_converted_card(folder: Path, template: Path, repo_id: str, license: str | None = None) -> ModelCard:
+    """The card of a converted model, from its conversion.json; arguments as in `make_card`, of the same template."""
+    facts = json.loads((folder / "conversion.json").read_text())
+    data = ModelCardData(
+        license=license or facts["license"],
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation",
+        tags=["diffusers", "consistency-models", "diffusers-ict", "image-generation"],
+        base_model=facts["source"] if facts["source_on_hub"] else None,
+    )
+    shown = {
+        "model_name": repo_id.rstrip("/").split("/")[-1],
+        "repo_id": repo_id,
+        "sort": _sort(facts["classes"]),
+        "shape": _shape(*facts["shape"]),
+        "parameters": f"{facts['parameters'] / 1e6:.2f} M",
+        "label_argument": _label_argument(facts["classes"]),
+    }
+    card = ModelCard.from_template(data, template_path=str(template.with_name("converted.md")), **{**facts, **shown})
+    return ModelCard(SECTION.sub(lambda m: _sealed(m[1], m[3]), card.content))
+
+
+def _sort(classes: int | None) -> str:
+    return "A class-conditional" if classes else "An unconditional"
+
+
+def _shape(channels: int, height: int, width: int) -> str:
     """As in "8x8 grey"."""
     kinds = {1: "grey", 3: "colour"}
     return f"{width}x{height} {kinds.get(channels, f'{channels}-channel')}"
+
+
+def _label_argument(classes: int | None) -> str:
+    return ", class_labels=0" if classes else ""
 
 
 def merge(edited: str, fresh: str) -> str:
@@ -119,17 +148,17 @@ def merge(edited: str, fresh: str) -> str:
 
 
 def write_card(folder: Path, template: Path, repo_id: str | None = None, license: str | None = None) -> None:
-    """Write the README.md of a run's folder, or renew it if there is one, and the pipeline.py that it speaks of.
+    """Write the README.md of a trained or converted model, or renew it, and the pipeline.py that it speaks of.
 
     Without `repo_id` it is the recipe's, or the folder's name.
     """
-    repo_id = (
-        repo_id or yaml.safe_load((folder / "recipe.yaml").read_text()).get("hub_model_id") or folder.resolve().name
-    )
+    trained = (folder / "run.json").is_file()
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text()) if trained else {}
+    repo_id = repo_id or recipe.get("hub_model_id") or folder.resolve().name
     # Beside the template: sampling at any noise levels for those who have diffusers only.
     shutil.copyfile(template.with_name("pipeline.py"), folder / "pipeline.py")
     path = folder / "README.md"
-    fresh = make_card(folder, template, repo_id, license).content
+    fresh = (make_card if trained else make_converted_card)(folder, template, repo_id, license).content
     path.write_text(merge(path.read_text(), fresh) if path.exists() else fresh)
 
 

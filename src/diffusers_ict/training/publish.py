@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
 from ..errors import UserError
@@ -20,6 +20,7 @@ PUBLISHED = (
     "model_index.json",
     "recipe.yaml",
     "run.json",
+    "conversion.json",
     "log.jsonl",
     "training.png",
     "evaluation.json",
@@ -43,16 +44,15 @@ class PublishError(UserError):
 def stage(folder: Path, template: Path, repo_id: str, license: str | None = None) -> Path:
     """Copy what is to be published into a temporary folder, with its card renewed; the caller removes it.
 
-    A model that was converted, and not trained here, keeps the card it has.
-
     Raises:
         UserError: `folder` holds neither a finished run nor a converted model.
     """
-    trained = all((folder / name).is_file() for name in ("run.json", "recipe.yaml"))
-    if not (folder / "model_index.json").is_file() or not (trained or (folder / "README.md").is_file()):
+    receipts = [("run.json", "recipe.yaml"), ("conversion.json",)]
+    known = any(all((folder / name).is_file() for name in names) for names in receipts)
+    if not known or not (folder / "model_index.json").is_file():
         raise UserError(
             f"{folder} must be the output folder of train_ict.py or convert.py; it has no model_index.json, or neither "
-            "run.json nor README.md."
+            "run.json with recipe.yaml nor conversion.json."
         )
     staged = Path(tempfile.mkdtemp(prefix="publish-"))
     for name in (*PUBLISHED, "README.md"):
@@ -61,12 +61,7 @@ def stage(folder: Path, template: Path, repo_id: str, license: str | None = None
     for name in PUBLISHED_FOLDERS:
         if (folder / name).is_dir():
             shutil.copytree(folder / name, staged / name)
-    if trained:
-        write_card(staged, template, repo_id, license)
-    elif license is not None:
-        card = ModelCard.load(staged / "README.md")
-        card.data.license = license
-        card.save(staged / "README.md")
+    write_card(staged, template, repo_id, license)
     return staged
 
 
