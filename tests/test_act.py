@@ -194,8 +194,12 @@ def test_discriminator_saves_and_loads_like_any_diffusers_model(tmp_path):
     discriminator = make_discriminator().eval()
     discriminator.save_pretrained(tmp_path)
     loaded = ConsistencyDiscriminator.from_pretrained(tmp_path)
+    weights, again = discriminator.state_dict(), loaded.state_dict()
+    assert weights.keys() == again.keys()
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
     x, t = torch.randn(2, 1, 8, 8), torch.zeros(2)
-    assert torch.equal(discriminator(x, t), loaded(x, t))
+    # Loaded weights are mapped from the file, unaligned, and kernels choose by alignment: equal to rounding only.
+    torch.testing.assert_close(loaded(x, t), discriminator(x, t), rtol=1e-5, atol=1e-6)
 
 
 RECIPES = {
