@@ -1,80 +1,9 @@
 """Consistency models trained from data, for Hugging Face diffusers: iCT, ACT and CT.
 
-`import diffusers_ict` needs torch and diffusers only; `diffusers_ict.training` needs the extra `train`.
+Every public name is listed in `__init__.pyi` and imported when it is first used, so that `--help` and refused flags
+answer at once. The names need torch and diffusers only; `diffusers_ict.training` needs the extra `train`.
 """
 
-from .act import (
-    AdaptiveStrength,
-    AdversarialWeight,
-    GradientBalance,
-    discriminator_loss,
-    generator_loss,
-    r1_penalty,
-    verdict,
-    weighted_lerp,
-)
-from .augmentation import augment
-from .ct import CT
-from .discriminator import ConsistencyDiscriminator
-from .distances import pseudo_huber, pseudo_huber_constant, squared_l2
-from .ict import ICT
-from .lpips import LPIPS
-from .noise_schedule import (
-    ct_num_levels,
-    ct_teacher_decay,
-    ict_num_levels,
-    ict_weighting,
-    karras_sigmas,
-    lognormal_pair_probabilities,
-    rho_through,
-    uniform_pair_probabilities,
-)
-from .objective import Objective, Pair, consistency_pair
-from .pipeline_consistency import ConsistencyPipeline
-from .preconditioning import ConsistencyFunction, c_noise, c_out, c_skip, denoise, scale_input
-from .scheduling_ict import ICTScheduler
-from .time_embedding import fast_columns, hold_fast_columns, uses_fast_columns, zero_fast_columns
-from .version import __version__
+import lazy_loader
 
-__all__ = [
-    "CT",
-    "ICT",
-    "LPIPS",
-    "AdaptiveStrength",
-    "AdversarialWeight",
-    "ConsistencyDiscriminator",
-    "ConsistencyFunction",
-    "ConsistencyPipeline",
-    "GradientBalance",
-    "ICTScheduler",
-    "Objective",
-    "Pair",
-    "__version__",
-    "augment",
-    "c_noise",
-    "c_out",
-    "c_skip",
-    "consistency_pair",
-    "ct_num_levels",
-    "ct_teacher_decay",
-    "denoise",
-    "discriminator_loss",
-    "fast_columns",
-    "generator_loss",
-    "hold_fast_columns",
-    "ict_num_levels",
-    "ict_weighting",
-    "karras_sigmas",
-    "lognormal_pair_probabilities",
-    "pseudo_huber",
-    "pseudo_huber_constant",
-    "r1_penalty",
-    "rho_through",
-    "scale_input",
-    "squared_l2",
-    "uniform_pair_probabilities",
-    "uses_fast_columns",
-    "verdict",
-    "weighted_lerp",
-    "zero_fast_columns",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,6 +1,6 @@
 """ACT: Adversarial Consistency Training (Kong et al., arXiv:2311.14097).
 
-A discriminator D judges the images f maps noisy data back to, and its verdict is mixed into the consistency loss:
+A discriminator D sees the images that f maps noisy data back to, and an adversarial term is mixed into the loss:
 
     L_G = (1 - lambda_N(n)) L_CT + lambda_N(n) softplus(-D(f(x_{n+1}, t_{n+1}), t_{n+1}))
     L_D = softplus(D(sg f(x_t, t), t)) + softplus(-D(x', t'))      and every 16th step (gamma / 2) |grad_x D(x', t')|^2
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
+from .noise_schedule import karras_ramp
 from .objective import Objective, Pair
 from .preconditioning import c_noise
 
@@ -26,8 +27,8 @@ from .preconditioning import c_noise
 class AdversarialWeight:
     """lambda_N(n) = w (n / (N - 1)) ^ log_{1/2}(w_mid / w): 0 at n = 0, w_mid in the middle, w at n = N - 1.
 
-    n is the position of a noise level in the grid, counted from 0. ACT Eq. 12; 0.3 / 0.3 (a constant) on CIFAR-10,
-    0.6 / 0.2 on ImageNet 64x64 and LSUN Cat.
+    n is the index of a noise level in the grid; n / (N - 1) is `karras_ramp` of the level itself. ACT Eq. 12; 0.3 / 0.3
+    (a constant) on CIFAR-10, 0.6 / 0.2 on ImageNet 64x64 and LSUN Cat.
 
     Raises:
         ValueError: unless 0 < w_mid <= w <= 1, or both are 0.
@@ -43,17 +44,19 @@ class AdversarialWeight:
                 f"{self.w_mid}."
             )
 
-    def rising(self, index: Tensor, num_levels: int) -> Tensor:
-        """(n / (N - 1)) ^ exponent, from 0 to 1: also the weight of a sample in D's losses, where that is used. [B]."""
+    def rising(self, sigma: Tensor) -> Tensor:
+        """(n / (N - 1)) ^ exponent, from 0 to 1: also a sample's weight in D's losses, where that is used. float32 [B]."""
         exponent = math.log(self.w_mid / self.w, 0.5) if self.w else 0.0
-        return (index.float() / (num_levels - 1)) ** exponent
+        return (karras_ramp(sigma) ** exponent).float()
 
-    def __call__(self, index: Tensor, num_levels: int) -> Tensor:
-        """lambda_N(n) for positions [B] in a grid of `num_levels`: [B]."""
-        return self.w * self.rising(index, num_levels)
+    def __call__(self, sigma: Tensor) -> Tensor:
+        """lambda_N of noise levels [B]: float32 [B]."""
+        return self.w * self.rising(sigma)
 
 
-def verdict(discriminator: Callable, images: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+def discriminator_logits(
+    discriminator: Callable, images: Tensor, sigma: Tensor, class_labels: Tensor | None = None
+) -> Tensor:
     """D's logits in float32: images [B, C, H, W] in [-1, 1], sigma [B] -> [B]; > 0 means real."""
     return discriminator(images, c_noise(sigma), class_labels).float()
 
@@ -87,7 +90,7 @@ def r1_penalty(
     seen = images.detach().requires_grad_(True)
     # The fused attention kernels have no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
-        logits = verdict(discriminator, seen, sigma, class_labels)
+        logits = discriminator_logits(discriminator, seen, sigma, class_labels)
         (gradient,) = torch.autograd.grad(logits.sum(), seen, create_graph=True)
     return gamma / 2 * gradient.flatten(1).square().sum(1)
 
@@ -100,30 +103,6 @@ def weighted_lerp(objective: Objective, pair: Pair, adversarial: Tensor, weight:
     """
     mixed = (1 - weight) * objective.distance(pair) + weight * adversarial
     return objective.weighting(pair.sigma, pair.sigma_next).to(mixed.dtype) * mixed
-
-
-@dataclass(frozen=True)
-class GradientBalance:
-    """(1 - lambda_N) L_C + lambda_N r L_adv with r the ratio of their gradients' norms at the last layer: [B].
-
-    The adaptive weight of VQGAN (arXiv:2012.09841, Eq. 7). Costs two extra backward passes through the last layer.
-
-    Attributes:
-        last_layer: weights of the generator's last layer.
-        largest: bound of the ratio.
-    """
-
-    last_layer: Tensor
-    largest: float = 1e4
-
-    def __call__(self, objective: Objective, pair: Pair, adversarial: Tensor, weight: Tensor) -> Tensor:
-        consistency = objective.loss(pair)
-        norms = [
-            torch.autograd.grad(loss.mean(), self.last_layer, retain_graph=True)[0].norm()
-            for loss in (consistency, adversarial)
-        ]
-        ratio = (norms[0] / norms[1].clamp(min=1e-12)).clamp(max=self.largest).detach()
-        return (1 - weight) * consistency + weight * ratio * adversarial
 
 
 class AdaptiveStrength:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from .distances import squared_l2
 from .noise_schedule import ct_num_levels, ct_teacher_decay, uniform_pair_probabilities
-from .objective import Objective, Pair
+from .objective import GridObjective, Pair
 
 
 @dataclass(frozen=True)
-class CT(Objective):
+class CT(GridObjective):
     """EMA teacher, uniform noise levels, weight 1, square root N (Sec. 5 and Appendix C).
 
     Attributes:
@@ -38,5 +38,5 @@ class CT(Objective):
     def weighting(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         return torch.ones_like(sigma)
 
-    def teacher_decay(self, num_levels: int) -> float | None:
-        return ct_teacher_decay(num_levels, self.s0, self.mu0)
+    def teacher_decay(self, step: int, total_steps: int) -> float | None:
+        return ct_teacher_decay(self.num_levels(step, total_steps), self.s0, self.mu0)

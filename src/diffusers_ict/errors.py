@@ -1,5 +1,17 @@
-"""The one exception for what a user can mend."""
+"""The exceptions that end a program with one sentence, and how a library's message is shortened to one."""
 
 
 class UserError(ValueError):
-    """Bad input, said in one sentence: what is allowed, what came, what to do. Programs print it and exit with 2."""
+    """Bad input, told in one sentence: what is allowed, what came, what to do. Programs print it and exit with 2.
+
+    Settings stand in backticks, by their names as arguments (`resolution`); a program shows them as its flags.
+    """
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or a weight is no longer a number. Programs print it and exit with 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type where the message is empty."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from .distances import pseudo_huber
 from .noise_schedule import ict_num_levels, ict_weighting, lognormal_pair_probabilities
-from .objective import Objective, Pair
+from .objective import GridObjective, Pair
 
 
 @dataclass(frozen=True)
-class ICT(Objective):
+class ICT(GridObjective):
     """No teacher EMA, pseudo-Huber distance, lognormal noise levels, weight 1 / (sigma_{i+1} - sigma_i), doubling N.
 
     The student is its own teacher: with a lagging one, the leading term of (student - target) / (sigma_{i+1} - sigma_i)

@@ -16,6 +16,11 @@ SIGMA_MAX = 80.0
 RHO = 7.0
 
 
+def level_dtype(device: torch.device | str | None) -> torch.dtype:
+    """The type noise levels are kept in on a device: float64, or float32 on MPS, which has no float64."""
+    return torch.float32 if str(device).startswith("mps") else torch.float64
+
+
 def karras_sigmas(
     num_levels: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
 ) -> Tensor:
@@ -34,6 +39,15 @@ def karras_sigmas(
     sigmas = (low + ramp * (high - low)) ** rho
     sigmas[0], sigmas[-1] = sigma_min, sigma_max
     return sigmas
+
+
+def karras_ramp(sigma: Tensor, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO) -> Tensor:
+    """n / (N - 1) of the level with index n in any grid of `karras_sigmas`: 0 at sigma_min, 1 at sigma_max.
+
+    The inverse of EDM Eq. 5: where a level stands in its grid follows from the level alone. Same shape as sigma.
+    """
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return ((sigma ** (1 / rho) - low) / (high - low)).clamp(0, 1)
 
 
 def ict_num_levels(step: int, total_steps: int, s0: int = 10, s1: int = 1280) -> int:

@@ -1,16 +1,18 @@
-"""What every consistency objective shares: a pair of neighbouring points on one noise ray, and four decisions about it.
+"""What every consistency objective shares: a pair of neighbouring points on one noise ray, and decisions about it.
 
-A new objective is one new file with one subclass of `Objective`.
+A new objective is one new file with one subclass of `Objective`, or of `GridObjective` where its noise levels come from
+a grid.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
+from .noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, karras_sigmas
 from .preconditioning import ConsistencyFunction, per_image
 
 
@@ -74,12 +76,16 @@ class Objective(ABC):
     """The decisions that tell one consistency objective from another."""
 
     @abstractmethod
-    def num_levels(self, step: int, total_steps: int) -> int:
-        """N(k): how many noise levels the grid has at optimizer step k (from 0) of K."""
+    def sample_pair(self, uniform: Tensor, step: int, total_steps: int) -> tuple[Tensor, Tensor]:
+        """The noise levels of a batch at optimizer step k (from 0) of K.
 
-    @abstractmethod
-    def pair_probabilities(self, sigmas: Tensor) -> Tensor:
-        """p(i): how often each pair of neighbours is drawn. sigmas [N] -> [N - 1], sums to 1."""
+        Args:
+            uniform: independent uniform numbers in [0, 1), one for each sample: float64 [B].
+            step, total_steps: k and K.
+
+        Returns:
+            (sigma, sigma_next), float64 [B] each on the device of `uniform`; sigma < sigma_next.
+        """
 
     @abstractmethod
     def distance(self, pair: Pair) -> Tensor:
@@ -89,11 +95,64 @@ class Objective(ABC):
     def weighting(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """lambda(sigma_i) of a pair: same shape as sigma."""
 
-    def teacher_decay(self, num_levels: int) -> float | None:
-        """Decay of the teacher's EMA at this N, or None when the student is its own teacher."""
+    def teacher_decay(self, step: int, total_steps: int) -> float | None:
+        """Decay of the teacher's EMA at step k of K, or None when the student is its own teacher."""
         return None
+
+    def schedule(self, step: int, total_steps: int) -> dict[str, float]:
+        """What the curriculum is at step k of K, by names for the log; {} where nothing changes."""
+        return {}
+
+    def mean_weight(self, step: int, total_steps: int) -> float:
+        """Mean of `weighting` over the pairs drawn at step k of K; losses divided by it can be compared across steps."""
+        uniform = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+        return self.weighting(*self.sample_pair(uniform, step, total_steps)).mean().item()
 
     def loss(self, pair: Pair) -> Tensor:
         """lambda(sigma_i) d(student, target): [B]."""
         distance = self.distance(pair)
         return self.weighting(pair.sigma, pair.sigma_next).to(distance.dtype) * distance
+
+
+@dataclass(frozen=True)
+class GridObjective(Objective):
+    """An objective whose pairs are neighbours in a Karras grid of N(k) levels, drawn with probabilities p(i).
+
+    Attributes:
+        sigma_min, sigma_max, rho: of the grid.
+    """
+
+    _: KW_ONLY
+    sigma_min: float = SIGMA_MIN
+    sigma_max: float = SIGMA_MAX
+    rho: float = RHO
+
+    @abstractmethod
+    def num_levels(self, step: int, total_steps: int) -> int:
+        """N(k): how many noise levels the grid has at optimizer step k (from 0) of K."""
+
+    @abstractmethod
+    def pair_probabilities(self, sigmas: Tensor) -> Tensor:
+        """p(i): how often each pair of neighbours is drawn. sigmas [N] -> [N - 1], sums to 1."""
+
+    def grid(self, step: int, total_steps: int) -> Tensor:
+        """The noise levels at step k of K: ascending, float64 [N]."""
+        return karras_sigmas(self.num_levels(step, total_steps), self.sigma_min, self.sigma_max, self.rho)
+
+    def sample_pair(self, uniform: Tensor, step: int, total_steps: int) -> tuple[Tensor, Tensor]:
+        """Neighbours (sigmas[i], sigmas[i + 1]), i drawn from p(i) by inverting its cumulative sums."""
+        sigmas = self.grid(step, total_steps)
+        cumulative = self.pair_probabilities(sigmas).cumsum(0).to(uniform)
+        # The last sum is 1 up to rounding; no uniform number may fall beyond it.
+        pairs = torch.searchsorted(cumulative, uniform, right=True).clamp(max=len(sigmas) - 2)
+        sigmas = sigmas.to(uniform)
+        return sigmas[pairs], sigmas[pairs + 1]
+
+    def schedule(self, step: int, total_steps: int) -> dict[str, float]:
+        """N(k)."""
+        return {"num_levels": self.num_levels(step, total_steps)}
+
+    def mean_weight(self, step: int, total_steps: int) -> float:
+        """sum_i p(i) lambda(sigma_i)."""
+        sigmas = self.grid(step, total_steps)
+        return (self.pair_probabilities(sigmas) * self.weighting(sigmas[:-1], sigmas[1:])).sum().item()

@@ -9,6 +9,7 @@ import torch
 from diffusers import (
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
+    DiffusionPipeline,
     ImagePipelineOutput,
     UNet2DModel,
 )
@@ -16,6 +17,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .errors import UserError, first_line
 from .scheduling_ict import ICTScheduler
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -193,3 +195,18 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
         if labels.min() < 0 or labels.max() >= classes:
             raise ValueError(f"class_labels must lie within 0 and {classes - 1}, got {labels.tolist()}.")
         return labels.to(device, torch.int64)
+
+
+def load_stock(repository: str) -> ConsistencyModelPipeline:
+    """A consistency repository, by path or Hub id, as stock diffusers loads it.
+
+    Raises:
+        UserError: nothing to be loaded, or another kind of pipeline.
+    """
+    try:
+        stock = DiffusionPipeline.from_pretrained(repository)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"stock diffusers cannot load {repository}: {first_line(error)}") from error
+    if not isinstance(stock, ConsistencyModelPipeline):
+        raise UserError(f"{repository} must hold a ConsistencyModelPipeline, and holds a {type(stock).__name__}.")
+    return stock

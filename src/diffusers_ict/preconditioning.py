@@ -13,9 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .noise_schedule import SIGMA_MIN
+from .noise_schedule import SIGMA_MIN, level_dtype
 
 SIGMA_DATA = 0.5
+C_NOISE_SCALE = 250.0  # c_noise of stock diffusers for each unit of ln(sigma)
 
 
 def c_skip(sigma: Tensor, sigma_min: float = SIGMA_MIN, sigma_data: float = SIGMA_DATA) -> Tensor:
@@ -38,8 +39,12 @@ def c_noise(sigma: Tensor) -> Tensor:
 
     Computed in float64 where the device has it, as the stock scheduler does; the embedding rounds it to float32.
     """
-    wide = torch.float32 if sigma.device.type == "mps" else torch.float64
-    return 1000 * 0.25 * torch.log(sigma.to(wide) + 1e-44)
+    return C_NOISE_SCALE * torch.log(sigma.to(level_dtype(sigma.device)) + 1e-44)
+
+
+def sigma_of(timesteps: Tensor) -> Tensor:
+    """The noise level that `c_noise` gave these timesteps for. Same shape."""
+    return (timesteps.to(level_dtype(timesteps.device)) / C_NOISE_SCALE).exp()
 
 
 def denoise(

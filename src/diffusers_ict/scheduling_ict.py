@@ -9,14 +9,12 @@ from diffusers import CMStochasticIterativeScheduler, SchedulerMixin  # noqa: F4
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from .noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, karras_sigmas, rho_through
+from .noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, level_dtype, rho_through
 from .objective import Objective
-from .preconditioning import SIGMA_DATA, ConsistencyFunction, c_noise, c_out, c_skip, per_image, scale_input
+from .preconditioning import SIGMA_DATA, ConsistencyFunction, c_out, c_skip, per_image, scale_input, sigma_of
+from .stock_key import STOCK_KEY
 
-# What stock diffusers cannot express travels under this one key of a stock scheduler_config.json: stock code
-# neither warns of it nor drops it, because its name begins with an underscore.
-STOCK_KEY = "_ict"
-STOCK_KEY_VERSION = 1
+# Settings of ours that a stock config carries under STOCK_KEY.
 CARRIED = ("rho", "intermediate_sigmas")
 
 
@@ -27,7 +25,7 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         num_train_timesteps: levels of the grid that integer `timesteps` index, and that stock diffusers uses.
         sigma_min, sigma_max, sigma_data: noise levels and data deviation, for images in [-1, 1].
         s_noise: factor on the noise added between steps.
-        rho: curvature of the Karras grid used in training.
+        rho: curvature of the Karras grid that sampling uses where there are no intermediate sigmas.
         clip_denoised: clip every estimate to [-1, 1].
         intermediate_sigmas: noise levels to return to between steps, in the order in which steps are added:
             n steps use the first n - 1. 0.821 is iCT's second level on CIFAR-10 (arXiv:2310.14189, Appendix A), 1.526
@@ -115,8 +113,7 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         self.num_inference_steps = len(levels)
         self.custom_timesteps = num_inference_steps is None
         self.sigmas = torch.from_numpy(np.append(levels, self.config.sigma_min).astype(np.float32))
-        on_mps = str(device).startswith("mps")
-        self.timesteps = torch.from_numpy(self.sigma_to_t(levels)).to(device, torch.float32 if on_mps else None)
+        self.timesteps = torch.from_numpy(self.sigma_to_t(levels)).to(device, level_dtype(device))
         self._step_index = self._begin_index = None
 
     def _checked_sigmas(self, sigmas: Sequence[float]) -> np.ndarray:
@@ -168,20 +165,27 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         batch_size: int,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Noise levels of one training step: a pair of neighbours for each sample.
+        """Noise levels of one training step: a pair of neighbours for each sample, as the objective draws them.
 
         Args:
-            objective: decides the number of levels N(step) and how often each pair is drawn.
+            objective: its `sample_pair` decides which levels there are and how often each is drawn.
             step, total_steps: optimizer step from 0, and how many there will be.
             generator: on the CPU.
 
         Returns:
             (sigma, sigma_next), float64 [batch_size] each, on the CPU; sigma < sigma_next.
+
+        Raises:
+            ValueError: the objective draws levels below this scheduler's sigma_min, where f is not defined.
         """
-        config = self.config
-        grid = karras_sigmas(objective.num_levels(step, total_steps), config.sigma_min, config.sigma_max, config.rho)
-        pairs = torch.multinomial(objective.pair_probabilities(grid), batch_size, True, generator=generator)
-        return grid[pairs], grid[pairs + 1]
+        uniform = torch.rand(batch_size, dtype=torch.float64, generator=generator)
+        sigma, sigma_next = objective.sample_pair(uniform, step, total_steps)
+        if sigma.min() < self.config.sigma_min:
+            raise ValueError(
+                f"noise levels must be at least the scheduler's sigma_min {self.config.sigma_min}, and the objective "
+                f"drew {sigma.min().item():.4g}; give both the same sigma_min."
+            )
+        return sigma, sigma_next
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x + sigma z, at the noise levels the timesteps stand for.
@@ -192,15 +196,10 @@ class ICTScheduler(CMStochasticIterativeScheduler):
                 integer: indices into the current `timesteps`.
         """
         if timesteps.is_floating_point():
-            wide = torch.float32 if timesteps.device.type == "mps" else torch.float64
-            sigma = (timesteps.to(wide) / 250).exp()
+            sigma = sigma_of(timesteps)
         else:
             sigma = self.sigmas.to(timesteps.device)[timesteps]
         return original_samples + noise * per_image(sigma, noise).to(noise)
-
-    def timesteps_of(self, sigmas: Tensor) -> Tensor:
-        """250 ln(sigma): the timesteps the network is given for these noise levels. Same shape."""
-        return c_noise(sigmas)
 
     # ------------------------------------------------------------------ to and from stock diffusers
 
@@ -221,7 +220,7 @@ class ICTScheduler(CMStochasticIterativeScheduler):
             clip_denoised=config.clip_denoised,
         )
         carried = {"rho": config.rho, "intermediate_sigmas": list(config.intermediate_sigmas)}
-        stock.register_to_config(**{STOCK_KEY: {"version": STOCK_KEY_VERSION, **carried}})
+        stock.register_to_config(**{STOCK_KEY: carried})
         return stock
 
     @classmethod

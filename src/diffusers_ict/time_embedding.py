@@ -13,8 +13,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-# c_noise = 250 ln(sigma), and a feature is slow when its phase moves by at most a quarter per unit of ln(sigma).
-C_NOISE_SCALE = 250.0
+from .preconditioning import C_NOISE_SCALE
+
+# A feature is slow when its phase moves by at most a quarter per unit of ln(sigma).
 FASTEST_PHASE = 0.25
 
 

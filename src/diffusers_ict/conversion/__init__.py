@@ -1,6 +1,6 @@
-"""Models trained elsewhere, brought into the form of a stock consistency pipeline. One file for each layout."""
+"""Models trained elsewhere, converted into stock consistency pipelines. One file for each layout."""
 
 from .pipelines import Converted, convert
-from .receipt import write_receipt
+from .save import save_converted
 
-__all__ = ["Converted", "convert", "write_receipt"]
+__all__ = ["Converted", "convert", "save_converted"]

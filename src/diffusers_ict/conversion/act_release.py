@@ -30,7 +30,7 @@ CHANNELS = 3
 
 
 def recognises(checkpoint: dict) -> bool:
-    """Is this a training state of that kind?"""
+    """Whether this is a training state of that kind."""
     state = checkpoint.get("state_dict")
     return isinstance(state, dict) and any(key.startswith(PREFIX) for key in state)
 

@@ -36,7 +36,7 @@ ENDS = {
 
 
 def recognises(state: dict) -> bool:
-    """Is this a state dict of that kind?"""
+    """Whether this is a state dict of that kind."""
     return "time_embed.0.weight" in state and "input_blocks.0.0.weight" in state
 
 

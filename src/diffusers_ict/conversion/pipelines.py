@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from ..errors import UserError
-from ..evaluation.doctor import load_stock
-from ..pipeline_consistency import ConsistencyPipeline
+from ..errors import UserError, first_line
+from ..pipeline_consistency import ConsistencyPipeline, load_stock
 from ..scheduling_ict import ICTScheduler
 from ..time_embedding import fast_columns
 from . import act_release, openai_layout, unet_shape
@@ -38,7 +37,7 @@ def convert(
     attention_head_dim: int | None = None,
     intermediate_sigmas: list[float] | None = None,
 ) -> Converted:
-    """Bring a consistency model into the form of this package.
+    """Convert a consistency model into a stock diffusers pipeline.
 
     Args:
         source: a .pt file of openai/consistency_models, a .ckpt file of the ACT release, or a folder or Hub id of a
@@ -49,7 +48,7 @@ def convert(
             the middle of the stock grid.
 
     Raises:
-        UserError: the source cannot be brought; says why.
+        UserError: the source cannot be converted; says why.
     """
     if Path(source).suffix in SUFFIXES:
         try:
@@ -64,7 +63,7 @@ def _from_repository(source: str, intermediate_sigmas: list[float] | None) -> Co
     try:
         fast_columns(stock.unet)
     except ValueError as error:
-        raise UserError(f"{source} cannot be brought: {error}") from error
+        raise UserError(f"{source} cannot be converted: {error}") from error
     pipeline = ConsistencyPipeline(stock.unet, stock.scheduler)
     if intermediate_sigmas is not None:
         pipeline = ConsistencyPipeline(stock.unet, _with_levels(pipeline.scheduler, intermediate_sigmas))
@@ -96,14 +95,14 @@ def _from_file(path: Path, resolution: int | None, head_dim: int | None, sigmas:
     if head_dim is not None:
         config["attention_head_dim"] = head_dim
     if config.get("sample_size") is None:
-        raise UserError(f"{path.name} is none of the released networks: give --resolution, the side of its images.")
+        raise UserError(f"{path.name} is none of the released networks: give `resolution`, the side of its images.")
     unet_shape.check_heads(stages, config.get("attention_head_dim"))
     unet = unet_shape.build(config, state)
     notes = []
     if not sigmas:
         second = scheduler.sampling_sigmas(2)[1]
         notes.append(
-            f"Two steps go through {second:.4g}, stock diffusers' default: --intermediate_sigmas sets another."
+            f"Two steps go through {second:.4g}, stock diffusers' default: `intermediate_sigmas` sets another."
         )
     if act_release.recognises(checkpoint):
         levels = _sampling_levels(scheduler)
@@ -119,7 +118,7 @@ def _with_levels(scheduler: ICTScheduler, intermediate_sigmas: list[float]) -> I
     try:
         return ICTScheduler.from_config({**scheduler.config, "intermediate_sigmas": intermediate_sigmas})
     except ValueError as error:
-        raise UserError(f"--intermediate_sigmas: {error}") from error
+        raise UserError(f"`intermediate_sigmas`: {error}") from error
 
 
 def _sampling_levels(scheduler: ICTScheduler) -> torch.Tensor:
@@ -143,8 +142,7 @@ def _read(path: Path) -> dict[str, Any]:
             "author for the bare weights."
         ) from error
     except (OSError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path.name} cannot be read as a PyTorch file: {reason}") from error
+        raise UserError(f"{path.name} cannot be read as a PyTorch file: {first_line(error)}") from error
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path.name} must hold a dictionary of tensors, and holds a {type(checkpoint).__name__}.")
     return checkpoint

@@ -60,11 +60,11 @@ def build(config: dict, state: dict[str, Tensor]) -> UNet2DModel:
 
 
 def check_heads(stages: Stages, head_dim: int | None) -> None:
-    """Can attention be split into heads of this size?
+    """Check that attention can be split into heads of this size.
 
     Raises:
         UserError: a level with attention has a width that is no multiple of it.
     """
     for width in {w for w, a in zip(stages.widths, stages.attends) if a} | {stages.widths[-1]}:
         if head_dim is not None and (head_dim < 1 or width % head_dim):
-            raise UserError(f"--attention_head_dim must divide {width}, the width of a level, got {head_dim}.")
+            raise UserError(f"`attention_head_dim` must divide {width}, the width of a level, got {head_dim}.")

@@ -1,12 +1,11 @@
 """Features of many images, made in numbered chunks by any number of processes, and never twice.
 
-A chunk is a function of its number, and a file that is there whole or not at all. So processes share the work without
-talking, a stopped run goes on where it was, and the result does not depend on how many processes there were.
+A chunk is a function of its number, and its file is written atomically. So processes share the work without talking, a
+stopped evaluation continues where it was, and the result does not depend on the number of processes.
 """
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,20 +17,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..files import atomic_file
 from .extractors import Extractor
 
 
-def key_of(facts: dict[str, Any]) -> str:
-    """A name for what `facts` determine."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+def key_of(description: dict[str, Any]) -> str:
+    """A short name for what a description determines."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:20]
 
 
-def save_whole(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    temporary.replace(path)
+def save_features(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically."""
+    with atomic_file(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
 
 
 def collect(
@@ -69,7 +67,7 @@ def collect(
         size = min(chunk, count - start)
         if number % accelerator.num_processes == accelerator.process_index and not path.exists():
             features, logits = extractor.features(images(start, size))
-            save_whole({"features": features} | ({} if logits is None else {"logits": logits}), path)
+            save_features({"features": features} | ({} if logits is None else {"logits": logits}), path)
         progress.update(size)
     progress.close()
     accelerator.wait_for_everyone()

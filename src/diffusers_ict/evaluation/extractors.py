@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..errors import UserError
+from ..errors import UserError, first_line
+from ..hub.provenance import weights_hash
 
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -56,19 +57,10 @@ def make_extractor(name: str, weights: str | None = None, device: torch.device |
         return makers[name](weights, torch.device(device))
     path = Path(name)
     if path.suffix not in (".py", ".pt2"):
-        raise UserError(f"--extractor must be {', '.join(makers)}, or a .py or .pt2 file, got {name}.")
+        raise UserError(f"`extractor` must be {', '.join(makers)}, or a .py or .pt2 file, got {name}.")
     if not path.is_file():
-        raise UserError(f"there is no file {name} for --extractor.")
+        raise UserError(f"there is no file {name} for `extractor`.")
     return _from_file(path, torch.device(device))
-
-
-def hash_of(module: nn.Module) -> str:
-    """SHA-256 of a module's tensors, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def colour(images: Tensor) -> Tensor:
@@ -99,7 +91,7 @@ def _inception(weights: str | None, device: torch.device) -> Extractor:
         net = module.FeatureExtractorInceptionV3("inception", layers).to(device)
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--extractor_weights are not those of the FID Inception network: {reason}") from error
+        raise UserError(f"`extractor_weights` are not those of the FID Inception network: {reason}") from error
 
     @torch.no_grad()
     def features(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,7 +99,7 @@ def _inception(weights: str | None, device: torch.device) -> Extractor:
         return pooled.float().cpu(), logits.float().cpu()
 
     resize = "299x299 bilinear, as TensorFlow 1"
-    return Extractor("Inception v3 (2015-12-05) of torch-fidelity", hash_of(net), resize, features, "fid")
+    return Extractor("Inception v3 (2015-12-05) of torch-fidelity", weights_hash(net), resize, features, "fid")
 
 
 def _inception_module() -> types.ModuleType:
@@ -115,7 +107,7 @@ def _inception_module() -> types.ModuleType:
     package = importlib.util.find_spec("torch_fidelity")
     if package is None:
         raise UserError(
-            "--extractor inception needs torch-fidelity: pip install --no-deps torch-fidelity (without --no-deps it "
+            "`extractor` inception needs torch-fidelity: pip install --no-deps torch-fidelity (without --no-deps it "
             "brings torchvision, which may replace torch)."
         )
 
@@ -141,7 +133,7 @@ def _inception_weights(path: str | None) -> dict[str, Tensor]:
         except OSError as error:
             raise UserError(
                 f"the Inception weights cannot be downloaded ({error}): fetch {INCEPTION_URL} on a machine that can, "
-                "and give the file as --extractor_weights."
+                "and give the file as `extractor_weights`."
             ) from error
     try:
         if path.endswith(".safetensors"):
@@ -150,24 +142,22 @@ def _inception_weights(path: str | None) -> dict[str, Tensor]:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each format has its own kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"--extractor_weights {path} cannot be read: {reason}") from error
+        raise UserError(f"`extractor_weights` {path} cannot be read: {first_line(error)}") from error
 
 
 def _dinov2(weights: str | None, device: torch.device) -> Extractor:
     """The class token of DINOv2, for the FD-DINOv2 of Stein et al. (arXiv:2306.04675)."""
     if importlib.util.find_spec("transformers") is None:
-        raise UserError("--extractor dinov2 needs transformers: pip install 'diffusers-ict[eval]'.")
+        raise UserError("`extractor` dinov2 needs transformers: pip install 'diffusers-ict[eval]'.")
     from transformers import Dinov2Model
 
     name = weights or DINOV2
     try:
         net = Dinov2Model.from_pretrained(name, use_safetensors=True).to(device).eval()
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"no DINOv2 model could be loaded from {name} ({reason}): download {DINOV2} on a machine that can, "
-            "and give its folder as --extractor_weights."
+            f"no DINOv2 model could be loaded from {name} ({first_line(error)}): download {DINOV2} on a machine that can, "
+            "and give its folder as `extractor_weights`."
         ) from error
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
     side = 224
@@ -180,7 +170,7 @@ def _dinov2(weights: str | None, device: torch.device) -> Extractor:
         return net((x - mean) / std).last_hidden_state[:, 0].float().cpu(), None
 
     resize = f"{side}x{side} bicubic, antialiased"
-    return Extractor(f"DINOv2, {net.config.hidden_size} features", hash_of(net), resize, features, "fd_dinov2")
+    return Extractor(f"DINOv2, {net.config.hidden_size} features", weights_hash(net), resize, features, "fd_dinov2")
 
 
 def _from_file(path: Path, device: torch.device) -> Extractor:
@@ -188,7 +178,7 @@ def _from_file(path: Path, device: torch.device) -> Extractor:
     try:
         call = _callable_of(path, device)
     except Exception as error:  # a user's file raises what it likes
-        raise UserError(f"--extractor {path} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise UserError(f"`extractor` {path} cannot be loaded: {type(error).__name__}: {error}") from error
 
     @torch.no_grad()
     def features(images: Tensor) -> tuple[Tensor, Tensor | None]:

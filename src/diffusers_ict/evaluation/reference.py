@@ -12,13 +12,13 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..data.images import Images
 from ..errors import UserError
-from ..training.images import Images
-from .chunks import collect, key_of, save_whole
+from .chunks import collect, key_of, save_features
 from .extractors import Extractor
 from .metrics import Moments
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ class Reference:
     """Features of a data set and their moments.
 
     Attributes:
-        facts: dataset, split, images, flipped, extractor, weights, resize; hash: of the images and all of these.
+        description: dataset, split, images, flipped, extractor, weights, resize; hash: of the images and all of these.
     """
 
     features: Tensor
     moments: Moments
-    facts: dict[str, Any]
+    description: dict[str, Any]
     hash: str
 
 
-def facts_of(images: Images, name: str, split: str, flipped: bool, extractor: Extractor) -> dict[str, Any]:
-    """What a reference is determined by, in plain JSON."""
+def describe_reference(images: Images, name: str, split: str, flipped: bool, extractor: Extractor) -> dict[str, Any]:
+    """What determines a reference, in plain JSON."""
     digest = hashlib.sha256(str(tuple(images.pixels.shape)).encode())
     digest.update(images.pixels.numpy())
     return {
@@ -54,17 +54,17 @@ def facts_of(images: Images, name: str, split: str, flipped: bool, extractor: Ex
 
 
 def make_reference(
-    images: Images, facts: dict[str, Any], extractor: Extractor, cache: Path, accelerator: Accelerator, chunk: int
+    images: Images, description: dict[str, Any], extractor: Extractor, cache: Path, accelerator: Accelerator, chunk: int
 ) -> Reference:
-    """The reference with these facts, from the cache or computed; with `flipped`, every image is there twice.
+    """The reference of this description, from the cache or computed; if it is flipped, every image counts twice.
 
-    Its file, `cache/reference-HASH.safetensors`, holds features, mean, covariance and the facts: it can be shared.
+    Its file, `cache/reference-HASH.safetensors`, holds features, mean, covariance and description: it can be shared.
     """
     # What a data set is called does not change its features.
-    key = key_of({name: value for name, value in facts.items() if name not in ("dataset", "split")})
+    key = key_of({name: value for name, value in description.items() if name not in ("dataset", "split")})
     path = cache / f"reference-{key}.safetensors"
     if not path.exists():
-        pixels = torch.cat([images.pixels, images.pixels.flip(-1)]) if facts["flipped"] else images.pixels
+        pixels = torch.cat([images.pixels, images.pixels.flip(-1)]) if description["flipped"] else images.pixels
         work = cache / f"reference-{key}-work-{chunk}"
         collected = collect(
             work,
@@ -79,28 +79,28 @@ def make_reference(
             features = collected["features"]
             moments = Moments.of(features)
             tensors = {"features": features, "mean": moments.mean, "covariance": moments.covariance}
-            save_whole(tensors, path, {"facts": json.dumps(facts), "hash": key})
+            save_features(tensors, path, {"description": json.dumps(description), "hash": key})
             shutil.rmtree(work)
         accelerator.wait_for_everyone()
     # The file may have been made under another name of the same images.
-    return replace(read_reference(path, extractor), facts=facts)
+    return replace(read_reference(path, extractor), description=description)
 
 
 def read_reference(path: Path, extractor: Extractor) -> Reference:
-    """A reference from its file.
+    """Read a reference from its file.
 
     Raises:
         UserError: not such a file, or made with another extractor.
     """
     try:
         with safe_open(path, "pt") as file:
-            facts, key = json.loads(file.metadata()["facts"]), file.metadata()["hash"]
+            description, key = json.loads(file.metadata()["description"]), file.metadata()["hash"]
             features, mean, covariance = (file.get_tensor(name) for name in ("features", "mean", "covariance"))
     except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is no file of reference statistics: {error}.") from error
-    if (facts["extractor"], facts["weights"]) != (extractor.name, extractor.weights):
+        raise UserError(f"{path} is not a file of reference statistics: {error}.") from error
+    if (description["extractor"], description["weights"]) != (extractor.name, extractor.weights):
         raise UserError(
-            f"{path.name} holds features of {facts['extractor']} ({facts['weights'][:12]}) and samples would be "
-            f"measured with {extractor.name} ({extractor.weights[:12]}); use the same --extractor and weights."
+            f"{path.name} holds features of {description['extractor']} ({description['weights'][:12]}) and samples would be "
+            f"measured with {extractor.name} ({extractor.weights[:12]}); use the same `extractor` and weights."
         )
-    return Reference(features, Moments(len(features), mean, covariance * (len(features) - 1)), facts, key)
+    return Reference(features, Moments(len(features), mean, covariance * (len(features) - 1)), description, key)

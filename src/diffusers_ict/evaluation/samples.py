@@ -1,4 +1,4 @@
-"""What is judged: images that a pipeline draws, or images of a file. Each is a function of a sample's number."""
+"""What is evaluated: images that a pipeline draws, or images of a file. Each is a function of a sample's number."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,11 +10,11 @@ import torch
 from huggingface_hub import list_repo_files
 from torch import Tensor
 
-from ..errors import UserError
+from ..data.draw import EVALUATION, derive_seed
+from ..data.images import Images
+from ..errors import UserError, first_line
+from ..hub.provenance import weights_hash
 from ..pipeline_consistency import ConsistencyPipeline
-from ..training.draw import EVALUATION, derive_seed
-from ..training.images import Images
-from .extractors import hash_of
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,10 @@ def load_model(repository: str, variant: str | None, device: torch.device) -> Mo
     try:
         pipeline = ConsistencyPipeline.from_pretrained(repository, variant=variant)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no consistency pipeline could be loaded from {repository}: {reason}") from error
+        raise UserError(f"no consistency pipeline could be loaded from {repository}: {first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
-    return Model(pipeline, variant, hash_of(pipeline.unet))
+    return Model(pipeline, variant, weights_hash(pipeline.unet))
 
 
 def list_variants(repository: str) -> list[str]:
@@ -70,8 +69,7 @@ def _published(repository: str) -> list[str]:
     try:
         return [name.removeprefix("unet/") for name in list_repo_files(repository) if name.startswith("unet/")]
     except Exception as error:  # the Hub's kinds, and those of its transport
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the files of {repository} cannot be listed: {reason}") from error
+        raise UserError(f"the files of {repository} cannot be listed: {first_line(error)}") from error
 
 
 def labels_of(model: Model, images: Images | None, seed: int) -> Callable[[int, int], Tensor | None]:
@@ -87,7 +85,7 @@ def labels_of(model: Model, images: Images | None, seed: int) -> Callable[[int, 
     if images.num_classes != model.classes:
         raise UserError(
             f"the model has {model.classes} classes and the data has {images.num_classes or 'none'}; give "
-            "--label_column, or draw every class equally often with --labels uniform."
+            "`label_column`, or draw every class equally often with `labels` uniform."
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive_seed(seed, EVALUATION)))
     shuffled = images.labels[order]
@@ -116,13 +114,13 @@ def drawer(
     return draw
 
 
-def facts_of_model(model: Model, seed: int, labels: str) -> dict[str, Any]:
+def describe_model(model: Model, seed: int, labels: str) -> dict[str, Any]:
     """What determines the samples of a model but for the noise levels."""
     config = model.pipeline.scheduler.config
     constants = {key: config[key] for key in ("sigma_min", "sigma_max", "sigma_data", "s_noise", "clip_denoised")}
     return {"weights": model.weights, **constants, "seed": seed, "labels": labels}
 
 
-def facts_of_images(images: Images) -> dict[str, Any]:
+def describe_images(images: Images) -> dict[str, Any]:
     """The same for images of a file."""
     return {"pixels": hashlib.sha256(images.pixels.numpy()).hexdigest(), "shape": list(images.pixels.shape)}

@@ -91,7 +91,7 @@ class Tuned:
 
     @property
     def improves(self) -> bool:
-        """Are the new levels better, in the mean over the numbers of steps?"""
+        """Whether the new levels are better, in the mean over the numbers of steps."""
         return sum(self.after.values()) < sum(self.before.values())
 
 

@@ -1,31 +1,32 @@
-"""The second player of an ACT run: discriminator, its optimizer, and the strength of the augmentation."""
+"""ACT's discriminator in training: its network, optimizer and update, and the strength of the augmentation."""
 
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DModel
 from torch import Tensor
 
 from ..act import (
     AdaptiveStrength,
     AdversarialWeight,
-    GradientBalance,
+    discriminator_logits,
     discriminator_loss,
     generator_loss,
     r1_penalty,
-    verdict,
     weighted_lerp,
 )
 from ..augmentation import augment
+from ..data.batch import Batch, GlobalBatch
 from ..discriminator import ConsistencyDiscriminator
-from ..errors import UserError
-from ..objective import Objective, Pair
+from ..errors import UserError, first_line
+from ..objective import Objective, Pair, dropout_masks
+from ..preconditioning import ConsistencyFunction, per_image
+from ..processes import average_gradients
 from ..time_embedding import hold_fast_columns, zero_fast_columns
-from .batch import Batch
-from .recipe import Recipe
 from .unets import discriminator_config
 
 
-def build_discriminator(unet_config: dict, config_name_or_path: str | None, seed: int) -> ConsistencyDiscriminator:
+def build_discriminator(
+    unet_config: dict, config_name_or_path: str | None, seed: int, insensitive_time_embedding: bool = True
+) -> ConsistencyDiscriminator:
     """A fresh discriminator for the images of a UNet: of a given config, or one like the UNet's encoder.
 
     Raises:
@@ -44,93 +45,127 @@ def build_discriminator(unet_config: dict, config_name_or_path: str | None, seed
     try:
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            return ConsistencyDiscriminator.from_config(config)
+            discriminator = ConsistencyDiscriminator.from_config(config)
     except ValueError as error:
         raise UserError(f"the discriminator does not fit the images: {error}") from error
+    if insensitive_time_embedding:
+        zero_fast_columns(discriminator)
+        hold_fast_columns(discriminator)
+    return discriminator
 
 
 def _read(name_or_path: str) -> dict:
     try:
         return ConsistencyDiscriminator.load_config(name_or_path)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no discriminator config could be read from {name_or_path}: {reason}") from error
+        raise UserError(f"no discriminator config could be read from {name_or_path}: {first_line(error)}") from error
 
 
 class Adversary:
-    """Discriminator and what goes with it.
+    """The discriminator D with its optimizer.
+
+    Args:
+        accelerator: its device and mixed precision are used.
+        discriminator: D.
+        weight: lambda_N of the adversarial term.
+        learning_rate, betas: of D's RAdam.
+        r1_gamma, r1_interval: weight of the gradient penalty, and steps between two of them.
+        time_weight: weight D's losses by noise level too.
+        strength: of ACT-Aug; None for no augmentation.
+        compile: compile D.
 
     Attributes:
-        model: the discriminator; optimizer: its RAdam; strength: state of ACT-Aug.
+        model: the discriminator; optimizer; strength.
     """
 
     def __init__(
         self,
-        recipe: Recipe,
         accelerator: Accelerator,
-        unet: UNet2DModel,
         discriminator: ConsistencyDiscriminator,
+        weight: AdversarialWeight,
+        *,
+        learning_rate: float = 1e-4,
+        betas: tuple[float, float] = (0.0, 0.9318),
+        r1_gamma: float = 10.0,
+        r1_interval: int = 16,
+        time_weight: bool = False,
+        strength: AdaptiveStrength | None = None,
+        compile: bool = False,
     ) -> None:
-        self.recipe, self.accelerator = recipe, accelerator
+        self.accelerator, self.weight, self.strength = accelerator, weight, strength
+        self.r1_gamma, self.r1_interval, self.time_weight = r1_gamma, r1_interval, time_weight
         self.model = discriminator.to(accelerator.device).train()
-        if recipe.insensitive_time_embedding:
-            zero_fast_columns(self.model)
-            hold_fast_columns(self.model)
-        self.compiled = torch.compile(self.model) if recipe.torch_compile else self.model
-        self.weight = AdversarialWeight(recipe.adversarial_weight, recipe.adversarial_weight_mid)
-        self.mix = weighted_lerp if recipe.adversarial_balance == "lerp" else GradientBalance(unet.conv_out.weight)
-        self.strength = AdaptiveStrength(recipe.augment_tau, recipe.augment_horizon)
-        betas = recipe.discriminator_beta1, recipe.discriminator_beta2
-        self.optimizer = accelerator.prepare(
-            torch.optim.RAdam(self.model.parameters(), recipe.discriminator_learning_rate, betas, foreach=True)
-        )
+        self.compiled = torch.compile(self.model) if compile else self.model
+        optimizer = torch.optim.RAdam(self.model.parameters(), learning_rate, betas, foreach=True)
+        self.optimizer = accelerator.prepare(optimizer)
+
+    def generator_loss(self, objective: Objective, pair: Pair, batch: Batch) -> Tensor:
+        """L_G: [B]. D sees the very image whose consistency is measured; its own weights get no gradient."""
+        self.model.requires_grad_(False)
+        logits = self._logits(pair.student, batch)
+        self.model.requires_grad_(True)
+        return weighted_lerp(objective, pair, generator_loss(logits), self.weight(pair.sigma_next))
+
+    def discriminator_loss(self, fake: Tensor, fakes: Batch, reals: Batch) -> tuple[Tensor, Tensor]:
+        """(L_D [B], share of images told apart rightly). `fake` carries no gradient; both kinds drew their own levels."""
+        logits_fake, logits_real = self._logits(fake, fakes), self._logits(reals.x, reals)
+        accuracy = torch.cat([logits_fake < 0, logits_real > 0]).float().mean()
+        weights = [self._level_weight(batch) for batch in (fakes, reals)]
+        return discriminator_loss(logits_fake, logits_real, *weights), accuracy
+
+    def penalty(self, reals: Batch) -> Tensor:
+        """R1 on real images: [B]. Its weight is gamma alone, not gamma times the interval.
+
+        D is neither compiled here, which has no second derivatives, nor in half precision, which has too few bits.
+        """
+        seen = self._augmented(reals.x, reals)
+        return r1_penalty(self.model, seen, reals.sigma_next, reals.labels, self.r1_gamma) * self._level_weight(reals)
+
+    def update(
+        self, f: ConsistencyFunction, fakes: GlobalBatch, reals: GlobalBatch, step: int
+    ) -> dict[str, Tensor | float]:
+        """One optimizer step of D: tell images from what f makes of noisy ones, each at a noise level of its own.
+
+        Args:
+            fakes: f maps its noisy images back; reals: its images as they are. Of equal size.
+            step: optimizer step from 0; every `r1_interval`-th has a gradient penalty and moves the augmentation.
+
+        Returns:
+            Figures for the log, means over this process's micro batches.
+        """
+        figures = {"discriminator_loss": 0.0, "discriminator_accuracy": 0.0}
+        penalised, penalty_sum = (step + 1) % self.r1_interval == 0, 0.0
+        for fake_batch, real_batch in zip(fakes, reals):
+            noisy = fake_batch.x + per_image(fake_batch.sigma_next, fake_batch.x) * fake_batch.noise
+            with torch.no_grad(), dropout_masks(fake_batch.dropout_seed, noisy.device):
+                fake = f(noisy, fake_batch.sigma_next, fake_batch.labels)
+            loss, accuracy = self.discriminator_loss(fake, fake_batch, real_batch)
+            figures["discriminator_loss"] += loss.detach().mean() / len(fakes)
+            figures["discriminator_accuracy"] += accuracy / len(fakes)
+            if penalised:
+                penalty = self.penalty(real_batch)
+                penalty_sum += penalty.detach().mean() / len(fakes)
+                loss = loss + penalty
+            self.accelerator.backward(loss.mean() / len(fakes))
+        average_gradients(self.accelerator, self.model.parameters())
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if penalised:
+            figures["r1"] = r1 = self.accelerator.reduce(penalty_sum, "mean").item()
+            if self.strength is not None:
+                self.strength.update(r1, fakes.size * self.r1_interval)
+                figures |= self.strength.state()
+        return figures
+
+    def _logits(self, images: Tensor, batch: Batch) -> Tensor:
+        return discriminator_logits(self._net, self._augmented(images, batch), batch.sigma_next, batch.labels)
 
     def _net(self, images: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
         with self.accelerator.autocast():
             return self.compiled(images, timestep, labels)
 
-    def _plain_net(self, images: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
-        """Neither compiled, which has no second derivatives, nor in half precision, which has too few bits for them."""
-        return self.model(images, timestep, labels)
+    def _augmented(self, images: Tensor, batch: Batch) -> Tensor:
+        return images if self.strength is None else augment(images, self.strength.p, batch.uniform)
 
-    def _augmented(self, images: Tensor, uniform: Tensor | None) -> Tensor:
-        return images if uniform is None else augment(images, self.strength.p, uniform)
-
-    def generator_losses(self, objective: Objective, pair: Pair, batch: Batch, num_levels: int) -> Tensor:
-        """L_G: [B]. D judges the very image whose consistency is measured; its own weights get no gradient."""
-        self.model.requires_grad_(False)
-        logits = verdict(self._net, self._augmented(pair.student, batch.uniform), pair.sigma_next, batch.labels)
-        self.model.requires_grad_(True)
-        return self.mix(objective, pair, generator_loss(logits), self.weight(batch.index_next, num_levels))
-
-    def discriminator_losses(
-        self, fake: Tensor, fake_batch: Batch, real_batch: Batch, num_levels: int
-    ) -> tuple[Tensor, Tensor]:
-        """(L_D [B], fraction of the batch judged rightly). `fake` carries no gradient; both kinds drew their own t."""
-        fakes = verdict(self._net, self._augmented(fake, fake_batch.uniform), fake_batch.sigma_next, fake_batch.labels)
-        reals = verdict(
-            self._net,
-            self._augmented(real_batch.x, real_batch.uniform),
-            real_batch.sigma_next,
-            real_batch.labels,
-        )
-        accuracy = torch.cat([fakes < 0, reals > 0]).float().mean().detach()
-        weights = (
-            [self.weight.rising(batch.index_next, num_levels) for batch in (fake_batch, real_batch)]
-            if self.recipe.discriminator_time_weight
-            else [1.0, 1.0]
-        )
-        return discriminator_loss(fakes, reals, *weights), accuracy
-
-    def penalties(self, real_batch: Batch, num_levels: int) -> Tensor:
-        """R1 on real images: [B]. Its weight is gamma alone, not gamma times the interval."""
-        penalty = r1_penalty(
-            self._plain_net,
-            self._augmented(real_batch.x, real_batch.uniform),
-            real_batch.sigma_next,
-            real_batch.labels,
-            self.recipe.r1_gamma,
-        )
-        if self.recipe.discriminator_time_weight:
-            penalty = penalty * self.weight.rising(real_batch.index_next, num_levels)
-        return penalty
+    def _level_weight(self, batch: Batch) -> Tensor | float:
+        return self.weight.rising(batch.sigma_next) if self.time_weight else 1.0

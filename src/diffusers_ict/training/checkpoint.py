@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or absent: folders of safetensors and JSON, no pickle.
+"""Checkpoints: folders of safetensors and JSON, written atomically, without pickle.
 
-A checkpoint is written under a temporary name, flushed to disk, then renamed; older ones are pruned after that.
-A manifest holds the size and SHA-256 of every file, so a torn or damaged folder is told from a good one.
+A checkpoint is written under a temporary name, flushed to disk, then renamed; older ones are pruned after that. A
+manifest holds the size and SHA-256 of every file, so that damage is detected.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ def _flush(path: Path) -> None:
 def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int | None = None) -> Path:
     """Write `folder/checkpoint-{step}` and prune all but the newest `keep` (None keeps all).
 
-    A process killed at any moment leaves either the new checkpoint whole or the old ones untouched.
+    A process killed at any moment leaves either the complete new checkpoint or the old ones untouched.
     """
     target = folder / f"checkpoint-{step}"
     temporary = folder / f".{target.name}.tmp"
@@ -86,15 +86,15 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: -int(NAME.fullmatch(p.name)[1]))
 
 
-def fault(path: Path) -> str | None:
+def find_corruption(path: Path) -> str | None:
     """What is wrong with a checkpoint folder, in a few words; None when every file is as it was written."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        for name, facts in manifest.items():
+        for name, expected in manifest.items():
             file = path / name
             if not file.is_file():
                 return f"{name} is missing"
-            if file.stat().st_size != facts["bytes"] or _sha256(file) != facts["sha256"]:
+            if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
                 return f"{name} is not as it was written"
     except FileNotFoundError:
         return "it does not exist or has no manifest"
@@ -109,7 +109,7 @@ def load(path: Path) -> Checkpoint:
     Raises:
         UserError: the folder is missing, torn or damaged.
     """
-    if reason := fault(path):
+    if reason := find_corruption(path):
         raise UserError(f"the checkpoint {path} cannot be used: {reason}; resume from another one or from 'latest'.")
     tensors = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
     return Checkpoint(json.loads((path / STATE).read_text()), tensors)
@@ -122,11 +122,11 @@ def load_latest(folder: Path) -> Checkpoint:
         UserError: there is none.
     """
     for path in list_checkpoints(folder):
-        reason = fault(path)
+        reason = find_corruption(path)
         if reason is None:
             return load(path)
         warnings.warn(f"passing over the checkpoint {path.name}: {reason}.", stacklevel=2)
-    raise UserError(f"{folder} holds no usable checkpoint to resume from; leave --resume_from_checkpoint out to begin.")
+    raise UserError(f"{folder} holds no usable checkpoint to resume from; leave `resume_from_checkpoint` out to begin.")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

@@ -6,20 +6,18 @@ import torch
 from diffusers import UNet2DModel
 from torch import Tensor, nn
 
+from ..data.images import Images
 from ..objective import Objective
-from ..time_embedding import uses_fast_columns
-from .images import Images
-from .recipe import Recipe
 
 
-def stages(objective: Objective, total_steps: int) -> Iterator[tuple[int, int]]:
-    """(first step, N) of every stage of the curriculum."""
+def stages(objective: Objective, total_steps: int) -> Iterator[tuple[int, dict[str, float]]]:
+    """(first step, schedule) of every stage of the curriculum."""
     last = None
     for step in range(total_steps):
-        levels = objective.num_levels(step, total_steps)
-        if levels != last:
-            yield step, levels
-        last = levels
+        now = objective.schedule(step, total_steps)
+        if now != last:
+            yield step, now
+        last = now
 
 
 def activation_bytes(config: dict, resolution: int) -> int:
@@ -52,39 +50,48 @@ def memory_estimate(parameters: int, activations: int, batch_size: int, emas: in
 
 
 def describe(
-    recipe: Recipe,
-    objective: Objective,
     images: Images,
-    batch_size: int,
+    objective: Objective,
     unet: UNet2DModel,
-    adversary: nn.Module | None,
+    discriminator: nn.Module | None,
+    *,
+    steps: int,
+    batch_size: int,
+    micro_batch_size: int,
+    emas: int,
+    half_precision: bool,
 ) -> str:
-    """What --dry_run prints: images, parameters, steps, stages of N, and memory."""
+    """The summary of a run before it begins: images, parameters, steps, stages of the curriculum, and memory."""
     parameters = sum(p.numel() for p in unet.parameters())
-    plan = list(stages(objective, recipe.max_train_steps))
-    told = plan if len(plan) <= 12 else [*plan[:6], plan[-1]]
-    dropped = "" if len(plan) <= 12 else " (not all shown)"
-    half = recipe.mixed_precision in ("fp16", "bf16")
     memory = memory_estimate(
         parameters,
         activation_bytes(dict(unet.config), images.shape[1]),
-        recipe.train_batch_size,
-        len(recipe.ema_decays),
-        int(objective.teacher_decay(plan[0][1]) is not None),
-        half,
+        micro_batch_size,
+        emas,
+        int(objective.teacher_decay(0, steps) is not None),
+        half_precision,
     )
-    steps = recipe.max_train_steps
-    lines = [
-        f"images      {len(images)} of {'x'.join(map(str, images.shape))}, {images.num_classes or 'no'} classes",
-        f"parameters  {parameters / 1e6:.2f} M",
-        f"steps       {steps} of {batch_size} images, {steps * batch_size / len(images):.1f} epochs",
-        f"N stages    {len(plan)}: " + ", ".join(f"{n} from step {k}" for k, n in told) + dropped,
-        f"memory      about {memory / 2**30:.2f} GiB: weights, gradients, moments, averages and activations",
+    size, without = f"{parameters / 1e6:.2f} M", ""
+    if discriminator is not None:
+        added = sum(p.numel() for p in discriminator.parameters())
+        size += f" and {added / 1e6:.2f} M in the discriminator, {(parameters + added) / 1e6:.2f} M together"
+        without = ", without the discriminator's"
+    return "\n".join(
+        [
+            f"images      {len(images)} of {'x'.join(map(str, images.shape))}, {images.num_classes or 'no'} classes",
+            f"parameters  {size}",
+            f"steps       {steps} of {batch_size} images, {steps * batch_size / len(images):.1f} epochs",
+            *_describe_stages(list(stages(objective, steps))),
+            f"memory      about {memory / 2**30:.2f} GiB: weights, gradients, moments, averages and activations{without}",
+        ]
+    )
+
+
+def _describe_stages(plan: list[tuple[int, dict[str, float]]]) -> list[str]:
+    """A line for each name of the schedule: its values, and the steps they begin at."""
+    shown = plan if len(plan) <= 12 else [*plan[:6], plan[-1]]
+    more = "" if len(plan) <= 12 else " (not all shown)"
+    return [
+        f"{name:<11} {len(plan)} stages: " + ", ".join(f"{values[name]} from step {k}" for k, values in shown) + more
+        for name in plan[0][1]
     ]
-    if recipe.insensitive_time_embedding and uses_fast_columns(unet):
-        lines.append("time        the given weights use fast frequencies of the time embedding: they are kept")
-    if adversary is not None:
-        theirs = sum(p.numel() for p in adversary.parameters())
-        lines[1] += f" and {theirs / 1e6:.2f} M in the discriminator, {(parameters + theirs) / 1e6:.2f} M together"
-        lines[4] += ", without the discriminator's"
-    return "\n".join(lines)

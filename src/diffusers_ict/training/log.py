@@ -1,48 +1,119 @@
-"""What a run tells of itself: losses by noise level, JSON lines, and a plot made from them."""
+"""What a run tells of itself while it trains: losses by noise level, speed, and a log of JSON lines."""
 
 import json
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..errors import TrainingDiverged
 
 # Edges of the bins by which losses are reported, in units of sigma.
 BIN_EDGES = (0.002, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 80.0)
 
 
-class TrainingDiverged(RuntimeError):
-    """A loss or a weight is no longer a number."""
-
-
 def bin_name(index: int) -> str:
+    """The range of noise levels of a bin, as in "0.2-0.5"."""
     return f"{BIN_EDGES[index]:g}-{BIN_EDGES[index + 1]:g}"
 
 
-class LossRecord:
-    """Losses and noise levels of the steps since the last summary, kept on the device: no step waits for them."""
+class Metrics:
+    """Losses and figures since the last log entry, the clock, the progress bar, and the log.
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
-        self.entries: list[tuple[int, Tensor, Tensor]] = []
+    Tensors stay on the device until an entry is written: no step waits for them.
 
-    def add(self, step: int, loss: Tensor, sigma: Tensor) -> None:
-        """Losses [B] of one part of step `step` and the noisier level [B] of each pair."""
-        self.entries.append((step, loss.detach().float(), sigma))
+    Args:
+        accelerator: whose processes are averaged over, and whose trackers get every entry.
+        log: file of JSON lines; None on processes that do not write it.
+        total_steps, first_step: of the run, and those done before it was resumed.
+        seconds: trained before it was resumed.
+        tracking: whether the accelerator has a tracker.
+    """
 
-    def summary(self) -> dict[str, Any]:
-        """Mean loss and mean by bin over all processes since the last call; {} if there was nothing.
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        log: Path | None,
+        total_steps: int,
+        first_step: int = 0,
+        seconds: float = 0.0,
+        tracking: bool = False,
+    ) -> None:
+        self.accelerator, self.tracking = accelerator, tracking
+        self.log = None if log is None else JSONLines(log, first_step)
+        self.train_seconds = seconds
+        self.losses: list[tuple[int, Tensor, Tensor]] = []
+        self.figures: dict[str, Tensor | float] = {}
+        self.progress = tqdm(
+            total=total_steps,
+            initial=first_step,
+            unit="step",
+            mininterval=1.0 if sys.stderr.isatty() else 15.0,  # a log file is no terminal
+            disable=not accelerator.is_main_process,
+        )
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count seconds and images from now on; what came since the last entry is not counted as training."""
+        self.images, self.clock = 0, time.perf_counter()
+
+    def add_losses(self, step: int, loss: Tensor, sigma: Tensor) -> None:
+        """Losses [B] of one micro batch of step `step` and the noisier level [B] of each pair."""
+        self.losses.append((step, loss.detach().float(), sigma))
+
+    def add_figures(self, figures: dict[str, Tensor | float]) -> None:
+        """Figures of a step; tensors are means over this process. The last before an entry is the one that is logged."""
+        self.figures |= figures
+
+    def count_step(self, images: int) -> None:
+        """One optimizer step over so many images is done."""
+        self.progress.update()
+        self.images += images
+
+    def write(self, step: int, mean_weight: float, schedule: dict[str, float]) -> None:
+        """Write a log entry after `step` optimizer steps. Waits for the device.
+
+        Raises:
+            TrainingDiverged: a loss since the last entry is not a number.
+        """
+        entry = self._losses()
+        seconds = time.perf_counter() - self.clock
+        self.train_seconds += seconds
+        entry |= {
+            "step": step,
+            "loss_unweighted": entry["loss"] / mean_weight,
+            **schedule,
+            "images_per_second": self.images / seconds,
+            "train_seconds": self.train_seconds,
+            **{name: self._mean(value) for name, value in self.figures.items()},
+        }
+        self.figures = {}
+        shown = {"loss": f"{entry['loss']:.3g}", **schedule, "images/s": f"{entry['images_per_second']:.0f}"}
+        self.progress.set_postfix(shown, refresh=False)
+        if self.log is not None:
+            self.log.write(entry)
+        if self.tracking:
+            self.accelerator.log(flat(entry), step)
+
+    def _mean(self, value: Tensor | float) -> float:
+        """The mean over the processes."""
+        return float(self.accelerator.reduce(value, "mean")) if isinstance(value, Tensor) else value
+
+    def _losses(self) -> dict[str, Any]:
+        """Mean loss and mean by bin over all processes since the last entry.
 
         Raises:
             TrainingDiverged: some loss is not finite; says at which step and noise levels. On every process.
         """
-        if not self.entries:
-            return {}
-        steps = torch.cat([torch.full_like(loss, step) for step, loss, _ in self.entries])
-        losses = torch.cat([loss for _, loss, _ in self.entries])
-        sigmas = torch.cat([sigma for _, _, sigma in self.entries])
-        self.entries = []
+        steps = torch.cat([torch.full_like(loss, step) for step, loss, _ in self.losses])
+        losses = torch.cat([loss for _, loss, _ in self.losses])
+        sigmas = torch.cat([sigma for _, _, sigma in self.losses])
+        self.losses = []
         columns = torch.stack([steps, losses, sigmas.float()], 1)
         steps, losses, sigmas = self.accelerator.gather(columns).cpu().T.contiguous()
         bins = torch.bucketize(sigmas, torch.tensor(BIN_EDGES[1:-1]))
@@ -92,41 +163,3 @@ def flat(entry: dict[str, Any]) -> dict[str, float]:
         else:
             out[key] = value
     return out
-
-
-def plot_training(log: Path, target: Path) -> None:
-    """Plot a run's log over the steps, as PNG.
-
-    Loss divided by the mean weight of its stage, so that stages can be compared; number of noise levels; and for ACT
-    the discriminator's loss, its running gradient penalty r against tau, and the strength p of the augmentation.
-    """
-    from matplotlib.figure import Figure  # no global state and no display
-
-    entries = read_log(log)
-    adversarial = any("discriminator_loss" in entry for entry in entries)
-    figure = Figure(figsize=(8, 8 if adversarial else 5), layout="constrained")
-    panels = figure.subplots(4 if adversarial else 2, 1, sharex=True)
-
-    def curve(panel: int, name: str, **style: Any) -> None:
-        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
-        if points:
-            panels[panel].plot(*zip(*points), linewidth=0.8, label=name, **style)
-            panels[panel].legend(loc="upper left" if name == "num_levels" else "upper right")
-
-    curve(0, "loss_unweighted")
-    panels[0].set(yscale="log", ylabel="loss / mean weight")
-    curve(1, "num_levels", drawstyle="steps-post")
-    panels[1].set(yscale="log", ylabel="noise levels N")
-    if adversarial:
-        curve(2, "discriminator_loss")
-        curve(2, "discriminator_accuracy")
-        for name in ("r1", "augment_r", "augment_tau"):
-            curve(3, name)
-        panels[3].set(yscale="log", ylabel="gradient penalty")
-        strength = panels[3].twinx()
-        points = [(entry["step"], entry["augment_p"]) for entry in entries if "augment_p" in entry]
-        if points:
-            strength.plot(*zip(*points), color="black", linestyle="dotted")
-        strength.set(ylim=(0, 1), ylabel="augment_p (dotted)")
-    panels[-1].set(xlabel="optimizer step")
-    figure.savefig(target, dpi=120)

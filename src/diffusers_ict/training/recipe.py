@@ -1,132 +1,130 @@
 """A recipe: every setting of a run, as command line flags, as a YAML file of the same names, and as a record."""
 
-import argparse
 import dataclasses
+import shlex
 import sys
-import types
-import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..act import AdversarialWeight
+from ..data.settings import DataSettings
 from ..errors import UserError
-from ..scheduling_ict import ICTScheduler
-from .arguments import ArgumentParser
+from ..files import portable
+from ..settings import ArgumentParser, add_flags, as_flag, check_bounds, setting
 
-# What was published for each loss; a setting left out takes its value from here.
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "ict": {"s0": 10, "s1": 1280, "dropout": 0.3, "adam_beta1": 0.9, "adam_beta2": 0.999},
-    "ct": {"s0": 2, "s1": 150, "dropout": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999},
-    "act": {"dropout": 0.0, "adam_beta1": 0.0, "adam_beta2": 0.99},
-}
-
-# Settings that do not change what is computed: a run may be resumed with other values of these.
-PRACTICAL = frozenset(
-    "output_dir config validation_steps num_validation_images checkpointing_steps checkpoints_total_limit "
-    "image_cache_dir resume_from_checkpoint report_to logging_steps dry_run "
-    "license push_to_hub hub_model_id hub_private_repo hub_strategy".split()
-)
+LOSSES = ("ict", "ct", "act")
+SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 
 
-def setting(default: Any, text: str, choices: Sequence[str] | None = None) -> Any:
-    """A field of the recipe with its help text and the values it may take."""
-    metadata = {"help": text, "choices": choices}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+@dataclass(kw_only=True)
+class Recipe(DataSettings):
+    """Settings of a training run. None is resolved from the data, or from what was published for the loss."""
 
-
-@dataclass
-class Recipe:
-    """Settings of a training run. What is None is resolved from the data or from what was published for the loss."""
-
-    config: str | None = setting(None, "YAML file of settings by these names; flags win over it")
+    config: str | None = setting(
+        None, "YAML file of settings, or the name of a shipped recipe; flags win over it", changeable=True
+    )
 
     # The objective.
-    loss: str = setting("ict", "what is trained: iCT, CT, or ACT", ("ict", "ct", "act"))
-    s0: int | None = setting(None, "pairs of the grid at the beginning [iCT 10, CT 2]")
-    s1: int | None = setting(None, "pairs of the grid at the end [iCT 1280, CT 150]")
+    loss: str = setting("ict", "what is trained: iCT, CT, or ACT", choices=LOSSES)
+    s0: int | None = setting(
+        None, "pairs of the grid at the beginning [iCT 10, CT 2]", at_least=1, published={"ict": 10, "ct": 2}
+    )
+    s1: int | None = setting(
+        None, "pairs of the grid at the end [iCT 1280, CT 150]", at_least=1, published={"ict": 1280, "ct": 150}
+    )
     p_mean: float = setting(-1.1, "iCT: mean of ln(sigma) when noise levels are drawn")
-    p_std: float = setting(2.0, "iCT: standard deviation of ln(sigma)")
-    huber_c: float | None = setting(None, "iCT: constant of the pseudo-Huber loss [0.00054 sqrt(C*H*W)]")
-    teacher_mu0: float = setting(0.9, "CT: decay of the teacher's EMA at the beginning")
-    metric: str = setting("l2", "CT: distance of a pair, squared L2 or LPIPS as published", ("l2", "lpips"))
+    p_std: float = setting(2.0, "iCT: standard deviation of ln(sigma)", above=0)
+    huber_c: float | None = setting(None, "iCT: constant of the pseudo-Huber loss [0.00054 sqrt(C*H*W)]", above=0)
+    teacher_mu0: float = setting(0.9, "CT: decay of the teacher's EMA at the beginning", at_least=0, below=1)
+    metric: str = setting("l2", "CT: distance of a pair, squared L2 or LPIPS as published", choices=("l2", "lpips"))
     lpips_weights: str | None = setting(None, "safetensors of VGG16 and LPIPS [those of the installed lpips package]")
     intermediate_sigmas: list[float] = setting([0.821], "noise levels between sampling steps, in order of use")
 
-    # The second player, with --loss act.
-    consistency: str = setting("ct", "ACT: consistency term, CT as published or iCT", ("ct", "ict"))
+    # The discriminator, with --loss act.
+    consistency: str = setting("ct", "ACT: consistency term, CT as published or iCT", choices=("ct", "ict"))
     adversarial_weight: float = setting(0.3, "ACT: w, share of the adversarial term at the largest noise")
     adversarial_weight_mid: float = setting(0.3, "ACT: w_mid, its share in the middle of the grid")
-    adversarial_balance: str = setting(
-        "lerp", "ACT: mix unweighted losses, or by their gradients' norms", ("lerp", "gradient")
-    )
     discriminator_config_name_or_path: str | None = setting(None, "ACT: its config [one like the UNet's encoder]")
-    discriminator_learning_rate: float | None = setting(None, "ACT: of its RAdam [that of the generator]")
-    discriminator_beta1: float = setting(0.0, "ACT: first beta of its RAdam")
-    discriminator_beta2: float = setting(0.9318, "ACT: second beta of its RAdam")
+    discriminator_learning_rate: float | None = setting(None, "ACT: of its RAdam [that of the generator]", above=0)
+    discriminator_beta1: float = setting(0.0, "ACT: first beta of its RAdam", at_least=0, below=1)
+    discriminator_beta2: float = setting(0.9318, "ACT: second beta of its RAdam", at_least=0, below=1)
     discriminator_time_weight: bool = setting(False, "ACT: weight its losses by noise level too, as for ImageNet")
-    r1_gamma: float = setting(10.0, "ACT: weight of the gradient penalty")
-    r1_interval: int = setting(16, "ACT: steps between gradient penalties")
+    r1_gamma: float = setting(10.0, "ACT: weight of the gradient penalty", at_least=0)
+    r1_interval: int = setting(16, "ACT: steps between gradient penalties", at_least=1)
     augment: bool = setting(False, "ACT-Aug: augment what the discriminator sees")
-    augment_tau: float = setting(0.05, "ACT-Aug: gradient penalty above which augmentation grows")
-    augment_horizon: int = setting(500_000, "ACT-Aug: images over which its strength could go from 0 to 1")
+    augment_tau: float = setting(0.05, "ACT-Aug: gradient penalty above which augmentation grows", above=0)
+    augment_horizon: int = setting(500_000, "ACT-Aug: images over which its strength could go from 0 to 1", at_least=1)
 
-    # The images.
-    dataset_name: str | None = setting(None, "Hub data set, save_to_disk folder, or .parquet, .arrow or .npz file")
-    dataset_config_name: str | None = setting(None, "configuration of the Hub data set")
-    dataset_split: str = setting("train", "split of the Hub data set")
-    train_data_dir: str | None = setting(None, "folder of images; one sub-folder a class when class-conditional")
-    image_column: str | None = setting(None, "column of the images, where there are several")
-    label_column: str | None = setting(None, "column of the labels, where there are several")
-    image_mode: str | None = setting(None, "convert every image to this mode", ("L", "RGB", "RGBA"))
+    # The images, beside the data settings.
     class_conditional: bool = setting(False, "learn the classes as well")
-    resolution: int | None = setting(None, "side of the square images in pixels [that of the data]")
-    center_crop: bool = setting(False, "cut the middle out of images that are not square")
-    image_cache_dir: str | None = setting(None, "keep decoded images in a file there, for data larger than memory")
     random_flip: bool = setting(False, "mirror half of the images, at random")
 
     # The network and its optimizer.
     model_config_name_or_path: str | None = setting(None, "UNet2DModel config [one that suits the resolution]")
     pretrained_model_name_or_path: str | None = setting(None, "start from the weights of this model or pipeline")
     insensitive_time_embedding: bool = setting(True, "keep fast frequencies out of the time embedding, as iCT does")
-    dropout: float | None = setting(None, "dropout probability of the UNet [iCT 0.3, else 0]")
-    dropout_resolution: int | None = setting(None, "dropout only at feature maps of at most this size [all]")
+    dropout: float | None = setting(
+        None,
+        "dropout probability of the UNet [iCT 0.3, else 0]",
+        at_least=0,
+        below=1,
+        published={"ict": 0.3, "ct": 0.0, "act": 0.0},
+    )
+    dropout_resolution: int | None = setting(
+        None, "dropout only at feature maps of at most this size [all]", at_least=1
+    )
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, more time")
     torch_compile: bool = setting(False, "compile the networks")
-    train_batch_size: int = setting(64, "images per process and accumulation part")
-    gradient_accumulation_steps: int = setting(1, "parts of the batch of one optimizer step")
-    max_train_steps: int = setting(100_000, "optimizer steps K; the curriculum stretches over them")
-    learning_rate: float = setting(1e-4, "of RAdam, constant")
-    adam_beta1: float | None = setting(None, "first beta of RAdam [0.9, ACT 0]")
-    adam_beta2: float | None = setting(None, "second beta of RAdam [0.999, ACT 0.99]")
+    train_batch_size: int = setting(64, "micro batch: images per process and accumulation step", at_least=1)
+    gradient_accumulation_steps: int = setting(1, "micro batches of one optimizer step on each process", at_least=1)
+    max_train_steps: int = setting(100_000, "optimizer steps K; the curriculum stretches over them", at_least=1)
+    learning_rate: float = setting(1e-4, "of RAdam, constant", above=0)
+    adam_beta1: float | None = setting(
+        None, "first beta of RAdam [0.9, ACT 0]", at_least=0, below=1, published={"ict": 0.9, "ct": 0.9, "act": 0.0}
+    )
+    adam_beta2: float | None = setting(
+        None,
+        "second beta of RAdam [0.999, ACT 0.99]",
+        at_least=0,
+        below=1,
+        published={"ict": 0.999, "ct": 0.999, "act": 0.99},
+    )
     mixed_precision: str | None = setting(
-        None, "precision inside the networks [that of accelerate's config]", ("no", "fp16", "bf16")
+        None, "precision inside the networks [that of accelerate's config]", choices=("no", "fp16", "bf16")
     )
     ema_decays: list[float] = setting([0.9999], "EMA decays; the first is published, the others are its variants")
     ema_warmup: bool = setting(True, "average over the last tenth while the run is shorter than the EMA's memory")
-    seed: int = setting(0, "everything random follows from it")
+    seed: int = setting(0, "everything random follows from it", at_least=0)
 
     # The run.
-    output_dir: str = setting("consistency-model", "where everything goes")
-    validation_steps: int | None = setting(None, "steps between sample grids [only one, at the end]")
-    num_validation_images: int = setting(16, "images of a sample grid")
-    checkpointing_steps: int = setting(1000, "steps between checkpoints")
-    checkpoints_total_limit: int | None = setting(2, "newest checkpoints to keep")
-    resume_from_checkpoint: str | None = setting(None, "'latest', or a checkpoint folder")
-    report_to: str | None = setting(None, "tracker beside the JSON lines", ("tensorboard", "wandb", "trackio"))
-    logging_steps: int = setting(10, "steps between log lines")
-    dry_run: bool = setting(False, "print parameters, steps, stages and memory, and stop")
-    license: str | None = setting(None, "of the weights, for the model card: a Hub identifier such as cc-by-4.0")
-    push_to_hub: bool = setting(False, "publish the result on the Hub")
-    hub_model_id: str | None = setting(None, "where: user/name or organisation/name")
-    hub_private_repo: bool = setting(False, "if the repository has to be created, create it private")
-    hub_token: str | None = setting(None, "better left to `hf auth login` or HF_TOKEN; written nowhere")
-    hub_strategy: str = setting("end", "publish at the end, or at every checkpoint too", ("end", "checkpoint"))
+    output_dir: str = setting("consistency-model", "where everything goes", changeable=True)
+    validation_steps: int | None = setting(
+        None, "steps between sample grids [only one, at the end]", at_least=1, changeable=True
+    )
+    num_validation_images: int = setting(16, "images of a sample grid", at_least=1, changeable=True)
+    checkpointing_steps: int = setting(1000, "steps between checkpoints", at_least=1, changeable=True)
+    checkpoints_total_limit: int | None = setting(2, "newest checkpoints to keep", at_least=1, changeable=True)
+    resume_from_checkpoint: str | None = setting(None, "'latest', or a checkpoint folder", changeable=True)
+    report_to: str | None = setting(
+        None, "tracker beside the JSON lines", choices=("tensorboard", "wandb", "trackio"), changeable=True
+    )
+    logging_steps: int = setting(10, "steps between log lines", at_least=1, changeable=True)
+    dry_run: bool = setting(False, "print parameters, steps, stages and memory, and stop", changeable=True)
+    license: str | None = setting(
+        None, "of the weights, for the model card: a Hub identifier such as cc-by-4.0", changeable=True
+    )
+    push_to_hub: bool = setting(False, "publish the result on the Hub", changeable=True)
+    hub_model_id: str | None = setting(None, "where: user/name or organisation/name", changeable=True)
+    hub_private_repo: bool = setting(False, "if the repository has to be created, create it private", changeable=True)
+    hub_token: str | None = setting(
+        None, "better left to `hf auth login` or HF_TOKEN; never written to a file", changeable=True
+    )
+    hub_strategy: str = setting(
+        "end", "publish at the end, or at every checkpoint too", choices=("end", "checkpoint"), changeable=True
+    )
 
     def __post_init__(self) -> None:
         """Resolve what was left out, then check every value.
@@ -134,57 +132,34 @@ class Recipe:
         Raises:
             UserError: a value out of range.
         """
-        published = PUBLISHED[self.loss]
-        if self.loss == "act":
-            published = {**PUBLISHED[self.consistency], **published}
-        for name, value in published.items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
+        for item in dataclasses.fields(self):
+            for loss in (self.loss, self.consistency) if self.loss == "act" else (self.loss,):
+                if getattr(self, item.name) is None and loss in item.metadata["published"]:
+                    setattr(self, item.name, item.metadata["published"][loss])
         if self.discriminator_learning_rate is None:
             self.discriminator_learning_rate = self.learning_rate
         self._check()
 
     def _check(self) -> None:
-        at_least_1 = ("train_batch_size gradient_accumulation_steps max_train_steps num_validation_images "
-                      "checkpointing_steps logging_steps validation_steps checkpoints_total_limit resolution s0 s1 "
-                      "dropout_resolution r1_interval augment_horizon").split()  # fmt: skip
-        positive = "learning_rate discriminator_learning_rate augment_tau p_std huber_c".split()
-        below_1 = "dropout adam_beta1 adam_beta2 discriminator_beta1 discriminator_beta2 teacher_mu0".split()
-        not_negative = "seed r1_gamma".split()
-        for names, allowed, fits in (
-            (at_least_1, "at least 1", lambda v: v >= 1),
-            (positive, "greater than 0", lambda v: v > 0),
-            (below_1, "at least 0 and less than 1", lambda v: 0 <= v < 1),
-            (not_negative, "at least 0", lambda v: v >= 0),
-        ):
-            for name in names:
-                value = getattr(self, name)
-                if value is not None and not fits(value):
-                    raise UserError(f"--{name} must be {allowed}, got {value}.")
+        check_bounds(self)
         if self.push_to_hub and "/" not in (self.hub_model_id or ""):
-            raise UserError(f"--push_to_hub needs --hub_model_id USER/NAME, got {self.hub_model_id or 'none'}.")
+            raise UserError(f"`push_to_hub` needs `hub_model_id` USER/NAME, got {self.hub_model_id or 'none'}.")
         decays = self.ema_decays
         if not decays or len(set(decays)) < len(decays) or not all(0 < decay < 1 for decay in decays):
-            raise UserError(f"--ema_decays must be different numbers between 0 and 1, got {decays}.")
-        try:
-            ICTScheduler(intermediate_sigmas=self.intermediate_sigmas)
-        except ValueError as error:
-            raise UserError(f"--intermediate_sigmas: {error}") from error
-        try:
-            AdversarialWeight(self.adversarial_weight, self.adversarial_weight_mid)
-        except ValueError as error:
-            raise UserError(f"--adversarial_weight and --adversarial_weight_mid: {error}") from error
+            raise UserError(f"`ema_decays` must be different numbers between 0 and 1, got {decays}.")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types by flag name, as written to files: no token, and of an absolute path the last part only."""
-        return {key: _portable(value) for key, value in dataclasses.asdict(self).items() if key != "hub_token"}
+        entries = {key: value for key, value in dataclasses.asdict(self).items() if key != "hub_token"}
+        return {key: portable(value) if isinstance(value, str) else value for key, value in entries.items()}
 
     def computed(self) -> dict[str, Any]:
         """The settings that decide what is computed; a resumed run must agree in all of them."""
-        return {key: value for key, value in self.as_dict().items() if key not in PRACTICAL}
+        changeable = {item.name for item in dataclasses.fields(self) if item.metadata["changeable"]}
+        return {key: value for key, value in self.as_dict().items() if key not in changeable}
 
     def check_resumes(self, earlier: dict[str, Any]) -> None:
-        """Is this the recipe that `earlier`, the `computed()` of a checkpoint, was made with?
+        """Check that a checkpoint with the settings `earlier`, its `computed()`, was made with this recipe.
 
         Raises:
             UserError: naming the first setting that differs.
@@ -193,34 +168,22 @@ class Recipe:
             if earlier.get(key) != value:
                 raise UserError(
                     f"the checkpoint was made with {key} {earlier.get(key)} and this run has {value}: resume with the "
-                    "same recipe, or begin a new run in another --output_dir."
+                    "same recipe, or begin a new run in another `output_dir`."
                 )
 
-
-def _portable(value: Any) -> Any:
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def _parser(program: str, description: str) -> argparse.ArgumentParser:
-    """One flag for each field of Recipe."""
-    parser = ArgumentParser(program, description=description)
-    hints = typing.get_type_hints(Recipe)
-    for item in dataclasses.fields(Recipe):
-        options: dict[str, Any] = {"help": item.metadata["help"], "default": argparse.SUPPRESS}
-        kind = hints[item.name]
-        if isinstance(kind, types.UnionType):
-            kind = next(arm for arm in typing.get_args(kind) if arm is not types.NoneType)
-        if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
-        elif typing.get_origin(kind) is list:
-            options |= {"type": typing.get_args(kind)[0], "nargs": "*"}
-        else:
-            options |= {"type": kind, "choices": item.metadata["choices"]}
-        default = item.default_factory() if item.default is dataclasses.MISSING else item.default
-        if default is not None:
-            options["help"] += f" [{default}]"
-        parser.add_argument(f"--{item.name}", **options)
-    return parser
+    def command(self) -> str:
+        """The command line of this recipe: every setting that is not the default, absolute paths by their last part."""
+        plain = Recipe(loss=self.loss, consistency=self.consistency).computed()
+        plain["discriminator_learning_rate"] = self.learning_rate  # which it follows
+        words = ["accelerate", "launch", "train_scripts/train_ict.py"]
+        if self.loss != "ict":
+            words += ["--loss", self.loss]
+        if self.loss == "act":
+            words += ["--consistency", self.consistency]
+        for key, value in self.computed().items():
+            if value != plain[key]:
+                words += as_flag(key, value)
+        return shlex.join([*words, "--output_dir", portable(self.output_dir)])
 
 
 def parse(argv: Sequence[str] | None, program: str, description: str) -> Recipe:
@@ -230,16 +193,31 @@ def parse(argv: Sequence[str] | None, program: str, description: str) -> Recipe:
         UserError: an unknown flag or key, or a value that is not allowed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(program, description)
+    parser = ArgumentParser(program, description=description)
+    add_flags(parser, Recipe)
     given = vars(parser.parse_args(argv))
     if path := given.get("config"):
         # The file becomes flags in front of the others: one way of checking, and the later flag wins.
-        given = vars(parser.parse_args([*_as_flags(Path(path)), *argv]))
+        given = vars(parser.parse_args([*_file_as_flags(find_recipe(path)), *argv]))
     return Recipe(**given)
 
 
-def _as_flags(path: Path) -> list[str]:
-    """The entries of a YAML file as command line flags."""
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a path, or the name of one that is shipped with the package.
+
+    Raises:
+        UserError: there is none.
+    """
+    shipped = SHIPPED / f"{name}.yaml"
+    path = shipped if shipped.is_file() and not Path(name).exists() else Path(name)
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
+        raise UserError(f"`config` must be a YAML file, or one of {names}, got {name}.")
+    return path
+
+
+def _file_as_flags(path: Path) -> list[str]:
+    """The entries of a YAML file as command line flags; files that it names are looked for beside it."""
     try:
         entries = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -247,15 +225,13 @@ def _as_flags(path: Path) -> list[str]:
         raise UserError(f"the recipe {path} cannot be read: {reason}.") from error
     if not isinstance(entries, dict):
         raise UserError(f"the recipe {path} must be a YAML mapping of flag names to values.")
-    known = {item.name: item for item in dataclasses.fields(Recipe)}
+    known = {item.name for item in dataclasses.fields(Recipe)}
     flags: list[str] = []
     for key, value in entries.items():
         if key not in known:
-            raise UserError(f"the recipe {path} has the unknown key {key!r}; run with --help for those that exist.")
-        if isinstance(value, bool):
-            flags.append(f"--{key}" if value else f"--no-{key}")
-        elif isinstance(value, list):
-            flags += [f"--{key}", *map(str, value)]
-        elif value is not None:
-            flags.append(f"--{key}={value}")
+            raise UserError(f"the recipe {path} has the unknown key {key!r}; run with `help` for those that exist.")
+        if key.endswith("_config_name_or_path") and value and (path.parent / value).is_file():
+            value = str(path.parent / value)
+        if value is not None:
+            flags += as_flag(key, value)
     return flags

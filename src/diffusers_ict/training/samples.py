@@ -31,9 +31,9 @@ def image_grid(images: np.ndarray, columns: int, zoom: int = 1, gap: int = 2) ->
     return Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
 
 
-def make_pipeline(unet: UNet2DModel, intermediate_sigmas: list[float]) -> ConsistencyPipeline:
-    """A pipeline around a copy-free UNet in eval mode, without progress bars."""
-    pipeline = ConsistencyPipeline(unet.eval(), ICTScheduler(intermediate_sigmas=intermediate_sigmas))
+def make_pipeline(unet: UNet2DModel, scheduler: ICTScheduler) -> ConsistencyPipeline:
+    """A pipeline around this very UNet, put into eval mode, without progress bars."""
+    pipeline = ConsistencyPipeline(unet.eval(), scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

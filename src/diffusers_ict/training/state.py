@@ -5,16 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..act import AdaptiveStrength
+from ..errors import TrainingDiverged, UserError
 from . import checkpoint
-from .adversary import Adversary
 from .checkpoint import Checkpoint
 from .ema import EMA
-from .log import TrainingDiverged
-from .recipe import Recipe
 
 
 @dataclass
@@ -22,76 +19,56 @@ class RunState:
     """The parts of a run that change as it trains. Chance is not among them: it is a function of the step.
 
     Attributes:
-        unet, optimizer: the student and its RAdam.
+        modules: networks in training, and teachers, by name.
+        optimizers: (optimizer, the module it trains), by name.
         ema: averages to sample with.
-        teacher: CT's EMA teacher, or None.
-        adversary: ACT's second player, or None.
         scaler: loss scale of fp16, or None.
+        strength: of ACT's augmentation, or None.
     """
 
-    recipe: Recipe
-    unet: UNet2DModel
-    optimizer: torch.optim.Optimizer
+    modules: dict[str, nn.Module]
+    optimizers: dict[str, tuple[torch.optim.Optimizer, nn.Module]]
     ema: EMA
-    teacher: UNet2DModel | None = None
-    adversary: Adversary | None = None
     scaler: Any = None
+    strength: AdaptiveStrength | None = None
 
-    def save(self, folder: Path, step: int, train_seconds: float) -> Path:
+    def save(
+        self, folder: Path, step: int, train_seconds: float, settings: dict[str, Any], keep: int | None = None
+    ) -> Path:
         """Write a checkpoint after `step` optimizer steps.
+
+        Args:
+            settings: those that a resumed run must agree in.
+            keep: newest checkpoints that stay.
 
         Raises:
             TrainingDiverged: a weight is not a number; nothing is written.
         """
-        if not all(p.isfinite().all() for p in self.unet.parameters()):
+        if not all(p.isfinite().all() for p in self.modules["unet"].parameters()):
             raise TrainingDiverged(f"a weight is not a number after step {step - 1}")
-        state: dict[str, Any] = {
-            "step": step,
-            "train_seconds": train_seconds,
-            "recipe": self.recipe.computed(),
-        }
+        state: dict[str, Any] = {"step": step, "train_seconds": train_seconds, "recipe": settings}
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
-        if self.adversary is not None:
-            state["augmentation"] = self.adversary.strength.state()
-        return checkpoint.save(folder, step, Checkpoint(state, self._tensors()), self.recipe.checkpoints_total_limit)
+        if self.strength is not None:
+            state["augmentation"] = self.strength.state()
+        return checkpoint.save(folder, step, Checkpoint(state, self._tensors()), keep)
 
-    def load(self, folder: Path) -> tuple[int, float]:
-        """Continue from the checkpoint the recipe names, as (steps done, seconds trained).
-
-        Raises:
-            UserError: it is missing, damaged, or of another recipe.
-        """
-        wanted = self.recipe.resume_from_checkpoint
-        loaded = checkpoint.load_latest(folder) if wanted == "latest" else checkpoint.load(Path(wanted))
-        self.recipe.check_resumes(loaded.state["recipe"])
-        for name, module in self._modules().items():
-            module.load_state_dict(loaded.tensors[name])
-        for name, (optimizer, module) in self._optimizers().items():
-            checkpoint.restore_optimizer(optimizer, module, loaded.tensors[name])
+    def load(self, saved: Checkpoint) -> None:
+        """Put back what `save` wrote."""
+        for name, module in self.modules.items():
+            module.load_state_dict(saved.tensors[name])
+        for name, (optimizer, module) in self.optimizers.items():
+            checkpoint.restore_optimizer(optimizer, module, saved.tensors[name])
         for number, decay in enumerate(self.ema.shadows):
-            self.ema.load_state_dict(decay, loaded.tensors[f"ema_{number}"])
+            self.ema.load_state_dict(decay, saved.tensors[f"ema_{number}"])
         if self.scaler is not None:
-            self.scaler.load_state_dict(loaded.state["scaler"])
-        if self.adversary is not None:
-            self.adversary.strength.load_state(loaded.state["augmentation"])
-        return loaded.state["step"], loaded.state["train_seconds"]
-
-    def _modules(self) -> dict[str, nn.Module]:
-        modules = {"unet": self.unet, "teacher": self.teacher}
-        if self.adversary is not None:
-            modules["discriminator"] = self.adversary.model
-        return {name: module for name, module in modules.items() if module is not None}
-
-    def _optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, nn.Module]]:
-        pairs = {"optimizer": (self.optimizer, self.unet)}
-        if self.adversary is not None:
-            pairs["discriminator_optimizer"] = (self.adversary.optimizer, self.adversary.model)
-        return pairs
+            self.scaler.load_state_dict(saved.state["scaler"])
+        if self.strength is not None:
+            self.strength.load_state(saved.state["augmentation"])
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
-        tensors = {name: dict(module.state_dict()) for name, module in self._modules().items()}
-        for name, (optimizer, module) in self._optimizers().items():
+        tensors = {name: dict(module.state_dict()) for name, module in self.modules.items()}
+        for name, (optimizer, module) in self.optimizers.items():
             tensors[name] = checkpoint.optimizer_tensors(optimizer, module)
         for number, decay in enumerate(self.ema.shadows):
             tensors[f"ema_{number}"] = self.ema.state_dict(decay)
@@ -99,15 +76,15 @@ class RunState:
 
 
 def claim_output_dir(folder: Path, resuming: bool) -> None:
-    """May this run write into `folder`? Nothing is created.
+    """Check that this run may write into `folder`. Nothing is created.
 
     Raises:
         UserError: it holds another run, or is a file.
     """
     if folder.is_file():
-        raise UserError(f"--output_dir must be a folder, and {folder} is a file.")
+        raise UserError(f"`output_dir` must be a folder, and {folder} is a file.")
     if not resuming and folder.is_dir() and any(folder.iterdir()):
         raise UserError(
-            f"--output_dir {folder} holds another run: add --resume_from_checkpoint latest to go on with it, or name "
+            f"`output_dir` {folder} holds another run: add `resume_from_checkpoint` latest to continue it, or name "
             "another folder."
         )

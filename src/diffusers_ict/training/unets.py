@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DModel
 
-from ..errors import UserError
+from ..data.images import Images
+from ..errors import UserError, first_line
 from ..time_embedding import hold_fast_columns, uses_fast_columns, zero_fast_columns
-from .images import Images
-from .recipe import Recipe
+from .recipe import SHIPPED, Recipe
 
 # Width of each level, by image size; the number of levels follows from the size itself.
 WIDTHS = {
@@ -35,7 +35,7 @@ def default_unet_config(resolution: int, channels: int, num_classes: int | None 
     if not 8 <= resolution <= 256:
         raise UserError(
             f"a UNet is chosen for resolutions from 8 to 256 pixels, got {resolution}; for others give "
-            "--model_config_name_or_path."
+            "`model_config_name_or_path`."
         )
     widths = next(w for size, w in WIDTHS.items() if resolution < size or size == 256)
     levels = 2
@@ -45,7 +45,7 @@ def default_unet_config(resolution: int, channels: int, num_classes: int | None 
     if resolution % factor:
         raise UserError(
             f"a UNet for images of this size halves them {levels - 1} times, so the resolution must be a multiple "
-            f"of {factor}, got {resolution}; choose --resolution {resolution // factor * factor}."
+            f"of {factor}, got {resolution}; choose `resolution` {resolution // factor * factor}."
         )
     widths = (*widths, *[widths[-1]] * levels)[:levels]
     attends = [level > 0 and resolution / 2**level <= ATTENTION for level in range(levels)]
@@ -64,27 +64,28 @@ def default_unet_config(resolution: int, channels: int, num_classes: int | None 
 
 
 def read_config(name_or_path: str) -> dict:
-    """A UNet2DModel config from a JSON file, a saved model's folder, or a model on the Hub.
+    """A UNet2DModel config from a JSON file, a saved model's folder, a model on the Hub, or a shipped recipe's file.
 
     Raises:
         UserError: nothing there, or not a UNet2DModel config.
     """
     path = Path(name_or_path)
+    if not path.exists() and (SHIPPED / path.name).is_file():
+        path = SHIPPED / path.name
     try:
         if path.suffix == ".json":
             config = json.loads(path.read_text())
         else:
             config = UNet2DModel.load_config(name_or_path, subfolder=_subfolder(name_or_path))
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no UNet2DModel config could be read from {name_or_path}: {reason}") from error
+        raise UserError(f"no UNet2DModel config could be read from {name_or_path}: {first_line(error)}") from error
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise UserError(f"{name_or_path} is a {config['_class_name']}; the model must be a UNet2DModel.")
     return config
 
 
 def check_fits(config: dict, resolution: int, channels: int, num_classes: int | None) -> None:
-    """Does a UNet of this config take and return these images and labels?
+    """Check that a UNet of this config takes and returns these images and labels.
 
     Raises:
         UserError: what does not fit.
@@ -105,13 +106,13 @@ def check_fits(config: dict, resolution: int, channels: int, num_classes: int | 
     if given != (channels, channels):
         raise UserError(
             f"the images have {channels} channels, so the UNet needs {channels} in and out, and it has {given[0]} in "
-            f"and {given[1]} out; choose another model, or convert the images with --image_mode."
+            f"and {given[1]} out; choose another model, or convert the images with `image_mode`."
         )
     classes = config.get("num_class_embeds")
     if classes != num_classes:
         raise UserError(
             f"the UNet is made for {classes or 'no'} classes and the run has {num_classes or 'none'}; set "
-            "--class_conditional to suit, or num_class_embeds in the model's config."
+            "`class_conditional` to suit, or num_class_embeds in the model's config."
         )
 
 
@@ -131,8 +132,7 @@ def load(name_or_path: str, dropout: float) -> UNet2DModel:
     try:
         given = UNet2DModel.from_pretrained(name_or_path, subfolder=_subfolder(name_or_path), dropout=dropout)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"no UNet2DModel could be loaded from {name_or_path}: {reason}") from error
+        raise UserError(f"no UNet2DModel could be loaded from {name_or_path}: {first_line(error)}") from error
     # diffusers keeps the path in the config; what is trained from here must not carry it on.
     unet = UNet2DModel.from_config({key: value for key, value in given.config.items() if not key.startswith("_")})
     unet.load_state_dict(given.state_dict())
@@ -168,7 +168,7 @@ def discriminator_config(unet_config: dict) -> dict:
     return {**config, "layers_per_block": unet_config.get("layers_per_block", 2) + 1}
 
 
-def make_student(recipe: Recipe, images: Images, seed: int) -> UNet2DModel:
+def make_unet(recipe: Recipe, images: Images, seed: int) -> UNet2DModel:
     """The UNet to train, on the CPU: fresh or from given weights, with an insensitive time embedding.
 
     Weights that already use the fast frequencies keep them.
@@ -177,14 +177,14 @@ def make_student(recipe: Recipe, images: Images, seed: int) -> UNet2DModel:
         UserError: it does not fit the images.
     """
     channels, resolution = images.shape[0], images.shape[1]
-    facts = resolution, channels, images.num_classes
+    fits = resolution, channels, images.num_classes
     if recipe.pretrained_model_name_or_path is not None:
         unet = load(recipe.pretrained_model_name_or_path, recipe.dropout)
-        check_fits(dict(unet.config), *facts)
+        check_fits(dict(unet.config), *fits)
     else:
         given = recipe.model_config_name_or_path
-        config = read_config(given) if given is not None else default_unet_config(*facts)
-        check_fits(config, *facts)
+        config = read_config(given) if given is not None else default_unet_config(*fits)
+        check_fits(config, *fits)
         unet = build({**config, "dropout": recipe.dropout, "sample_size": resolution}, seed)
         if recipe.insensitive_time_embedding:
             zero_fast_columns(unet)

@@ -1,0 +1,77 @@
+from .act import (
+    AdaptiveStrength,
+    AdversarialWeight,
+    discriminator_logits,
+    discriminator_loss,
+    generator_loss,
+    r1_penalty,
+    weighted_lerp,
+)
+from .augmentation import augment
+from .ct import CT
+from .discriminator import ConsistencyDiscriminator
+from .distances import pseudo_huber, pseudo_huber_constant, squared_l2
+from .ict import ICT
+from .lpips import LPIPS
+from .noise_schedule import (
+    ct_num_levels,
+    ct_teacher_decay,
+    ict_num_levels,
+    ict_weighting,
+    karras_ramp,
+    karras_sigmas,
+    lognormal_pair_probabilities,
+    rho_through,
+    uniform_pair_probabilities,
+)
+from .objective import GridObjective, Objective, Pair, consistency_pair
+from .pipeline_consistency import ConsistencyPipeline, load_stock
+from .preconditioning import ConsistencyFunction, c_noise, c_out, c_skip, denoise, scale_input
+from .scheduling_ict import ICTScheduler
+from .time_embedding import fast_columns, hold_fast_columns, uses_fast_columns, zero_fast_columns
+from .version import __version__
+
+__all__ = [
+    "CT",
+    "ICT",
+    "LPIPS",
+    "AdaptiveStrength",
+    "AdversarialWeight",
+    "ConsistencyDiscriminator",
+    "ConsistencyFunction",
+    "ConsistencyPipeline",
+    "GridObjective",
+    "ICTScheduler",
+    "Objective",
+    "Pair",
+    "__version__",
+    "augment",
+    "c_noise",
+    "c_out",
+    "c_skip",
+    "consistency_pair",
+    "ct_num_levels",
+    "ct_teacher_decay",
+    "denoise",
+    "discriminator_logits",
+    "discriminator_loss",
+    "fast_columns",
+    "generator_loss",
+    "hold_fast_columns",
+    "ict_num_levels",
+    "ict_weighting",
+    "karras_ramp",
+    "karras_sigmas",
+    "load_stock",
+    "lognormal_pair_probabilities",
+    "pseudo_huber",
+    "pseudo_huber_constant",
+    "r1_penalty",
+    "rho_through",
+    "scale_input",
+    "squared_l2",
+    "uniform_pair_probabilities",
+    "uses_fast_columns",
+    "weighted_lerp",
+    "zero_fast_columns",
+]

@@ -1,0 +1,49 @@
+"""Convert a consistency model that was trained elsewhere into a stock diffusers pipeline.
+
+    python train_scripts/convert.py ct_imagenet64.pt my-model                # a .pt of openai/consistency_models
+    python train_scripts/convert.py cifar10_fid_6_0.ckpt my-model            # a .ckpt of the ACT release
+    python train_scripts/convert.py openai/diffusers-ct_cat256 my-model --intermediate_sigmas 1.2
+
+The folder has a model card and is ready for publish.py; it can also be trained further, as
+--pretrained_model_name_or_path of train_ict.py.
+(edm_*.pt of openai/consistency_models are diffusion models: a start for training, not for sampling in few steps.)
+Exit codes: 0 done, 2 the model cannot be converted, and why.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from ..settings import ArgumentParser
+from .program import run_program
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert as the flags say; returns the exit code."""
+    return run_program("convert.py", lambda: _convert(argv))
+
+
+def _convert(argv: Sequence[str] | None) -> None:
+    parser = ArgumentParser("convert.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("source", help="file, folder, or id on the Hub")
+    parser.add_argument("output_dir", type=Path, help="a folder that does not exist yet")
+    parser.add_argument("--intermediate_sigmas", type=float, nargs="+", help="noise levels between sampling steps")
+    parser.add_argument("--resolution", type=int, help="image side, for files of networks that were not released")
+    parser.add_argument("--attention_head_dim", type=int, help="channels of an attention head, likewise")
+    parser.add_argument("--license", help="of the weights, for the model card: a Hub identifier such as mit")
+    options = parser.parse_args(argv)
+    if options.output_dir.exists():  # told before the work, not after
+        raise UserError(f"{options.output_dir} exists; name a folder that does not.")
+    from ..conversion import convert, save_converted
+
+    converted = convert(
+        options.source,
+        resolution=options.resolution,
+        attention_head_dim=options.attention_head_dim,
+        intermediate_sigmas=options.intermediate_sigmas,
+    )
+    save_converted(converted, options.output_dir, options.source, options.license)
+    print(f"Converted from {converted.origin} into {options.output_dir}.")
+    for note in converted.notes:
+        print(note)
+    print(f"Next: python train_scripts/check_repository.py {options.output_dir}")

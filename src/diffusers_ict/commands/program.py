@@ -1,0 +1,27 @@
+"""What all command line programs share: exit codes, and mistakes told in one sentence."""
+
+import re
+import sys
+from collections.abc import Callable
+
+from ..errors import TrainingDiverged, UserError
+
+SETTING = re.compile(r"`(\w+)`")
+
+
+def as_flags(message: str) -> str:
+    """A library's message with its settings as flags: `resolution` becomes --resolution."""
+    return SETTING.sub(r"--\1", message)
+
+
+def run_program(name: str, body: Callable[[], int | None]) -> int:
+    """Run a program's body and translate its errors: exit code 0 done, 1 training diverged, 2 bad input."""
+    try:
+        return body() or 0
+    except UserError as error:
+        print(f"{name}: {as_flags(str(error))}", file=sys.stderr)
+        return 2
+    except TrainingDiverged as error:
+        # The line of an open progress bar ends first.
+        print(f"\n{name}: {error}; the last good checkpoint is kept.", file=sys.stderr)
+        return 1

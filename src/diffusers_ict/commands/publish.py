@@ -1,0 +1,41 @@
+"""Publish a finished run on the Hub, or finish publishing one.
+
+    python train_scripts/publish.py my-model --hub_model_id someone/my-model
+
+Makes one commit with pipeline, variants, samples, recipe and model card, and none where nothing has changed. Text that
+people wrote into the card stays. The token is that of `hf auth login`, or HF_TOKEN.
+Exit codes: 0 published, 2 not published.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..settings import ArgumentParser
+from .program import run_program
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Publish as the flags say; returns the exit code."""
+    return run_program("publish.py", lambda: _publish(argv))
+
+
+def _publish(argv: Sequence[str] | None) -> None:
+    parser = ArgumentParser("publish.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("output_dir", type=Path, help="output folder of train_ict.py or convert.py")
+    parser.add_argument("--hub_model_id", required=True, help="user/name or organisation/name")
+    parser.add_argument("--hub_private_repo", action="store_true", help="create the repository private")
+    parser.add_argument("--license", help="of the weights, an identifier of the Hub such as cc0-1.0")
+    parser.add_argument("--attempts", type=int, default=5, help="tries of each request [5]")
+    options = parser.parse_args(argv)
+    from ..hub.publish import publish
+
+    address = publish(
+        options.output_dir,
+        options.hub_model_id,
+        license=options.license,
+        token=os.environ.get("HF_TOKEN"),
+        private=options.hub_private_repo or None,
+        attempts=options.attempts,
+    )
+    print(f"Published at {address}")

@@ -1,0 +1,96 @@
+"""The global batch of one optimizer step, handed out in micro batches to processes and accumulation steps."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..augmentation import NUM_UNIFORM
+from ..noise_schedule import level_dtype
+from ..objective import Objective
+from .draw import Draw
+from .images import Images
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro batch on the device.
+
+    Attributes:
+        x: images in [-1, 1], [B, C, H, W]; labels: [B] or None; noise: z, [B, C, H, W].
+        sigma, sigma_next: noise levels of each sample's pair, float64 [B] (float32 on MPS).
+        uniform: uniform numbers for augmentation, [B, NUM_UNIFORM], or None.
+        dropout_seed: of this micro batch.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    noise: Tensor
+    sigma: Tensor
+    sigma_next: Tensor
+    uniform: Tensor | None
+    dropout_seed: int
+
+
+class GlobalBatch:
+    """The images, noise and noise levels of one optimizer step, the same whatever the processes.
+
+    Iterating gives the micro batches of one process, in order; their number is `len()`.
+
+    Args:
+        draw: the step's randomness.
+        images: the data set.
+        objective: decides the noise levels at this step.
+        total_steps: optimizer steps of the run.
+        micro_batch_size: samples of a micro batch.
+        rank, ranks: which of how many processes iterates.
+        random_flip: mirror half of the images.
+        augmented: draw uniform numbers for augmentation too.
+    """
+
+    def __init__(
+        self,
+        draw: Draw,
+        images: Images,
+        objective: Objective,
+        total_steps: int,
+        micro_batch_size: int,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        random_flip: bool = False,
+        augmented: bool = False,
+    ) -> None:
+        self.draw, self.images, self.size = draw, images, draw.batch_size
+        self.micro_batch_size, self.rank, self.ranks = micro_batch_size, rank, ranks
+        self.indices = draw.indices(len(images))
+        self.flips = draw.flips() if random_flip else None
+        levels = torch.stack(objective.sample_pair(draw.pair_uniform(), draw.step, total_steps))
+        self.sigma, self.sigma_next = levels.to(level_dtype(draw.device)).to(draw.device)
+        self.noise = draw.noise(images.shape)
+        self.uniform = draw.augmentation_uniform(NUM_UNIFORM) if augmented else None
+
+    def __len__(self) -> int:
+        return self.size // (self.micro_batch_size * self.ranks)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Every `ranks`-th micro batch, from number `rank` on."""
+        for number in range(self.rank, len(self) * self.ranks, self.ranks):
+            yield self.micro_batch(number)
+
+    def micro_batch(self, number: int) -> Batch:
+        """The samples of one micro batch of the global batch."""
+        size = self.micro_batch_size
+        rows = slice(number * size, (number + 1) * size)
+        flips = None if self.flips is None else self.flips[rows]
+        x, labels = self.images.batch(self.indices[rows], flips, self.draw.device)
+        return Batch(
+            x,
+            labels,
+            self.noise[rows],
+            self.sigma[rows],
+            self.sigma_next[rows],
+            None if self.uniform is None else self.uniform[rows],
+            self.draw.dropout_seed(number),
+        )

@@ -1,0 +1,80 @@
+"""Randomness as a function, not a state.
+
+Everything random in optimizer step k is derived from (seed, k) and from a sample's place in the global batch. So
+nothing random has to be saved, a resumed run repeats the uninterrupted one bit for bit, and one process with 32
+samples, two with 16 and one with 8 in 4 accumulation steps see the same images, noise levels and noise.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# One stream for each kind of randomness, so that a new kind leaves the others as they are. Never renumber.
+PERMUTATION, FLIP, PAIR, NOISE, DROPOUT, INIT, VALIDATION, AUGMENTATION, EVALUATION = range(9)
+# Whose draw it is: the consistency step's, or one half of the discriminator's batch. Each sees images of its own.
+GENERATOR, FAKES, REALS = range(3)
+
+
+def derive_seed(*keys: int) -> int:
+    """A 64-bit seed that is a well-mixed function of small non-negative integers."""
+    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0])
+
+
+@lru_cache(maxsize=6)  # three roles, each of which may straddle two epochs
+def _permutation(seed: int, role: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng(derive_seed(seed, PERMUTATION, role, epoch)).permutation(length)
+
+
+class Draw:
+    """What chance decides in one optimizer step, for the global batch: every micro batch takes its slice.
+
+    Args:
+        seed: of the run; step: optimizer step from 0.
+        batch_size: samples of the global batch.
+        device: where noise is generated; it is the same for every run on the same kind of device.
+        role: GENERATOR, FAKES or REALS: draws of one step that must be independent.
+    """
+
+    def __init__(
+        self, seed: int, step: int, batch_size: int, device: torch.device | str, role: int = GENERATOR
+    ) -> None:
+        self.seed, self.step, self.batch_size, self.role = seed, step, batch_size, role
+        self.device = torch.device(device)
+
+    def _generator(self, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
+        seed = derive_seed(self.seed, stream, self.step, self.role)
+        return torch.Generator(device).manual_seed(seed)
+
+    def indices(self, length: int) -> Tensor:
+        """Which images: consecutive slices of one permutation per epoch. int64 [B] on the CPU."""
+        position = self.step * self.batch_size + np.arange(self.batch_size)
+        epochs, places = position // length, position % length
+        chosen = [
+            _permutation(self.seed, self.role, int(epoch), length)[places[epochs == epoch]]
+            for epoch in np.unique(epochs)
+        ]
+        return torch.from_numpy(np.concatenate(chosen))
+
+    def flips(self) -> Tensor:
+        """Which of them are mirrored, with probability 1/2: bool [B] on the CPU."""
+        return torch.rand(self.batch_size, generator=self._generator(FLIP)) < 0.5
+
+    def pair_uniform(self) -> Tensor:
+        """Uniform numbers in [0, 1) that decide the noise levels, see `Objective.sample_pair`: float64 [B] on the CPU."""
+        return torch.rand(self.batch_size, dtype=torch.float64, generator=self._generator(PAIR))
+
+    def noise(self, shape: tuple[int, ...]) -> Tensor:
+        """z ~ N(0, I): float32 [B, *shape] on `device`."""
+        generator = self._generator(NOISE, self.device)
+        return torch.randn((self.batch_size, *shape), generator=generator, device=self.device)
+
+    def augmentation_uniform(self, count: int) -> Tensor:
+        """`count` uniform numbers in [0, 1) for each sample, on `device`: float32 [B, count]."""
+        generator = self._generator(AUGMENTATION, self.device)
+        return torch.rand((self.batch_size, count), generator=generator, device=self.device)
+
+    def dropout_seed(self, micro_batch: int) -> int:
+        """Seed of the dropout masks of one micro batch (a rank's accumulation step)."""
+        return derive_seed(self.seed, DROPOUT, self.step, self.role, micro_batch)

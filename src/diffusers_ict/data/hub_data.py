@@ -1,0 +1,113 @@
+"""Data sets read through the `datasets` library: Hub names, folders of images, parquet and arrow files."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from ..errors import UserError, first_line
+from .source import Source
+
+FILES = {".parquet": "parquet", ".arrow": "arrow"}
+
+
+def read_dataset(
+    name: str | None,
+    config_name: str | None,
+    folder: str | None,
+    split: str,
+    image_column: str | None,
+    label_column: str | None,
+    with_labels: bool,
+) -> Source:
+    """The images of a Hub data set, a folder or a file, and their labels where they are wanted.
+
+    Args:
+        name: data set on the Hub, folder of `save_to_disk`, or file; folder: of images. One of the two.
+
+    Raises:
+        UserError: the data set cannot be opened, or a column is missing or ambiguous.
+    """
+    import datasets
+
+    data = _open(datasets, name, config_name, folder, split, with_labels)
+    column = _image_column(datasets, data, image_column)
+    # Undecoded, so that a broken file can be named when its turn comes.
+    data = data.cast_column(column, datasets.Image(decode=False))
+    labels, names = _labels(datasets, data, label_column) if with_labels else (None, None)
+
+    def where(index: int) -> str:
+        return data[index][column]["path"] or f"number {index}"
+
+    pictures = (_decode(row[column]) for row in data.select_columns([column]))
+    return Source(pictures, len(data), labels, names, where)
+
+
+def _decode(stored: dict[str, Any]) -> Image.Image:
+    """A stored image, upright; a broken file raises OSError and stays closed."""
+    with Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]) as picture:
+        picture.load()
+        # Of a file of several frames, the first.
+        return ImageOps.exif_transpose(picture)
+
+
+def _open(datasets: Any, name, config_name, folder, split, with_labels):
+    path = Path(folder or name)
+    try:
+        if folder is not None:
+            if not path.is_dir():
+                raise UserError(f"`train_data_dir` must be a folder of images, got {folder}.")
+            return datasets.load_dataset("imagefolder", data_dir=folder, split="train", drop_labels=not with_labels)
+        if path.suffix in FILES:
+            if not path.is_file():
+                raise UserError(f"there is no file {name}.")
+            return datasets.load_dataset(FILES[path.suffix], data_files=str(path), split="train")
+        if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
+            data = datasets.load_from_disk(name)
+            return data[split] if isinstance(data, datasets.DatasetDict) else data
+        return datasets.load_dataset(name, config_name, split=split)
+    except UserError:
+        raise
+    except Exception as error:  # the library raises its own kinds, and OSError, ValueError, KeyError
+        raise UserError(f"the data set {folder or name} cannot be opened: {first_line(error)}") from error
+
+
+def _image_column(datasets: Any, data, wanted: str | None) -> str:
+    """The wanted column, or the only one that holds images."""
+    features = data.features
+    if wanted is not None:
+        if wanted not in features:
+            raise UserError(f"the data has no column {wanted!r} for `image_column`; it has {', '.join(features)}.")
+        return wanted
+    found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    # Parquet files written by other programs hold images as plain bytes, or as {"bytes", "path"}.
+    found = found or [name for name, feature in features.items() if _holds_bytes(feature)]
+    if len(found) != 1:
+        raise UserError(
+            f"the data must have one column of images, and has {len(found)} ({', '.join(features)}); name it with "
+            "`image_column`."
+        )
+    return found[0]
+
+
+def _holds_bytes(feature: Any) -> bool:
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return getattr(feature, "dtype", None) in ("binary", "large_binary")
+
+
+def _labels(datasets: Any, data, wanted: str | None) -> tuple[list | None, tuple[str, ...] | None]:
+    """(labels, class names): the wanted column, the only ClassLabel, or a column of integers called label(s)."""
+    features = data.features
+    if wanted is not None and wanted not in features:
+        raise UserError(f"the data has no column {wanted!r} for `label_column`; it has {', '.join(features)}.")
+    found = [wanted] if wanted else [n for n, f in features.items() if isinstance(f, datasets.ClassLabel)]
+    found = found or [n for n in ("label", "labels", "class") if n in features]
+    if not found:
+        return None, None
+    if len(found) > 1:
+        raise UserError(f"several columns could be labels ({', '.join(found)}); name one with `label_column`.")
+    feature = features[found[0]]
+    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    return list(data[found[0]]), names

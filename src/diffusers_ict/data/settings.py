@@ -1,0 +1,42 @@
+"""The settings that say which images to read and how: the same flags in training, evaluation and inspection."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..settings import setting
+
+if TYPE_CHECKING:
+    from .images import Images
+
+
+@dataclass(kw_only=True)
+class DataSettings:
+    """Which images, and how they are read; the fields are the arguments of `load_images`."""
+
+    dataset_name: str | None = setting(None, "Hub data set, save_to_disk folder, or .parquet, .arrow or .npz file")
+    dataset_config_name: str | None = setting(None, "configuration of the Hub data set")
+    dataset_split: str = setting("train", "split of the Hub data set")
+    train_data_dir: str | None = setting(None, "folder of images; one sub-folder for each class if class-conditional")
+    image_column: str | None = setting(None, "column of the images, where there are several")
+    label_column: str | None = setting(None, "column of the labels, where there are several")
+    image_mode: str | None = setting(None, "convert every image to this mode", choices=("L", "RGB", "RGBA"))
+    resolution: int | None = setting(None, "side of the square images in pixels [that of the data]", at_least=1)
+    center_crop: bool = setting(False, "cut the middle out of images that are not square")
+    image_cache_dir: str | None = setting(
+        None, "keep decoded images in a file there, for data larger than memory", changeable=True
+    )
+
+    def load(self, class_conditional: bool) -> Images:
+        """Read the images; see `load_images`."""
+        from .images import load_images
+
+        own = {item.name: getattr(self, item.name) for item in dataclasses.fields(DataSettings)}
+        return load_images(**own, class_conditional=class_conditional)
+
+    @property
+    def data_name(self) -> str:
+        """The name or path of the data, whichever was given."""
+        return self.dataset_name or self.train_data_dir or ""

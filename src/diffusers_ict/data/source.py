@@ -1,0 +1,32 @@
+"""What a source of pictures hands over, whatever it reads them from. A new kind of source is one new file."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+
+def numbered(index: int) -> str:
+    """A picture's name where the source has none."""
+    return f"number {index}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures to be decoded into `Images`, one after another.
+
+    Attributes:
+        pictures: PIL images or uint8 arrays [H, W] or [H, W, C], as many as `count`. An iterator that raises OSError,
+            SyntaxError or ValueError stands for a picture that cannot be read.
+        count: how many there are.
+        labels: an integer for each picture, or None.
+        class_names: a name for each class, or None.
+        name_of: a picture's name by its index, for messages.
+    """
+
+    pictures: Iterable[Image.Image | np.ndarray]
+    count: int
+    labels: Sequence[int] | np.ndarray | None = None
+    class_names: tuple[str, ...] | None = None
+    name_of: Callable[[int], str] = numbered

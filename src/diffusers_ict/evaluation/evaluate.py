@@ -1,0 +1,243 @@
+"""One evaluation, from reading the real images to renewing the model card."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from accelerate import Accelerator
+
+from ..data.images import Images, load_images
+from ..errors import UserError
+from ..files import portable, public_name
+from ..hub.card import write_card
+from ..hub.metadata import RunMetadata
+from ..hub.provenance import code_commit, hardware
+from ..processes import make_accelerator
+from ..scheduling_ict import ICTScheduler
+from ..version import __version__
+from .evaluator import Evaluator
+from .extractors import Extractor, make_extractor
+from .metric import METRICS, Figures, Metric, check_images, named_metrics, settings_of
+from .reference import Reference, describe_reference, make_reference, read_reference
+from .report import write_report
+from .samples import Model, list_variants, load_model
+from .settings import IMAGE_FILES, EvaluationSettings
+from .tuning import Tuned, tune
+
+PUBLISHED_WEIGHTS = "published"  # the name of the weights that are no variant
+
+
+def evaluate(
+    model_name: str,
+    settings: EvaluationSettings,
+    words: Sequence[str] = (),
+    metrics: Sequence[Metric] | None = None,
+) -> dict[str, Any]:
+    """Measure a model, or images of a file, and write the report.
+
+    Args:
+        model_name: folder or Hub id of a consistency pipeline, or a file of images.
+        words: the command line, for the report.
+        metrics: instead of those that the settings name.
+
+    Returns:
+        The report, as written to evaluation.json.
+
+    Raises:
+        UserError: what cannot be measured; nothing is written.
+    """
+    # ---------------------------------------------------------------- everything that can be refused
+    accelerator = make_accelerator("no", None, ".")
+    diffusers.utils.logging.disable_progress_bar()  # of loading, which takes a moment
+    metrics = list(metrics or named_metrics(settings.metrics))
+    _check(settings, model_name, metrics)
+    folder = Path(model_name) if Path(model_name).is_dir() else None
+    output_dir = Path(settings.output_dir) if settings.output_dir else folder or Path("evaluation")
+    cache = Path(settings.cache_dir or os.path.expanduser("~/.cache/diffusers-ict"))
+    given = load_images(dataset_name=model_name) if Path(model_name).suffix in IMAGE_FILES else None
+    variants = [] if given is not None else _variants(settings, model_name)
+    model = None if given is not None else load_model(model_name, variants[0], accelerator.device)
+    extractor = make_extractor(settings.extractor, settings.extractor_weights, accelerator.device)
+
+    # ---------------------------------------------------------------- the reference
+    reference, label_source = _reference(settings, model, given, extractor, cache, accelerator)
+    evaluator = Evaluator(reference, extractor, accelerator, cache / "work", settings.batch_size, label_source)
+
+    # ---------------------------------------------------------------- the figures
+    report = _describe(settings, words, given, metrics, evaluator)
+    rows: list[dict[str, Any]] = []
+
+    def add(found: Figures, variant: str | None = None, sigmas: list[float] | None = None) -> None:
+        steps = None if sigmas is None else len(sigmas)
+        figures = {name: value for part in found.values() for name, value in part.items()}
+        rows.append({"num_inference_steps": steps, "variant": variant, "sigmas": sigmas, "metrics": figures})
+        report["higher_is_better"] = [name for m in metrics if m.higher_is_better for name in found[m.name]]
+        accelerator.print(_line(rows[-1]))
+
+    if given is not None:
+        add(evaluator.of_images(given, metrics))
+    elif settings.tune_sigmas is not None:
+        report["tuned"] = _tune(settings, model, evaluator, folder)
+        model = load_model(model_name, variants[0], accelerator.device)  # with the levels that were written
+    for variant in variants:
+        if variant != model.variant:
+            model = load_model(model_name, variant, accelerator.device)
+        for steps in settings.steps:
+            sigmas = [float(sigma) for sigma in model.pipeline.scheduler.sampling_sigmas(steps)]
+            add(evaluator.of_model(model, sigmas, settings.num_samples, settings.seed, metrics), variant, sigmas)
+
+    # ---------------------------------------------------------------- what is left for others
+    report["rows"] = rows
+    if accelerator.is_main_process:
+        write_report(output_dir, report)
+        if (output_dir / RunMetadata.file_name).is_file():
+            write_card(output_dir)
+        evaluator.clean()
+        print(f"Written: {output_dir / 'evaluation.json'}")
+    accelerator.end_training()
+    return report
+
+
+def _check(settings: EvaluationSettings, model_name: str, metrics: Sequence[Metric]) -> None:
+    """Refuse settings that cannot be used, before anything is read."""
+    check_images(metrics, settings.num_samples)
+    if bool(settings.data_name) == (settings.reference is not None):
+        raise UserError(
+            "give real images as `dataset_name` or `train_data_dir`, or their statistics as `reference`, one of the "
+            "three."
+        )
+    longest = ICTScheduler().config.num_train_timesteps
+    if not all(1 <= steps <= longest for steps in settings.steps):
+        raise UserError(f"`steps` must lie within 1 and {longest}, got {settings.steps}.")
+    if settings.tune_sigmas is not None and not 2 <= settings.tune_sigmas <= 8:
+        raise UserError(f"`tune_sigmas` must be a number of steps from 2 to 8, got {settings.tune_sigmas}.")
+    if settings.tune_sigmas is not None and not Path(model_name).is_dir():
+        raise UserError(
+            "`tune_sigmas` writes what it finds into the model's scheduler: give the model as a local folder."
+        )
+
+
+def _variants(settings: EvaluationSettings, model_name: str) -> list[str | None]:
+    """The averages of the weights to be measured; None stands for the published one."""
+    there = list_variants(model_name)
+    if settings.variants is None:
+        return [None, *there]
+    if unknown := set(settings.variants) - {PUBLISHED_WEIGHTS, *there}:
+        allowed = ", ".join([PUBLISHED_WEIGHTS, *there])
+        raise UserError(f"`variants` may be {allowed} for this model, got {', '.join(sorted(unknown))}.")
+    return [None if name == PUBLISHED_WEIGHTS else name for name in settings.variants]
+
+
+def _reference(
+    settings: EvaluationSettings,
+    model: Model | None,
+    given: Images | None,
+    extractor: Extractor,
+    cache: Path,
+    accelerator: Accelerator,
+) -> tuple[Reference, Images | None]:
+    """The statistics to compare with, and the images whose classes samples are drawn as frequently as, or None."""
+    classes_of_data = model is not None and model.classes is not None and settings.labels == "data"
+    if settings.reference is not None:
+        if classes_of_data:
+            raise UserError("`reference` does not say how frequent classes are: give the data, or `labels` uniform.")
+        reference = read_reference(Path(settings.reference), extractor)
+        _check_shape(tuple(reference.description["shape"]), given, model)
+        return reference, None
+    images = settings.load(class_conditional=classes_of_data)
+    _check_shape(images.shape, given, model)
+    name, _ = public_name(settings.data_name)
+    description = describe_reference(images, name, settings.dataset_split, settings.flip_reference, extractor)
+    reference = make_reference(images, description, extractor, cache, accelerator, settings.batch_size)
+    return reference, images if classes_of_data else None
+
+
+def _check_shape(real: tuple[int, ...], given: Images | None, model: Model | None) -> None:
+    """Refuse real images, [C, H, W], of another shape than those to be measured."""
+    wanted = given.shape if given is not None else model.shape
+    if real != wanted:
+        (c, h, w), (channels, height, width) = real, wanted
+        raise UserError(
+            f"real images must be like the ones to be measured, {width}x{height} of {channels} channels, and are "
+            f"{w}x{h} of {c}; give `resolution`, `center_crop` and `image_mode` as in training."
+        )
+
+
+def _tune(settings: EvaluationSettings, model: Model, evaluator: Evaluator, folder: Path) -> dict[str, Any]:
+    """Search noise levels, write them if they are better, and describe the search."""
+    metric = METRICS[settings.tune_metric]
+    count = settings.tune_samples or settings.num_samples
+    accelerator = evaluator.accelerator
+    sign = -1 if metric.higher_is_better else 1
+    name = ""
+
+    def figure(levels: list[float], fresh: bool) -> float:
+        nonlocal name
+        figures = evaluator.of_model(model, levels, count, settings.seed + fresh, [metric])[metric.name]
+        name = next(iter(figures))
+        return sign * figures[name]
+
+    scheduler = model.pipeline.scheduler
+    found: Tuned = tune(figure, scheduler, settings.tune_sigmas)
+    for steps, before in found.before.items():
+        old = [float(f"{level:.4g}") for level in found.old_levels[steps]]
+        accelerator.print(
+            f"{steps} steps: {name} {abs(before):.5g} through {old}, {abs(found.after[steps]):.5g} through "
+            f"{found.levels[: steps - 1]}"
+        )
+    if found.improves and accelerator.is_main_process:
+        better = ICTScheduler.from_config({**scheduler.config, "intermediate_sigmas": found.levels})
+        better.to_stock().save_pretrained(folder / "scheduler")
+    accelerator.wait_for_everyone()
+    accelerator.print("Written into the scheduler." if found.improves else "No improvement: the old levels stay.")
+    return {
+        "metric": name,
+        "samples": count,
+        "old_levels": {str(steps): levels for steps, levels in found.old_levels.items()},
+        "levels": found.levels,
+        "before": {str(steps): abs(value) for steps, value in found.before.items()},
+        "after": {str(steps): abs(value) for steps, value in found.after.items()},
+        "adopted": found.improves,
+        "tried": [[[sigma, abs(value)] for sigma, value in search.tried] for search in found.searches],
+    }
+
+
+def _describe(
+    settings: EvaluationSettings,
+    words: Sequence[str],
+    given: Images | None,
+    metrics: Sequence[Metric],
+    evaluator: Evaluator,
+) -> dict[str, Any]:
+    """What a reader has to know to repeat the figures, or to compare them."""
+    count = settings.num_samples if given is None else len(given)
+    reference, extractor = evaluator.reference, evaluator.extractor
+    return {
+        "dataset": reference.description["dataset"],
+        "split": reference.description["split"],
+        "reference": reference.hash,
+        "reference_images": len(reference.features),
+        "flipped": reference.description["flipped"],
+        "samples": count,
+        "labels": settings.labels,
+        "seed": settings.seed,
+        "batch_size": settings.batch_size,
+        "extractor": extractor.name,
+        "extractor_weights": extractor.weights,
+        "resize": extractor.resize,
+        "settings": settings_of(metrics, count, len(reference.features)),
+        "versions": {"diffusers-ict": __version__, **{name: version(name) for name in ("torch", "diffusers")}},
+        "commit": code_commit(),
+        "hardware": hardware(evaluator.accelerator),
+        "command": shlex.join(["python", "train_scripts/evaluate.py", *map(portable, words)]),
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    """One row, for the terminal."""
+    what = "images" if row["sigmas"] is None else f"{row['variant'] or PUBLISHED_WEIGHTS}, steps {len(row['sigmas'])}"
+    return f"{what}: " + ", ".join(f"{name} {value:.5g}" for name, value in row["metrics"].items())

@@ -1,0 +1,50 @@
+"""Files that are written atomically, and names of files as they may be written down.
+
+A reader of an atomically written file sees the old content or the new, never half of either.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+FILE_SUFFIXES = (".npz", ".parquet", ".arrow", ".pt", ".pth", ".ckpt")
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` to write to; it takes the place of `path` when the block ends without an error.
+
+    Folders are created. The name is the process's own, so that two processes never write to the same temporary file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def portable(word: str) -> str:
+    """A word as it may be written down: of an absolute path the last part, anything else as it is."""
+    return Path(word).name if Path(word).is_absolute() else word
+
+
+def public_name(source: str) -> tuple[str, bool]:
+    """(name of a file, folder or Hub repository without its folders, whether it is on the Hub)."""
+    local = Path(source).exists() or Path(source).suffix in FILE_SUFFIXES
+    return (Path(source).name if local else source), not local

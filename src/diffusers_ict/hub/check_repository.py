@@ -1,0 +1,132 @@
+"""A check of a consistency repository: everything a sampler relies on, and the model card."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import ConsistencyModelPipeline
+from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from ..errors import first_line
+from ..pipeline_consistency import ConsistencyPipeline, load_stock
+from ..stock_key import STOCK_KEY
+from ..time_embedding import fast_columns
+
+CARD_KEYS = ("license", "library_name", "pipeline_tag", "tags")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was checked.
+
+    Attributes:
+        topic: in a word or two; good: nothing to mend; text: what was found, in one sentence.
+    """
+
+    topic: str
+    good: bool
+    text: str
+
+
+def check_repository(repository: str) -> list[Finding]:
+    """Load a repository, by path or Hub id, as stock diffusers and as this package does, and check it.
+
+    Raises:
+        UserError: there is no consistency pipeline to be loaded.
+    """
+    stock = load_stock(repository)
+    stock.set_progress_bar_config(disable=True)
+    checks: list[Callable[..., Finding]] = [_weights, _time, _channels, _constants, _levels, _equality]
+    return [*(check(stock) for check in checks), _card(repository)]
+
+
+def _weights(stock: ConsistencyModelPipeline) -> Finding:
+    bad = [name for name, p in stock.unet.named_parameters() if not p.isfinite().all()]
+    count = sum(p.numel() for p in stock.unet.parameters())
+    if bad:
+        return Finding("weights", False, f"{len(bad)} of its tensors hold values that are not numbers, {bad[0]} first.")
+    return Finding("weights", True, f"{count / 1e6:.2f} M parameters, all of them finite.")
+
+
+def _time(stock: ConsistencyModelPipeline) -> Finding:
+    try:
+        fast = fast_columns(stock.unet)
+    except ValueError as error:
+        return Finding("time embedding", False, str(error))
+    uses = (stock.unet.time_embedding.linear_1.weight[:, fast] != 0).any()
+    kind = "sensitive, as in models trained without iCT's remedy" if uses else "insensitive, as iCT recommends"
+    return Finding("time embedding", True, f"positional, {kind}.")
+
+
+def _channels(stock: ConsistencyModelPipeline) -> Finding:
+    config = stock.unet.config
+    classes = f"{config.num_class_embeds} classes" if config.num_class_embeds else "no classes"
+    facts = f"{config.in_channels} channels in, {config.out_channels} out, size {config.sample_size}, {classes}"
+    if config.in_channels != config.out_channels:
+        return Finding("images", False, f"{facts}: as many channels must come out as go in.")
+    if config.sample_size is None:
+        return Finding("images", False, f"{facts}: without sample_size in its config stock diffusers cannot sample.")
+    return Finding("images", True, f"{facts}.")
+
+
+def _constants(stock: ConsistencyModelPipeline) -> Finding:
+    """The constants of the preconditioning are the usual ones."""
+    config = stock.scheduler.config
+    usual = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
+    odd = {name: config[name] for name, value in usual.items() if config[name] != value}
+    if odd:
+        return Finding("constants", False, f"unusual constants, which training must have shared: {odd}.")
+    return Finding("constants", True, "sigma_min 0.002, sigma_max 80 and sigma_data 0.5, as usual.")
+
+
+def _levels(stock: ConsistencyModelPipeline) -> Finding:
+    stock.scheduler.set_timesteps(2)
+    second = stock.scheduler.sigmas[1].item()
+    wanted = (stock.scheduler.config.get(STOCK_KEY) or {}).get("intermediate_sigmas")
+    if wanted and abs(second - wanted[0]) > 1e-4:
+        return Finding("second sigma", False, f"two steps go through {second:.4g} in stock, and {wanted[0]} was meant.")
+    if not wanted and second > 2:
+        text = f"two steps go through {second:.4g}, the default of stock; iCT uses 0.821, or 1.526 at 64x64."
+        return Finding("second sigma", False, text)
+    return Finding("second sigma", True, f"two steps go through {second:.4g}.")
+
+
+def _equality(stock: ConsistencyModelPipeline) -> Finding:
+    ours = ConsistencyPipeline(stock.unet, stock.scheduler)
+    ours.set_progress_bar_config(disable=True)
+    labels = 0 if stock.unet.config.num_class_embeds else None
+    worst = 0.0
+    for steps in (1, 2):
+        try:
+            pair = [
+                pipeline(1, labels, steps, generator=torch.Generator().manual_seed(0), output_type="np").images
+                for pipeline in (stock, ours)
+            ]
+        except Exception as error:  # whatever a broken model raises is what is to be told
+            return Finding("sampling", False, f"{steps}-step sampling fails: {first_line(error)}")
+        if not all(np.isfinite(images).all() for images in pair):
+            return Finding("sampling", False, f"{steps}-step images are not numbers.")
+        worst = max(worst, float(np.abs(pair[0] - pair[1]).max()))
+    text = f"stock diffusers and diffusers-ict differ by at most {worst:.3g} with one and two steps"
+    return Finding("sampling", worst == 0.0, f"{text}.")
+
+
+def _card(repository: str) -> Finding:
+    folder = Path(repository)
+    try:
+        path = folder / "README.md" if folder.is_dir() else Path(hf_hub_download(repository, "README.md"))
+    except EntryNotFoundError:
+        path = folder / "README.md"
+    if not path.is_file():
+        return Finding("card", False, "there is no README.md.")
+    card = ModelCard(path.read_text(), ignore_metadata_errors=True)
+    known = card.data.to_dict()
+    missing = [key for key in CARD_KEYS if not known.get(key)]
+    if "from_pretrained" not in card.text:
+        missing.append("a usage example")
+    if missing:
+        return Finding("card", False, f"its model card lacks {', '.join(missing)}.")
+    return Finding("card", True, "its model card has licence, library, task, tags and a usage example.")

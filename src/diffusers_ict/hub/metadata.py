@@ -1,0 +1,86 @@
+"""The metadata of a model that its recipe does not tell, kept as JSON beside its weights for the model card."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from ..files import write_json
+
+
+class Metadata:
+    """A dataclass that is a JSON file of a fixed name in a model's folder."""
+
+    file_name: ClassVar[str]
+
+    def write(self, folder: Path) -> None:
+        """Write the file atomically."""
+        write_json(folder / self.file_name, dataclasses.asdict(self))  # type: ignore[call-overload]
+
+    @classmethod
+    def read(cls, folder: Path):
+        """The metadata of a folder; entries of other versions are ignored.
+
+        Raises:
+            FileNotFoundError: the folder has none.
+        """
+        known = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        entries = json.loads((folder / cls.file_name).read_text())
+        return cls(**{name: value for name, value in entries.items() if name in known})
+
+
+@dataclass(frozen=True)
+class RunMetadata(Metadata):
+    """A training run after `steps` optimizer steps.
+
+    Attributes:
+        dataset, base_model: names, and whether they are on the Hub; base_model is None for a run from scratch.
+        shape: (C, H, W) of the images; classes, class_names: or None.
+        batch_size: images of one optimizer step on all processes together.
+        command: repeats the run; commit: of the code, where it is a checkout.
+    """
+
+    file_name: ClassVar[str] = "run.json"
+
+    dataset: str
+    dataset_on_hub: bool
+    base_model: str | None
+    base_model_on_hub: bool
+    images: int
+    shape: list[int]
+    classes: int | None
+    class_names: list[str] | None
+    parameters: int
+    steps: int
+    batch_size: int
+    images_seen: int
+    train_seconds: float
+    hardware: str
+    version: str
+    commit: str | None
+    command: str
+
+
+@dataclass(frozen=True)
+class ConversionMetadata(Metadata):
+    """A converted model.
+
+    Attributes:
+        origin: what kind of model the source was; source: its name; weights: SHA-256 of the converted weights.
+        shape: (C, H, W) of the images; notes: what the model's user should know.
+    """
+
+    file_name: ClassVar[str] = "conversion.json"
+
+    origin: str
+    source: str
+    source_on_hub: bool
+    license: str | None
+    shape: list[int]
+    classes: int | None
+    weights: str
+    parameters: int
+    second_sigma: float
+    notes: list[str]
+    version: str

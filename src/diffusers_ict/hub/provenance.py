@@ -1,0 +1,42 @@
+"""Where a model and its figures come from, told without a user, a host or an absolute path."""
+
+import hashlib
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+
+def hardware(accelerator: Accelerator) -> str:
+    """The kind and number of the devices that compute."""
+    count = accelerator.num_processes
+    device = accelerator.device
+    if device.type == "cuda":
+        return f"{count} x {torch.cuda.get_device_name(device)}"
+    kind = "Apple GPU" if device.type == "mps" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    return f"{count} x {kind}" if count > 1 else kind
+
+
+def code_commit() -> str | None:
+    """Commit of this package's own checkout, or None where it was installed from elsewhere."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False)
+        if tracked.returncode:
+            return None
+        found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git
+        return None
+    return found.stdout.strip() or None
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of a module's tensors, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,111 @@
+"""Settings as dataclass fields: default, help text, allowed values and role stand in one place, beside each other."""
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Any, NoReturn
+
+from .errors import UserError
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    changeable: bool = False,
+    published: dict[str, Any] | None = None,
+) -> Any:
+    """A dataclass field that is also a command line flag and a key of a YAML file.
+
+    Args:
+        help: one line for --help.
+        choices: the values it may take.
+        at_least, above, below: bounds of a number.
+        changeable: it does not change what is computed, so a resumed run may have another value.
+        published: its value by loss where it is left out (None).
+    """
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "bounds": (at_least, above, below),
+        "changeable": changeable,
+        "published": published or {},
+    }
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check_bounds(settings: Any) -> None:
+    """Check every number of a dataclass made of settings against its bounds.
+
+    Raises:
+        UserError: naming the first value out of bounds; NaN is out of any.
+    """
+    for item in dataclasses.fields(settings):
+        at_least, above, below = item.metadata["bounds"]
+        value = getattr(settings, item.name)
+        if value is None or item.metadata["bounds"] == (None, None, None):
+            continue
+        rules = [
+            (at_least, "at least", value.__ge__),
+            (above, "greater than", value.__gt__),
+            (below, "less than", value.__lt__),
+        ]
+        stated = [(bound, words, holds) for bound, words, holds in rules if bound is not None]
+        if not all(holds(bound) is True for bound, _, holds in stated):
+            allowed = " and ".join(f"{words} {bound:g}" for bound, words, _ in stated)
+            raise UserError(f"`{item.name}` must be {allowed}, got {value}.")
+
+
+def default_of(item: dataclasses.Field) -> Any:
+    """The default value of a field."""
+    return item.default_factory() if callable(item.default_factory) else item.default
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, but a mistake raises UserError instead of printing the usage and leaving the program.
+
+    Flags are not abbreviated: a new flag must not change what an old command means.
+    """
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}.")
+
+
+def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
+    """One flag for each field of a dataclass made of settings; a flag that is not given leaves no entry."""
+    hints = typing.get_type_hints(settings)
+    for item in dataclasses.fields(settings):
+        options: dict[str, Any] = {"help": item.metadata["help"], "default": argparse.SUPPRESS}
+        kind = hints[item.name]
+        if isinstance(kind, types.UnionType):
+            kind = next(arm for arm in typing.get_args(kind) if arm is not types.NoneType)
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(kind) is list:
+            options |= {"type": typing.get_args(kind)[0], "nargs": "*"}
+        else:
+            options |= {"type": kind, "choices": item.metadata["choices"]}
+        if (default := default_of(item)) is not None:
+            options["help"] += f" [{default}]"
+        parser.add_argument(f"--{item.name}", **options)
+
+
+def as_flag(name: str, value: Any) -> list[str]:
+    """One setting as the words of a command line."""
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={value}"] if str(value).startswith("-") else [f"--{name}", str(value)]

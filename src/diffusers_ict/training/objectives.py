@@ -1,0 +1,49 @@
+"""The objective that a recipe asks for."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..ct import CT
+from ..distances import squared_l2
+from ..errors import UserError
+from ..ict import ICT
+from ..lpips import LPIPS
+from ..objective import Objective
+from .recipe import Recipe
+
+
+def make_objective(recipe: Recipe, device: torch.device) -> Objective:
+    """The consistency objective of a recipe; for ACT, the one the adversarial term is mixed into.
+
+    Raises:
+        UserError: too few steps for its curriculum, or LPIPS without weights.
+    """
+    objective: Objective
+    if (recipe.consistency if recipe.loss == "act" else recipe.loss) == "ict":
+        objective = ICT(recipe.s0, recipe.s1, recipe.p_mean, recipe.p_std, recipe.huber_c)
+    else:
+        objective = CT(recipe.s0, recipe.s1, recipe.teacher_mu0, make_metric(recipe, device))
+    try:
+        objective.schedule(0, recipe.max_train_steps)
+    except ValueError as error:
+        raise UserError(f"`max_train_steps`: {error}") from error
+    return objective
+
+
+def make_metric(recipe: Recipe, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+    """CT's distance of a pair.
+
+    Raises:
+        UserError: the weights of LPIPS are missing or cannot be used.
+    """
+    if recipe.metric == "l2":
+        return squared_l2
+    try:
+        given = recipe.lpips_weights
+        return (LPIPS.from_package() if given is None else LPIPS.from_safetensors(given)).to(device)
+    except ImportError as error:
+        raise UserError("`metric` lpips needs `lpips_weights` FILE, or the package: pip install lpips.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"`lpips_weights` cannot be used: {error}") from error
