@@ -29,9 +29,9 @@ from provenance import ROOT, heading, provenance
 from torch import Tensor
 
 from diffusers_ict import ConsistencyPipeline
+from diffusers_ict.data.images import Images, load_images
 from diffusers_ict.evaluation import frechet_distance, precision_recall
 from diffusers_ict.training.checkpoint import list_checkpoints
-from diffusers_ict.training.images import Images, load_images
 from diffusers_ict.training.samples import image_grid
 
 METHODS = {
@@ -41,7 +41,6 @@ METHODS = {
     "ACT on CT, augmented": ["--loss", "act", "--consistency", "ct", "--augment"],
     "ACT on iCT": ["--loss", "act", "--consistency", "ict"],
     "ACT on iCT, augmented": ["--loss", "act", "--consistency", "ict", "--augment"],
-    "ACT on iCT, gradient balance": ["--loss", "act", "--consistency", "ict", "--adversarial_balance", "gradient"],
 }
 
 

@@ -13,13 +13,12 @@ import io
 import json
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from itertools import product
 from pathlib import Path
 
-from provenance import ROOT, heading, provenance
+from provenance import heading, provenance
 
 METHODS = {
     "iCT": ["--loss", "ict"],
@@ -35,20 +34,22 @@ class TimingOver(Exception):
 
 def measure(name: tuple[str, str, bool], flags: list[str], warm: int, timed: int, ready, turn, results) -> None:
     """Train in this process, and time the steps after the warm-up when everybody is warm and it is our turn."""
-    sys.path.insert(0, str(ROOT / "train_scripts"))
     import torch
-    import train_ict
+
+    from diffusers_ict.training import run
+    from diffusers_ict.training.recipe import parse
+    from diffusers_ict.training.train import train
 
     cuda = torch.cuda.is_available()
     result: dict = {}
     arrived = False
 
-    class TimedRecord(train_ict.LossRecord):
-        """Its summaries fall on the end of the warm-up and on the end of the timed steps, and wait for the device."""
+    class TimedMetrics(run.Metrics):
+        """Its entries fall on the end of the warm-up and on the end of the timed steps, and wait for the device."""
 
-        def summary(self):
+        def write(self, *args):
             nonlocal arrived
-            out = super().summary()
+            super().write(*args)
             if not arrived:
                 arrived = True
                 ready.wait()
@@ -56,20 +57,20 @@ def measure(name: tuple[str, str, bool], flags: list[str], warm: int, timed: int
                 if cuda:
                     torch.cuda.reset_peak_memory_stats()
                 result["start"] = time.perf_counter()
-                return out
+                return
             result["seconds"] = time.perf_counter() - result.pop("start")
             result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
             turn.release()
             raise TimingOver
 
-    train_ict.LossRecord = TimedRecord
+    run.Metrics = TimedMetrics
     method, precision, compiled = name
     own = ["--mixed_precision", precision, "--torch_compile" if compiled else "--no-torch_compile"]
     own += ["--logging_steps", str(warm), "--max_train_steps", str(warm + timed)]
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         try:
             flags = [*METHODS[method], *flags, *own, "--output_dir", folder + "/run"]
-            train_ict.train(train_ict.parse(flags, "step_speed.py", ""))
+            train(parse(flags, "step_speed.py", ""))
         except TimingOver:
             pass
         except Exception as error:  # the others must not wait for this one

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Train a two-step generator of handwritten digits, and judge it. About two minutes on two cores.
+"""Train a two-step generator of handwritten digits and measure it. Takes about two minutes on two cores.
 
     python examples/demo_digits.py --output_dir runs/digits
 
-The data are the 1,797 real 8x8 digits inside scikit-learn; the recipe is train_scripts/recipes/digits.yaml. Leaves the
-model, its card with the figures of train_scripts/evaluate.py, digits.png (real | 1 step | 2 steps, a column for each
-class), training.png and demo.json.
+The data are the 1,797 real 8x8 digits inside scikit-learn; the recipe is `digits`. Leaves the model, its card with the
+figures of train_scripts/evaluate.py, digits.png (real | 1 step | 2 steps, a column for each class), training.png and
+demo.json.
 """
 
 import argparse
@@ -43,11 +43,11 @@ def main() -> None:
     np.savez(data, images=pixels, labels=digits.target)
 
     train = [sys.executable, str(ROOT / "train_scripts" / "train_ict.py")]
-    recipe = ["--config", str(ROOT / "train_scripts" / "recipes" / "digits.yaml"), "--seed", str(options.seed)]
+    recipe = ["--config", "digits", "--seed", str(options.seed)]
     where = ["--dataset_name", str(data), "--output_dir", str(options.output_dir)]
     run([*train, *recipe, *where, *options.train_flags])
     evaluate = [sys.executable, str(ROOT / "train_scripts" / "evaluate.py"), str(options.output_dir)]
-    against = ["--dataset", str(data), "--num_samples", str(len(pixels)), "--seed", str(options.seed)]
+    against = ["--dataset_name", str(data), "--num_samples", str(len(pixels)), "--seed", str(options.seed)]
     what = ["--extractor", "pixels", "--metrics", "fid", "kid", "pr", "--variants", "published"]
     what += ["--cache_dir", str(options.output_dir.parent / "cache")]
     run([*evaluate, *against, *what])

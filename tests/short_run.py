@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-import train_ict
 from safetensors.torch import load_file
 
+from diffusers_ict.commands import train as train_ict
 from diffusers_ict.training import checkpoint
 
 ICT = ["--loss", "ict", "--dropout", "0.3"]

@@ -11,7 +11,7 @@ from PIL import Image
 from short_run import run
 
 from diffusers_ict import karras_sigmas
-from diffusers_ict.evaluation import insight
+from diffusers_ict.evaluation import analysis
 
 
 def gaussian(variance):
@@ -27,7 +27,7 @@ def gaussian(variance):
 def test_estimates_along_the_noise_are_f_of_ever_noisier_images():
     f, sigmas = gaussian(0.25), karras_sigmas(11)
     x, z = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    got = insight.estimates_along(f, x, z, sigmas)
+    got = analysis.estimates_along(f, x, z, sigmas)
     assert got.shape == (11, 3, 1, 4, 4)
     assert torch.equal(got[0], x + 0.002 * z), "at the smallest level f is the identity"
     factor = ((0.25 + 0.002**2) / (0.25 + sigmas[7] ** 2)).sqrt()
@@ -37,7 +37,7 @@ def test_estimates_along_the_noise_are_f_of_ever_noisier_images():
 def test_the_gap_of_equal_estimates_is_0_and_of_a_step_its_height():
     estimates = torch.zeros(5, 2, 1, 3, 3)
     estimates[3:] = 0.25
-    assert insight.consistency_gap(estimates).tolist() == [0, 0, 0.25, 0]
+    assert analysis.consistency_gap(estimates).tolist() == [0, 0, 0.25, 0]
 
 
 def test_copies_are_told_from_new_samples():
@@ -45,8 +45,8 @@ def test_copies_are_told_from_new_samples():
     training = torch.randn(200, 16, generator=generator)
     new = torch.randn(100, 16, generator=generator)
     copied = training[:100] + 0.01 * torch.randn(100, 16, generator=generator)
-    assert insight.memorisation(new, training).copies == 0.0
-    found = insight.memorisation(torch.cat([new, copied]), training)
+    assert analysis.memorisation(new, training).copies == 0.0
+    found = analysis.memorisation(torch.cat([new, copied]), training)
     assert found.copies == 0.5
     assert found.indices[100:].tolist() == list(range(100))
     by_hand = np.linalg.norm(training.numpy()[:, None] - training.numpy()[None], axis=-1) + 1e9 * np.eye(200)
@@ -55,14 +55,14 @@ def test_copies_are_told_from_new_samples():
 
 def test_switches_are_where_n_changes():
     entries = [{"step": s, "num_levels": n} for s, n in ((1, 11), (2, 11), (3, 21), (4, 41), (5, 41))]
-    assert insight.switches(entries) == [(3, 21), (4, 41)]
+    assert analysis.switches(entries) == [(3, 21), (4, 41)]
 
 
 def test_a_run_is_inspected(tmp_path, capsys):
     data = write_npz(tmp_path / "data.npz", count=80)
     own = ["--dataset_name", data, "--class_conditional", "--max_train_steps", 8, "--train_batch_size", 4]
     assert run(*own, "--logging_steps", 1, "--num_validation_images", 2, "--output_dir", tmp_path / "run") == 0
-    words = [tmp_path / "run", "--dataset", data, "--num_samples", 60, "--output_dir", tmp_path / "seen"]
+    words = [tmp_path / "run", "--dataset_name", data, "--num_samples", 60, "--output_dir", tmp_path / "seen"]
     assert inspect_model.main([str(word) for word in words]) == 0
     assert "Largest gap between neighbouring levels" in capsys.readouterr().out
     facts = json.loads((tmp_path / "seen" / "inspection.json").read_text())
@@ -71,5 +71,5 @@ def test_a_run_is_inspected(tmp_path, capsys):
     for name in ("along_sigma", "gap", "neighbours", "losses_by_sigma"):
         with Image.open(tmp_path / "seen" / f"{name}.png") as picture:
             assert np.asarray(picture.convert("L")).std() > 5, f"{name} shows nothing"
-    assert inspect_model.main([str(tmp_path / "run"), "--dataset", str(data), "--image_mode", "RGB"]) == 2
+    assert inspect_model.main([str(tmp_path / "run"), "--dataset_name", str(data), "--image_mode", "RGB"]) == 2
     assert "8x8 of 1 channels, and are 8x8 of 3" in capsys.readouterr().err

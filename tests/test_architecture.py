@@ -1,102 +1,67 @@
-"""The floors: imports point down, `import diffusers_ict` is light, every public name exists and is documented."""
+"""What holds for the package as a whole: light imports, a documented surface, words for people, no pickle."""
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
 from conftest import ROOT
 
 import diffusers_ict
 
 PACKAGE = ROOT / "src" / "diffusers_ict"
-FLOORS = [
-    {"errors", "version", "noise_schedule", "preconditioning", "distances", "time_embedding", "augmentation"},
-    {"lpips", "objective", "ict", "ct", "act", "scheduling_ict", "discriminator"},
-    {"pipeline_consistency"},
-    {"training", "evaluation", "conversion"},
-]
-# Floor 0 is formulas: nothing but torch, math and the standard library.
-ALLOWED_ON_FLOOR_0 = {"torch", "math", "collections", "dataclasses"}
+LIBRARY = [p for p in PACKAGE.rglob("*.py") if p.parent.name not in ("commands", "templates")]
 
 
-def floor(module: str) -> int:
-    return next(level for level, names in enumerate(FLOORS) if module.split(".")[0] in names)
+def imported_by(code: str) -> set[str]:
+    """The modules that a fresh interpreter has loaded after some code."""
+    command = [sys.executable, "-c", f"{code}\nimport sys; print(' '.join(sys.modules))"]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
 
-def modules() -> dict[str, Path]:
-    found = {p.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."): p for p in PACKAGE.rglob("*.py")}
-    return {name.removesuffix(".__init__"): path for name, path in found.items() if name != "__init__"}
-
-
-def imports(path: Path, name: str) -> tuple[set[str], set[str]]:
-    """(modules of ours, top-level names of others) that a file imports anywhere in it."""
-    ours, others = set(), set()
-    package = name.split(".")[:-1] if path.name != "__init__.py" else name.split(".")
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) - node.level + 1]
-            target = ".".join([*base, *([node.module] if node.module else [])])
-            ours |= {target} if node.module else {f"{target}.{alias.name}".strip(".") for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            others.add(node.module.split(".")[0])
-        elif isinstance(node, ast.Import):
-            others |= {alias.name.split(".")[0] for alias in node.names}
-    return ours, others
-
-
-def test_every_module_stands_on_a_floor():
-    for name in modules():
-        floor(name)
-
-
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_imports_point_down(name):
-    ours, others = imports(modules()[name], name)
-    for target in ours:
-        assert floor(target) <= floor(name), f"{name} imports {target} from a floor above"
-    assert "diffusers_ict" not in others, "import our own modules relatively"
-    assert not others & {"train_ict", "torchvision"}
-    if floor(name) == 0:
-        assert others <= ALLOWED_ON_FLOOR_0, others
-
-
-def test_imports_have_no_cycle():
-    graph = {name: {t for t in imports(path, name)[0] if t in modules()} for name, path in modules().items()}
-    while graph:
-        leaves = [name for name, targets in graph.items() if not targets & graph.keys() - {name}]
-        assert leaves, f"a cycle among {sorted(graph)}"
-        for name in leaves:
-            del graph[name]
-
-
-def test_importing_the_package_is_light():
-    heavy = "accelerate datasets matplotlib yaml sklearn transformers pandas".split()
-    code = (
-        "import sys; from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel; "
-        "before = set(sys.modules); import diffusers_ict; new = set(sys.modules) - before; "
-        f"found = [m for m in {heavy} if m in new]; sys.exit(str(found) if found else 0)"
+def test_importing_the_package_and_its_flags_is_light():
+    loaded = imported_by(
+        "import diffusers_ict\n"
+        "from diffusers_ict.commands import main, train, evaluate, publish, convert, check_repository\n"
+        "from diffusers_ict.training.recipe import parse\n"
+        "parse(['--config', 'ict_cifar10'], 'train_ict.py', '')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert not loaded & {"torch", "diffusers", "accelerate", "datasets", "numpy", "transformers", "huggingface_hub"}
+
+
+def test_the_public_names_need_torch_and_diffusers_only():
+    before = imported_by("from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel")
+    after = imported_by("from diffusers_ict import *")
+    heavy = {"accelerate", "datasets", "matplotlib", "yaml", "sklearn", "transformers", "pandas"}
+    assert not (after - before) & heavy
 
 
 def test_the_surface_is_explicit_and_documented():
-    for name in diffusers_ict.__all__:
-        thing = getattr(diffusers_ict, name)
-        assert inspect.getdoc(thing), f"{name} has no docstring"
+    stub = ast.parse((PACKAGE / "__init__.pyi").read_text())
+    (listed,) = [ast.literal_eval(node.value) for node in stub.body if isinstance(node, ast.Assign)]
+    assert sorted(listed) == sorted(diffusers_ict.__all__)
+    for name in listed:
+        assert inspect.getdoc(getattr(diffusers_ict, name)), f"{name} has no docstring"
 
 
-def test_files_and_functions_stay_small():
-    for path in [*PACKAGE.rglob("*.py"), *(ROOT / "train_scripts").glob("*.py"), *(ROOT / "examples").glob("*.py")]:
-        text = path.read_text()
-        assert text.count("\n") <= 320, f"{path.name} has {text.count(chr(10))} lines"
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef) and node.name != "train":  # the script's one flat function
-                lines = node.end_lineno - node.lineno + 1
-                assert lines <= 70, f"{path.name}: {node.name} has {lines} lines"
+def strings(tree: ast.AST):
+    """Every string of a module that is not a docstring."""
+    documented = [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    docstrings = {id(n.body[0].value) for n in documented if n.body and isinstance(n.body[0], ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            yield node.lineno, node.value
+
+
+def test_library_messages_name_settings_and_no_flags():
+    """A setting is `resolution` in the library and --resolution where a program says it."""
+    from diffusers_ict.training.recipe import Recipe
+
+    flags = "|".join(Recipe.__dataclass_fields__)
+    for path in LIBRARY:
+        for line, text in strings(ast.parse(path.read_text())):
+            assert not re.search(rf"--({flags})\b", text), f"{path.name}:{line} {text}"
 
 
 def test_no_pickle_is_loaded():

@@ -3,15 +3,12 @@ import re
 from pathlib import Path
 
 import pytest
-import train_ict
 from conftest import ROOT, write_npz
 from hub_stand_in import mistakes
 from huggingface_hub import ModelCard
-from test_examples import run as run_python
 
-from diffusers_ict.training.card import make_card, merge
-
-TEMPLATE = ROOT / "model_cards" / "template.md"
+from diffusers_ict.commands import train as train_ict
+from diffusers_ict.hub.card import make_card, merge
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +53,11 @@ def test_the_command_in_the_card_parses_to_the_same_recipe(folder):
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_usage_blocks_run_as_they_stand(folder, number):
+def test_usage_blocks_run_as_they_stand(folder, number, monkeypatch):
     (folder.parent / "sample.png").unlink(missing_ok=True)
     code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[number]
-    run_python("-c", code, cwd=folder.parent)
+    monkeypatch.chdir(folder.parent)
+    exec(code, {})
     assert (folder.parent / "sample.png").exists()
 
 
@@ -79,7 +77,7 @@ def test_evaluations_become_model_index_and_a_table(folder):
     assert "## Evaluation" not in old
     (folder / "evaluation.json").write_text(json.dumps(REPORT))
     try:
-        card = make_card(folder, TEMPLATE, "someone/my-digits", license="mit")
+        card = make_card(folder, "someone/my-digits", license="mit")
     finally:
         (folder / "evaluation.json").unlink()
     assert "| 2 | ema5 | 9.25 | 0.25 ± 0.02 |" in card.text
@@ -95,7 +93,7 @@ def test_evaluations_become_model_index_and_a_table(folder):
 
 def test_the_card_of_the_demos_model_is_what_its_results_make():
     stored = ROOT / "model_cards" / "digits"
-    assert make_card(stored, TEMPLATE, "digits").content == (stored / "README.md").read_text()
+    assert make_card(stored, "digits").content == (stored / "README.md").read_text()
     assert mistakes((stored / "README.md").read_text()) == []
     report = json.loads((stored / "demo.json").read_text())
     rows = json.loads((stored / "evaluation.json").read_text())["rows"]
@@ -103,8 +101,8 @@ def test_the_card_of_the_demos_model_is_what_its_results_make():
 
 
 def test_an_untouched_card_is_renewed(folder):
-    old = make_card(folder, TEMPLATE, "someone/old").content
-    new = make_card(folder, TEMPLATE, "someone/new").content
+    old = make_card(folder, "someone/old").content
+    new = make_card(folder, "someone/new").content
     merged = merge(old, new)
     assert "someone/new" in merged
     assert "someone/old" not in merged
@@ -112,11 +110,11 @@ def test_an_untouched_card_is_renewed(folder):
 
 
 def test_what_was_edited_survives(folder):
-    old = make_card(folder, TEMPLATE, "someone/old").content
+    old = make_card(folder, "someone/old").content
     edited = old.replace("Nothing filters its", "We filter nothing of its").replace("# old", "# My digits\n\nHello.")
     edited = edited.replace("license: cc-by-4.0", "license: cc0-1.0")
     edited = re.sub(r"<!-- diffusers-ict:citation.*?<!-- /diffusers-ict -->", "None needed.", edited, flags=re.S)
-    merged = merge(edited, make_card(folder, TEMPLATE, "someone/new", license="mit").content)
+    merged = merge(edited, make_card(folder, "someone/new", license="mit").content)
     assert "We filter nothing of its" in merged
     assert "# My digits\n\nHello." in merged
     assert "None needed." in merged
@@ -127,7 +125,7 @@ def test_what_was_edited_survives(folder):
 
 def test_a_card_written_by_hand_is_kept_whole_and_added_to(folder):
     hand = "---\nlicense: mit\n---\n# Mine\n\nAll by hand.\n"
-    merged = merge(hand, make_card(folder, TEMPLATE, "someone/new").content)
+    merged = merge(hand, make_card(folder, "someone/new").content)
     assert "# Mine\n\nAll by hand." in merged
     assert "DiffusionPipeline.from_pretrained" in merged
     assert ModelCard(merged).data.license == "mit"

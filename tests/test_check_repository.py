@@ -1,12 +1,12 @@
 import json
 
-import doctor
 import pytest
 import torch
 from conftest import make_unet
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, DDPMPipeline, DDPMScheduler
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler, zero_fast_columns
+from diffusers_ict.commands import check_repository
 
 CARD = """---
 license: mit
@@ -28,7 +28,7 @@ def healthy(tmp_path):
 
 
 def diagnosis(folder, capsys) -> tuple[int, str]:
-    code = doctor.main([str(folder)])
+    code = check_repository.main([str(folder)])
     return code, "\n".join(line for line in capsys.readouterr().out.splitlines() if line.startswith("WRONG"))
 
 
@@ -37,7 +37,7 @@ def change_json(path, **changes):
 
 
 def test_a_healthy_repository_is_found_healthy(healthy, capsys):
-    assert doctor.main([str(healthy)]) == 0
+    assert check_repository.main([str(healthy)]) == 0
     out = capsys.readouterr().out
     assert out.count("ok ") == 7
     for fact in ("insensitive", "two steps go through 0.821", "differ by at most 0 ", "3 classes", "M parameters"):
@@ -98,7 +98,7 @@ def test_it_finds_a_card_that_is_missing_or_not_complete(healthy, capsys):
 
 def test_other_repositories_are_refused(tmp_path, capsys):
     DDPMPipeline(make_unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    assert doctor.main([str(tmp_path / "ddpm")]) == 2
+    assert check_repository.main([str(tmp_path / "ddpm")]) == 2
     assert "must hold a ConsistencyModelPipeline, and holds a DDPMPipeline" in capsys.readouterr().err
-    assert doctor.main([str(tmp_path / "nowhere")]) == 2
+    assert check_repository.main([str(tmp_path / "nowhere")]) == 2
     assert "stock diffusers cannot load" in capsys.readouterr().err

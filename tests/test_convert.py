@@ -4,8 +4,6 @@ import collections
 import math
 import re
 
-import convert
-import doctor
 import guided_unet
 import numpy as np
 import pytest
@@ -22,9 +20,9 @@ from diffusers import (
 )
 from hub_stand_in import mistakes
 from short_run import run
-from test_examples import run as run_python
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
+from diffusers_ict.commands import check_repository, convert
 
 
 def f_by_formula(network, x, sigma, told):
@@ -65,13 +63,15 @@ GUIDED = {
 
 
 @pytest.mark.parametrize("name", GUIDED)
-def test_a_checkpoint_of_the_consistency_models_repository_draws_the_images_of_its_formulas(name, tmp_path, capsys):
+def test_a_checkpoint_of_the_consistency_models_repository_draws_the_images_of_its_formulas(
+    name, tmp_path, capsys, monkeypatch
+):
     options = {"widths": (32, 64, 96), "layers": 2, **GUIDED[name]}
     state = guided_unet.make(**options)
     torch.save(collections.OrderedDict(state), tmp_path / "model.pt")
     flags = ["--resolution", "16", "--attention_head_dim", "16", "--intermediate_sigmas", "0.821", "--license", "mit"]
     assert convert.main([str(tmp_path / "model.pt"), str(tmp_path / "model"), *flags]) == 0
-    assert "From a checkpoint of openai/consistency_models" in capsys.readouterr().out
+    assert "Converted from a checkpoint of openai/consistency_models" in capsys.readouterr().out
 
     labels = torch.tensor([0, 4]) if "classes" in options else None
     levels = len(options["widths"])
@@ -86,11 +86,12 @@ def test_a_checkpoint_of_the_consistency_models_repository_draws_the_images_of_i
         for kind in (ConsistencyPipeline, DiffusionPipeline):
             drawn = images_by_pipeline(tmp_path / "model", kind, 2, labels, num_inference_steps=steps)
             np.testing.assert_allclose(drawn, expected, atol=2e-4)
-    assert doctor.main([str(tmp_path / "model")]) == 0, capsys.readouterr().out
+    assert check_repository.main([str(tmp_path / "model")]) == 0, capsys.readouterr().out
     card = (tmp_path / "model" / "README.md").read_text()
     assert mistakes(card) == []
+    monkeypatch.chdir(tmp_path)
     for code in re.findall(r"```python\n(.*?)```", card, re.S):
-        run_python("-c", code, cwd=tmp_path)
+        exec(code, {})
 
 
 def act_checkpoint(unet: UNet2DModel, *, six: bool, compiled: bool = False) -> dict:
@@ -127,7 +128,7 @@ def test_a_checkpoint_of_the_act_release_draws_the_images_of_its_formulas(six, c
     flags = ["--resolution", "16", "--attention_head_dim", "8", "--intermediate_sigmas", "0.821", "0.3"]
     assert convert.main([str(tmp_path / "act.ckpt"), str(tmp_path / "model"), *flags]) == 0
     out = capsys.readouterr().out
-    assert "From a checkpoint of the ACT release" in out
+    assert "Converted from a checkpoint of the ACT release" in out
     assert "was trained on sigma and not on 250 ln(sigma)" in out
     labels = None if classes is None else torch.tensor([1, 3])
 
@@ -219,7 +220,7 @@ def refused(tmp_path, capsys, source, message, *flags):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_cannot_be_brought_says_why(tmp_path, capsys):
+def test_what_cannot_be_converted_says_why(tmp_path, capsys):
     good = guided_unet.make((32, 64), (False, True), 1)
 
     def saved(content, name="model.pt"):
@@ -253,6 +254,6 @@ def test_what_cannot_be_brought_says_why(tmp_path, capsys):
     refused(tmp_path, capsys, tmp_path / "ddpm", "must hold a ConsistencyModelPipeline, and holds a DDPMPipeline")
     learned = make_unet(time_embedding_type="fourier")
     ConsistencyModelPipeline(learned, CMStochasticIterativeScheduler()).save_pretrained(tmp_path / "fourier")
-    refused(tmp_path, capsys, tmp_path / "fourier", "cannot be brought: a consistency model needs")
+    refused(tmp_path, capsys, tmp_path / "fourier", "cannot be converted: a consistency model needs")
     (tmp_path / "out").mkdir()
     refused(tmp_path, capsys, tmp_path / "fourier", "exists; name a folder that does not")

@@ -2,17 +2,15 @@
 
 import json
 
-import convert
-import doctor
-import evaluate
 import inspect_model
 import numpy as np
-import publish
 import pytest
-import train_ict
 from conftest import TINY, write_npz
 from short_run import ICT, run
 
+from diffusers_ict.commands import check_repository, convert, evaluate, publish
+from diffusers_ict.commands import train as train_ict
+from diffusers_ict.errors import UserError
 from diffusers_ict.training import checkpoint
 
 
@@ -42,6 +40,9 @@ def shut(tmp_path, capsys, message, *flags):
         (["--resume_from_checkpoint", "latest"], "holds no usable checkpoint"),
         (["--resume_from_checkpoint", "nowhere/checkpoint-1"], "it does not exist or has no manifest"),
         (["--pretrained_model_name_or_path", "nowhere"], "no UNet2DModel could be loaded from nowhere"),
+        (["--adversarial_weight", 1.5], "0 < w_mid <= w <= 1"),
+        (["--intermediate_sigmas", 100], "--intermediate_sigmas: intermediate_sigmas must be different numbers"),
+        (["--intermediate_sigmas", 0.01], "choose an intermediate sigma in that range"),
         (["--loss", "act", "--adversarial_weight", 1.2], "0 < w_mid <= w <= 1"),
         (["--loss", "act", "--adversarial_weight_mid", 0.5], "0 < w_mid <= w <= 1"),
         (["--loss", "act", "--augment_tau", -1], "--augment_tau must be greater than 0"),
@@ -105,20 +106,30 @@ def test_another_run_in_the_folder_or_another_recipe_shuts_the_door(flags, tmp_p
     shut(tmp_path, capsys, "is not as it was written", *ICT, *flags, *out, "--resume_from_checkpoint", newest)
 
 
-@pytest.mark.parametrize("program", [convert, doctor, evaluate, inspect_model, publish, train_ict])
-def test_every_program_tells_a_mistake_on_its_command_line_in_one_sentence(program, capsys):
-    assert program.main(["--nonsense"]) == 2
+PROGRAMS = {
+    "convert.py": convert,
+    "check_repository.py": check_repository,
+    "evaluate.py": evaluate,
+    "inspect_model.py": inspect_model,
+    "publish.py": publish,
+    "train_ict.py": train_ict,
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_tells_a_mistake_on_its_command_line_in_one_sentence(name, capsys):
+    assert PROGRAMS[name].main(["--nonsense"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"{program.__name__}.py: ")
+    assert err.startswith(f"{name}: ")
     assert err.count("\n") == 1, err
 
 
 def test_processes_that_do_not_know_of_each_other_shut_the_door(flags, tmp_path, capsys, monkeypatch):
-    from diffusers_ict.training import processes
+    from diffusers_ict import processes
 
     class Alone:
         num_processes = 1
 
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(train_ict.UserError, match="2 processes were launched but each runs alone"):
+    with pytest.raises(UserError, match="2 processes were launched but each runs alone"):
         processes.check_processes(Alone())

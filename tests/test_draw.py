@@ -1,19 +1,20 @@
 import torch
 
-from diffusers_ict.training.batch import GlobalBatch
-from diffusers_ict.training.draw import Draw
-from diffusers_ict.training.images import Images
+from diffusers_ict import ICT
+from diffusers_ict.data.batch import GlobalBatch
+from diffusers_ict.data.draw import Draw
+from diffusers_ict.data.images import Images
 
 
-def test_every_draw_is_a_function_of_seed_step_and_player():
-    def everything(seed=0, step=3, player=0):
-        draw = Draw(seed, step, 8, "cpu", player)
-        p = torch.full((10,), 0.1, dtype=torch.float64)
-        return [draw.indices(100), draw.flips(), draw.pairs(p), draw.noise((1, 4, 4)), draw.uniform(3)]
+def test_every_draw_is_a_function_of_seed_step_and_role():
+    def everything(seed=0, step=3, role=0):
+        draw = Draw(seed, step, 8, "cpu", role)
+        drawn = [draw.indices(100), draw.flips(), draw.pair_uniform(), draw.noise((1, 4, 4))]
+        return [*drawn, draw.augmentation_uniform(3)]
 
     same = [torch.equal(a, b) for a, b in zip(everything(), everything())]
     assert all(same)
-    for change in ({"seed": 1}, {"step": 4}, {"player": 1}):
+    for change in ({"seed": 1}, {"step": 4}, {"role": 1}):
         assert not any(torch.equal(a, b) for a, b in zip(everything(), everything(**change))), change
 
 
@@ -33,24 +34,31 @@ def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
     assert len({tuple(epoch.tolist()) for epoch in epochs}) == 4
 
 
-def test_parts_of_any_size_show_the_same_images_levels_and_noise():
+def test_micro_batches_of_any_size_and_any_process_show_the_same_images_levels_and_noise():
     pixels = torch.randint(0, 256, (64, 1, 4, 4), dtype=torch.uint8)
     images = Images(pixels, torch.arange(64) % 3, 3)
-    sigmas = torch.tensor([0.002, 1.0, 5.0, 80.0], dtype=torch.float64)
-    p = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    objective = ICT(s0=3, s1=3)
 
-    def shown(size):
-        whole = GlobalBatch(Draw(5, 2, 32, "cpu"), images, sigmas, p, random_flip=True, augmented=True)
-        parts = [whole.part(number, size) for number in range(32 // size)]
-        names = ("x", "labels", "noise", "sigma", "sigma_next", "index_next", "uniform")
-        return {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    def shown(size, ranks=1):
+        batches = [
+            GlobalBatch(Draw(5, 2, 32, "cpu"), images, objective, 10, size, rank=rank, ranks=ranks, random_flip=True,
+                        augmented=True)
+            for rank in range(ranks)
+        ]  # fmt: skip
+        assert [len(batch) for batch in batches] == [32 // (size * ranks)] * ranks
+        rounds = zip(*batches)  # at each accumulation step every process takes the next micro batch
+        micro_batches = [micro_batch for together in rounds for micro_batch in together]
+        names = ("x", "labels", "noise", "sigma", "sigma_next", "uniform")
+        return {name: torch.cat([getattr(batch, name) for batch in micro_batches]) for name in names}
 
     once = shown(32)
-    for size in (16, 8):
-        for name, value in shown(size).items():
+    for size, ranks in ((16, 1), (8, 1), (16, 2), (8, 2), (8, 4)):
+        for name, value in shown(size, ranks).items():
             assert torch.equal(value, once[name]), name
-    assert torch.equal(once["sigma_next"], sigmas[once["index_next"]])
-    assert torch.equal(once["sigma"], sigmas[once["index_next"] - 1])
+    sigmas = objective.grid(2, 10)
+    place = torch.searchsorted(sigmas, once["sigma"])
+    assert torch.equal(once["sigma"], sigmas[place])
+    assert torch.equal(once["sigma_next"], sigmas[place + 1])
 
 
 def test_images_come_in_minus_one_to_one_and_flips_mirror_them():

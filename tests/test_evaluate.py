@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import evaluate
 import numpy as np
 import pytest
 import torch
@@ -20,7 +19,9 @@ from safetensors.torch import load_file, save_file
 from short_run import run
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
+from diffusers_ict.commands import evaluate
 from diffusers_ict.evaluation import Moments, coverage_measures, frechet_distance, kernel_distance
+from diffusers_ict.evaluation.evaluator import Evaluator
 
 SETTINGS = ["--extractor", "pixels", "--metrics", "fid", "kid", "pr", "--num_samples", "150", "--batch_size", "40"]
 
@@ -38,7 +39,7 @@ def run_folder(tmp_path_factory) -> Path:
 def arguments(model: Path, base: Path, *more) -> list[str]:
     """Flags of an evaluation whose every file is under `base`."""
     data = model.parent / "data.npz"
-    return [str(a) for a in [model, "--dataset", data, *SETTINGS, "--cache_dir", base / "cache", *more]]
+    return [str(a) for a in [model, "--dataset_name", data, *SETTINGS, "--cache_dir", base / "cache", *more]]
 
 
 def figures(model: Path, base: Path, *more) -> list[dict]:
@@ -52,7 +53,7 @@ def test_figures_are_those_of_images_drawn_by_hand(run_folder, tmp_path):
         (1, None), (2, None), (1, "ema5"), (2, "ema5")
     ]  # fmt: skip
     assert rows[1]["sigmas"] == [80.0, 0.821]
-    from diffusers_ict.training.draw import EVALUATION, derive_seed
+    from diffusers_ict.data.draw import EVALUATION, derive_seed
 
     pipeline = ConsistencyPipeline.from_pretrained(run_folder, variant="ema5")
     pipeline.set_progress_bar_config(disable=True)
@@ -134,12 +135,12 @@ def test_killed_and_run_again_it_goes_on_and_gives_the_same_figures(run_folder, 
     shutil.copytree(work, tmp_path / "before")
     assert len(old) >= wanted
     drawn = []
-    original = evaluate.Judge.clean
-    evaluate.Judge.clean = lambda self: drawn.extend(path for path in old if path.stat().st_mtime_ns != old[path])
+    original = Evaluator.clean
+    Evaluator.clean = lambda self: drawn.extend(path for path in old if path.stat().st_mtime_ns != old[path])
     try:
         assert figures(run_folder, tmp_path / "killed", *own) == whole
     finally:
-        evaluate.Judge.clean = original
+        Evaluator.clean = original
     assert drawn == [], "finished chunks were made again"
 
 
@@ -154,7 +155,7 @@ def test_statistics_are_kept_by_content_and_can_be_shared(run_folder, tmp_path):
     time_of_writing = kept.stat().st_mtime_ns
 
     shutil.copy(run_folder.parent / "data.npz", tmp_path / "renamed.npz")
-    figures(run_folder, tmp_path, "--steps", 1, "--dataset", tmp_path / "renamed.npz")
+    figures(run_folder, tmp_path, "--steps", 1, "--dataset_name", tmp_path / "renamed.npz")
     assert kept.stat().st_mtime_ns == time_of_writing
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["dataset"] == "renamed.npz"
     figures(run_folder, tmp_path, "--steps", 1, "--flip_reference")
@@ -172,7 +173,7 @@ def test_statistics_that_were_cut_off_are_finished_whatever_the_chunks(run_folde
     from diffusers_ict.evaluation import chunks
 
     whole = figures(run_folder, tmp_path / "whole", "--steps", 1, "--batch_size", 30)
-    original, written = chunks.save_whole, []
+    original, written = chunks.save_features, []
 
     def stop_after_two(tensors, path, metadata=None):
         if len(written) == 2:
@@ -180,7 +181,7 @@ def test_statistics_that_were_cut_off_are_finished_whatever_the_chunks(run_folde
         written.append(path)
         original(tensors, path, metadata)
 
-    monkeypatch.setattr(chunks, "save_whole", stop_after_two)
+    monkeypatch.setattr(chunks, "save_features", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         figures(run_folder, tmp_path / "cut", "--steps", 1, "--batch_size", 40)
     monkeypatch.undo()
@@ -197,7 +198,7 @@ def test_images_of_a_file_are_measured_like_a_models(run_folder, tmp_path):
     got = {}
     for name in ("noisy", "same"):
         own = arguments(tmp_path / f"{name}.npz", tmp_path, "--output_dir", tmp_path / "out")
-        own[own.index("--dataset") + 1] = str(run_folder.parent / "data.npz")
+        own[own.index("--dataset_name") + 1] = str(run_folder.parent / "data.npz")
         assert evaluate.main(own) == 0
         report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
         assert report["samples"] == 100
@@ -266,18 +267,18 @@ def refused(capsys, message, *words):
     ("own", "message"),
     [
         (["--metrics", "fid", "lpips"], "--metrics may be fid, kid, is, pr, got lpips"),
-        (["--num_samples", 20], "a Frechet distance needs more images than features: 20 samples"),
+        (["--num_samples", 20], "the metric fid needs at least 65 images of each kind with 64 features, got 20"),
         (["--metrics", "is"], "needs class probabilities, which raw pixels in [0, 1] does not give"),
-        (["--metrics", "pr", "--num_samples", 4], "--metrics pr needs at least 6 images of each kind, got 4"),
+        (["--metrics", "pr", "--num_samples", 4], "the metric pr needs at least 6 images of each kind, got 4"),
         (["--num_samples", 0], "--num_samples must be at least 1, got 0"),
         (["--steps", 0], "--steps must lie within 1 and 40, got [0]"),
         (["--variants", "ema7"], "--variants may be published, ema5 for this model, got ema7"),
         (["--extractor", "vgg"], "--extractor must be pixels, inception, dinov2"),
-        (["--reference", "x.safetensors"], "--dataset, or their statistics as --reference, one of the two"),
+        (["--reference", "x.safetensors"], "or their statistics as --reference, one of the three"),
         (["--tune_sigmas", 1], "--tune_sigmas must be a number of steps from 2 to 8"),
         (["--resolution", 16], "8x8 of 1 channels, and are 16x16 of 1"),
         (["--image_mode", "RGB"], "8x8 of 1 channels, and are 8x8 of 3"),
-        (["--dataset", "nowhere.npz"], "there is no file nowhere.npz"),
+        (["--dataset_name", "nowhere.npz"], "there is no file nowhere.npz"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_measured_gets_one_sentence(run_folder, tmp_path, capsys, own, message):
@@ -292,29 +293,29 @@ def test_broken_models_and_data_get_one_sentence(run_folder, tmp_path, capsys):
     unet.conv_out.weight.data[0, 0] = torch.nan
     ConsistencyPipeline(unet, ICTScheduler()).save_pretrained(tmp_path / "broken")
     own = [*SETTINGS, "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "out"]
-    refused(capsys, "draws images that are not numbers", tmp_path / "broken", "--dataset", data, *own)
-    refused(capsys, "no consistency pipeline could be loaded", tmp_path, "--dataset", data, *own)
+    refused(capsys, "draws images that are not numbers", tmp_path / "broken", "--dataset_name", data, *own)
+    refused(capsys, "no consistency pipeline could be loaded", tmp_path, "--dataset_name", data, *own)
     ConsistencyPipeline(make_unet(num_class_embeds=7).eval(), ICTScheduler()).save_pretrained(tmp_path / "seven")
-    refused(capsys, "the model has 7 classes and the data has 4", tmp_path / "seven", "--dataset", data, *own)
+    refused(capsys, "the model has 7 classes and the data has 4", tmp_path / "seven", "--dataset_name", data, *own)
     np.savez(tmp_path / "empty.npz", images=np.zeros((0, 8, 8), np.uint8))
-    refused(capsys, "holds no images", run_folder, "--dataset", tmp_path / "empty.npz", *own)
+    refused(capsys, "holds no images", run_folder, "--dataset_name", tmp_path / "empty.npz", *own)
     np.savez(tmp_path / "few.npz", images=np.zeros((5, 8, 8), np.uint8))
-    few = "--metrics pr needs at least 6 images of each kind, got 5"
-    refused(capsys, few, tmp_path / "few.npz", "--dataset", data, *own, "--metrics", "pr")
-    refused(capsys, few, data, "--dataset", tmp_path / "few.npz", *own, "--metrics", "pr")
+    few = "the metric pr needs at least 6 images of each kind"
+    refused(capsys, few, tmp_path / "few.npz", "--dataset_name", data, *own, "--metrics", "pr")
+    refused(capsys, few, data, "--dataset_name", tmp_path / "few.npz", *own, "--metrics", "pr")
     (tmp_path / "folder").mkdir()
-    refused(capsys, "cannot be opened", run_folder, "--dataset", tmp_path / "folder", *own)
+    refused(capsys, "cannot be opened", run_folder, "--dataset_name", tmp_path / "folder", *own)
     (tmp_path / "nan.py").write_text(
         "def features(images, device):\n    return images.float().flatten(1)[:, :9] * float('nan')\n"
     )
     nan = ["--extractor", tmp_path / "nan.py"]
-    refused(capsys, "features that are not numbers", run_folder, "--dataset", data, *own, *nan)
+    refused(capsys, "features that are not numbers", run_folder, "--dataset_name", data, *own, *nan)
     save_file({"features": torch.zeros(3, 2)}, tmp_path / "odd.safetensors")
     shared = ["--reference", tmp_path / "odd.safetensors", "--labels", "uniform"]
-    refused(capsys, "is no file of reference statistics", run_folder, *own, *shared)
-    refused(capsys, "does not tell how frequent classes are", run_folder, *own, *shared[:2])
+    refused(capsys, "is not a file of reference statistics", run_folder, *own, *shared)
+    refused(capsys, "does not say how frequent classes are", run_folder, *own, *shared[:2])
     write_npz(tmp_path / "large.npz", side=16)
-    assert evaluate.main([str(w) for w in (tmp_path / "large.npz", "--dataset", tmp_path / "large.npz", *own[2:],
+    assert evaluate.main([str(w) for w in (tmp_path / "large.npz", "--dataset_name", tmp_path / "large.npz", *own[2:],
                                            "--metrics", "kid", "--extractor", "pixels")]) == 0  # fmt: skip
     shutil.rmtree(tmp_path / "out")
     (large,) = (p for p in (tmp_path / "cache").glob("reference-*") if load_file(p)["mean"].shape == (256,))

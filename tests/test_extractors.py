@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import extractors, make_extractor
+from diffusers_ict.hub.provenance import weights_hash
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_dinov2_is_the_class_token_of_the_transformers_model(images, tmp_path):
     features, logits = extractor.features(images)
     assert logits is None
     assert extractor.frechet == "fd_dinov2"
-    assert extractor.weights == extractors.hash_of(net)
+    assert extractor.weights == weights_hash(net)
     from PIL import Image
 
     resized = [Image.fromarray(i.permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC) for i in images]

@@ -57,7 +57,7 @@ def test_a_repository_gives_identical_images_by_its_id_in_every_pipeline(tmp_pat
         "scheduler = ICTScheduler.from_pretrained('someone/digits', subfolder='scheduler')\n"
         "assert scheduler.config.intermediate_sigmas == [0.821]"
     )
-    shutil.copy(ROOT / "model_cards" / "pipeline.py", repository)
+    shutil.copy(ROOT / "src" / "diffusers_ict" / "hub" / "templates" / "pipeline.py", repository)
     hub = Hub()
     hub.add_folder("someone/digits", repository)
     with serve(hub):

@@ -7,8 +7,8 @@ import torch
 from conftest import write_npz
 from PIL import Image
 
+from diffusers_ict.data.images import load_images
 from diffusers_ict.errors import UserError
-from diffusers_ict.training.images import load_images
 
 
 def folder(tmp_path, pictures: dict[str, Image.Image]):
@@ -121,16 +121,16 @@ def test_a_folder_without_images_is_refused(tmp_path):
 
 def test_mixed_channels_are_refused_and_the_odd_one_named(tmp_path):
     where = folder(tmp_path, {"1.png": solid("L"), "2.png": solid("RGB")})
-    with pytest.raises(UserError, match=r"same number of channels: the first has 1 and .*2\.png has 3.*--image_mode"):
+    with pytest.raises(UserError, match=r"same number of channels: the first has 1 and .*2\.png has 3.*`image_mode`"):
         load_images(train_data_dir=where)
 
 
 def test_mixed_sizes_and_oblong_images_say_what_to_do(tmp_path):
     mixed = folder(tmp_path / "a", {"1.png": solid(), "2.png": solid(size=(16, 16))})
-    with pytest.raises(UserError, match=r"same size.*--resolution"):
+    with pytest.raises(UserError, match=r"same size.*`resolution`"):
         load_images(train_data_dir=mixed)
     oblong = folder(tmp_path / "b", {"1.png": solid(size=(8, 16))})
-    with pytest.raises(UserError, match=r"1\.png is 8x16: add --center_crop"):
+    with pytest.raises(UserError, match=r"1\.png is 8x16: add `center_crop`"):
         load_images(train_data_dir=oblong)
 
 
@@ -149,9 +149,9 @@ IMAGES = np.zeros((4, 8, 8), np.uint8)
         ({"images": IMAGES, "labels": np.array([0, 1, -1, 2])}, {"class_conditional": True}, "within 0 and 2, got -1"),
         ({"images": IMAGES.astype(float)}, {}, "holds no images"),
         ({"images": IMAGES[:0]}, {}, "holds no images"),
-        ({"a": IMAGES, "b": IMAGES}, {}, "several arrays that could be meant by --image_column: a, b"),
+        ({"a": IMAGES, "b": IMAGES}, {}, "several arrays that could be meant by `image_column`: a, b"),
         ({"a": IMAGES}, {"image_column": "c"}, "no array 'c'"),
-        ({"a": IMAGES}, {"image_mode": "HSV"}, "image_mode must be one of"),
+        ({"a": IMAGES}, {"image_mode": "HSV"}, "`image_mode` must be one of"),
     ],
 )
 def test_bad_npz_files_get_one_sentence(tmp_path, arrays, options, message):
@@ -178,7 +178,7 @@ def test_columns_are_found_or_asked_for(tmp_path):
     data = datasets.Dataset.from_dict({"a": [picture], "b": [picture], "n": [3]}, features=features)
     data.to_parquet(tmp_path / "d.parquet")
     name = str(tmp_path / "d.parquet")
-    with pytest.raises(UserError, match=r"has 2 \(a, b, n\); name it with --image_column"):
+    with pytest.raises(UserError, match=r"has 2 \(a, b, n\); name it with `image_column`"):
         load_images(dataset_name=name)
     assert len(load_images(dataset_name=name, image_column="b")) == 1
     with pytest.raises(UserError, match="no column 'c'"):
@@ -188,7 +188,7 @@ def test_columns_are_found_or_asked_for(tmp_path):
 def test_images_in_a_file_are_those_in_memory_and_the_file_is_not_left(tmp_path):
     path = write_npz(tmp_path / "data.npz", channels=3)
     in_memory = load_images(dataset_name=str(path), class_conditional=True)
-    in_file = load_images(dataset_name=str(path), class_conditional=True, cache_dir=str(tmp_path / "cache"))
+    in_file = load_images(dataset_name=str(path), class_conditional=True, image_cache_dir=str(tmp_path / "cache"))
     assert torch.equal(in_memory.pixels, in_file.pixels)
     indices = torch.tensor([5, 0, 63])
     flips = torch.tensor([True, False, True])
@@ -204,15 +204,15 @@ def test_images_in_a_file_are_those_in_memory_and_the_file_is_not_left(tmp_path)
 def test_a_folder_without_room_for_the_images_is_refused(tmp_path, monkeypatch):
     path = write_npz(tmp_path / "data.npz")
     (tmp_path / "taken").write_text("a file")
-    with pytest.raises(UserError, match=r"--image_cache_dir .*taken cannot hold the images"):
-        load_images(dataset_name=str(path), cache_dir=str(tmp_path / "taken"))
+    with pytest.raises(UserError, match=r"`image_cache_dir` .*taken cannot hold the images"):
+        load_images(dataset_name=str(path), image_cache_dir=str(tmp_path / "taken"))
 
     def full(*args):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", full, raising=False)
     with pytest.raises(UserError, match="cannot hold the images: No space left on device"):
-        load_images(dataset_name=str(path), cache_dir=str(tmp_path / "cache"))
+        load_images(dataset_name=str(path), image_cache_dir=str(tmp_path / "cache"))
 
 
 def test_no_more_memory_is_taken_than_the_images_need(tmp_path):

@@ -91,7 +91,7 @@ def test_the_script_trains_with_it(loss, path, tmp_path):
 
 
 def test_without_weights_or_package_the_door_is_shut(tmp_path, capsys):
-    import train_ict
+    from diffusers_ict.commands import train as train_ict
 
     data = write_npz(tmp_path / "d.npz")
     flags = ["--dataset_name", str(data), "--loss", "ct", "--metric", "lpips", "--output_dir", str(tmp_path / "out")]

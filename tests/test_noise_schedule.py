@@ -9,6 +9,7 @@ from diffusers_ict import (
     ct_teacher_decay,
     ict_num_levels,
     ict_weighting,
+    karras_ramp,
     karras_sigmas,
     lognormal_pair_probabilities,
     rho_through,
@@ -61,6 +62,13 @@ def test_grid_agrees_with_diffusers_karras_sigmas():
 
     theirs = CMStochasticIterativeScheduler(num_train_timesteps=41).sigmas.flip(0)
     torch.testing.assert_close(karras_sigmas(41), theirs, rtol=1e-14, atol=0)
+
+
+def test_a_level_tells_its_place_in_the_grid():
+    for levels in (2, 11, 1281):
+        place = torch.arange(levels, dtype=torch.float64) / (levels - 1)
+        torch.testing.assert_close(karras_ramp(karras_sigmas(levels)), place, rtol=0, atol=1e-14)
+        assert karras_ramp(karras_sigmas(levels))[[0, -1]].tolist() == [0.0, 1.0]
 
 
 def test_a_grid_of_one_level_is_refused():

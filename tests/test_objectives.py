@@ -4,15 +4,14 @@ import pytest
 import torch
 from conftest import make_unet
 
-from diffusers_ict import CT, ICT, ConsistencyFunction, consistency_pair, karras_sigmas, squared_l2
+from diffusers_ict import CT, ICT, ConsistencyFunction, Objective, consistency_pair, karras_sigmas, squared_l2
 from diffusers_ict.preconditioning import per_image
 
 
-def one_step(objective, f, x, levels=1281, **more):
+def one_step(objective, f, x, **more):
     """Losses [B] of a batch whose pairs are drawn by the objective."""
-    sigmas = karras_sigmas(levels).to(x.dtype)
-    pairs = torch.multinomial(objective.pair_probabilities(sigmas), len(x), replacement=True)
-    pair = consistency_pair(f, x, torch.randn_like(x), sigmas[pairs], sigmas[pairs + 1], **more)
+    sigma, sigma_next = objective.sample_pair(torch.rand(len(x), dtype=torch.float64), 0, 1)
+    pair = consistency_pair(f, x, torch.randn_like(x), sigma.to(x.dtype), sigma_next.to(x.dtype), **more)
     return objective.loss(pair)
 
 
@@ -23,7 +22,7 @@ def test_loss_vanishes_on_the_point_mass_oracle():
         return mu + (x - mu) * 0.002 / per_image(sigma, x)
 
     x = torch.full((64, 1, 8, 8), mu, dtype=torch.float64)
-    for objective in (ICT(), CT()):
+    for objective in (ICT(1280, 1280), CT(1280, 1280)):
         assert one_step(objective, f, x).abs().max() < 1e-9
     pair = consistency_pair(f, x, torch.randn_like(x), torch.full((64,), 0.5), torch.full((64,), 0.6))
     assert (pair.student - pair.target).abs().max() <= 4.5e-16
@@ -163,8 +162,8 @@ def test_losses_are_one_per_sample_and_weighted_as_published():
 
 
 def test_only_ct_has_an_ema_teacher():
-    assert ICT().teacher_decay(11) is None
-    assert CT().teacher_decay(2) == pytest.approx(0.9)
+    assert ICT().teacher_decay(0, 100) is None
+    assert CT().teacher_decay(0, 100) == pytest.approx(0.9)
 
 
 def test_pair_difference_in_bfloat16_training_equals_float32s_at_1281_levels():
@@ -193,3 +192,32 @@ def test_pair_difference_in_bfloat16_training_equals_float32s_at_1281_levels():
         x.bfloat16() + sigmas[pairs].view(-1, 1, 1, 1).bfloat16() * z.bfloat16()
     )
     assert ((bad.double() - exact) / exact).abs().median() > 0.3, "half precision would have passed too"
+
+
+@pytest.mark.parametrize("objective", [ICT(), CT()], ids=["ict", "ct"])
+def test_pairs_are_drawn_as_often_as_the_objective_says(objective):
+    step, total = 500, 1000
+    sigmas, count = objective.grid(step, total), 200_000
+    sigma, sigma_next = objective.sample_pair(torch.rand(count, dtype=torch.float64), step, total)
+    place = torch.searchsorted(sigmas, sigma)
+    assert torch.equal(sigmas[place], sigma)
+    assert torch.equal(sigmas[place + 1], sigma_next)
+    drawn = torch.bincount(place, minlength=len(sigmas) - 1) / count
+    wanted = objective.pair_probabilities(sigmas)
+    assert ((drawn - wanted).abs() < 5 * (wanted / count).sqrt() + 1e-5).all()
+
+
+def test_uniform_numbers_at_either_end_give_the_first_and_the_last_pair():
+    objective = ICT()
+    sigmas = objective.grid(0, 100)
+    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    sigma, sigma_next = objective.sample_pair(ends, 0, 100)
+    assert sigma.tolist() == [sigmas[0].item(), sigmas[-2].item()]
+    assert sigma_next.tolist() == [sigmas[1].item(), sigmas[-1].item()]
+
+
+@pytest.mark.parametrize(("step", "mean"), [(0, 8.4), (50_000, 17.5), (399_999, 1129)])
+def test_the_mean_weight_is_that_of_the_published_stages(step, mean):
+    exact = ICT().mean_weight(step, 400_000)
+    assert exact == pytest.approx(mean, rel=6e-3)
+    assert Objective.mean_weight(ICT(), step, 400_000) == pytest.approx(exact, rel=2e-3), "by sampling"

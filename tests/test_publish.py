@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import train_ict
 from conftest import ROOT, write_npz
 from hub_stand_in import Hub, serve
 
 from diffusers_ict import ConsistencyPipeline
-from diffusers_ict.training import publish
-from diffusers_ict.training.publish import BackgroundPublisher, PublishError
+from diffusers_ict.commands import train as train_ict
+from diffusers_ict.hub import publish
+from diffusers_ict.hub.publish import BackgroundPublisher, PublishError
 
 NAME = "someone/my-digits"
 TOKEN = "hf_planted0123456789abcdef"
@@ -132,8 +132,9 @@ def test_an_interrupted_upload_is_taken_up_without_sending_large_files_again(hub
 
 
 def test_a_converted_model_is_published_with_a_card_that_names_the_repository(hub, tmp_path):
-    import convert
     import guided_unet
+
+    from diffusers_ict.commands import convert
 
     torch.save(guided_unet.make((32, 64), (False, True), 1), tmp_path / "model.pt")
     own = ["--resolution", "8", "--attention_head_dim", "8"]
@@ -144,23 +145,32 @@ def test_a_converted_model_is_published_with_a_card_that_names_the_repository(hu
     assert b"license: mit" in files["README.md"]
     assert f'from_pretrained("{NAME}")'.encode() in files["README.md"]
     assert "conversion.json" in files
-    assert b"brought from a checkpoint of openai/consistency_models" in files["README.md"]
+    assert b"converted from a checkpoint of openai/consistency_models" in files["README.md"]
     assert str(tmp_path).encode() not in b"".join(files.values())
 
 
 def test_every_program_takes_a_repository_by_its_id(hub, folder, tmp_path):
     assert push(hub, folder, tmp_path / "mine", "--license", "mit").returncode == 0
-    examined = client(hub, tmp_path / "cache", "doctor.py", NAME)
+    examined = client(hub, tmp_path / "cache", "check_repository.py", NAME)
     assert examined.returncode == 0, examined.stdout + examined.stderr
-    real = ["--dataset", folder.parent / "data.npz", "--extractor", "pixels", "--metrics", "kid", "--num_samples", 8]
+    real = [
+        "--dataset_name",
+        folder.parent / "data.npz",
+        "--extractor",
+        "pixels",
+        "--metrics",
+        "kid",
+        "--num_samples",
+        8,
+    ]
     where = ["--output_dir", tmp_path / "out", "--cache_dir", tmp_path / "work"]
     measured = client(hub, tmp_path / "cache", "evaluate.py", NAME, *real, *where)
     assert measured.returncode == 0, measured.stderr
     assert "ema5, steps 2: kid" in measured.stdout
-    brought = client(hub, tmp_path / "cache", "convert.py", NAME, tmp_path / "brought")
-    assert brought.returncode == 0, brought.stderr
-    assert f"base_model: {NAME}" in (tmp_path / "brought" / "README.md").read_text()
-    assert str(tmp_path) not in "".join(p.read_text() for p in (tmp_path / "brought").rglob("*.json"))
+    converted = client(hub, tmp_path / "cache", "convert.py", NAME, tmp_path / "converted")
+    assert converted.returncode == 0, converted.stderr
+    assert f"base_model: {NAME}" in (tmp_path / "converted" / "README.md").read_text()
+    assert str(tmp_path) not in "".join(p.read_text() for p in (tmp_path / "converted").rglob("*.json"))
     own = ["--dataset_name", folder.parent / "data.npz", "--class_conditional", "--max_train_steps", 8]
     own += ["--train_batch_size", 4, "--num_validation_images", 2, "--output_dir", tmp_path / "tuned"]
     tuned = client(hub, tmp_path / "cache", "train_ict.py", "--pretrained_model_name_or_path", NAME, *own)
@@ -193,7 +203,7 @@ def test_a_card_or_a_name_that_the_hub_refuses_is_told_in_one_sentence(hub, fold
 def test_a_folder_without_a_run_is_refused(hub, tmp_path):
     done = push(hub, tmp_path, tmp_path)
     assert done.returncode == 2
-    assert "must be the output folder of train_ict.py or convert.py; it has no model_index.json" in done.stderr
+    assert "must be the output folder of a training run or a conversion; it has no model_index.json" in done.stderr
 
 
 def test_training_publishes_in_the_background_and_leaks_nothing(hub, tmp_path):

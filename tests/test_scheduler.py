@@ -6,7 +6,7 @@ import torch
 from conftest import make_unet
 from diffusers import CMStochasticIterativeScheduler
 
-from diffusers_ict import CT, ICT, ConsistencyFunction, ICTScheduler, karras_sigmas
+from diffusers_ict import CT, ICT, ConsistencyFunction, ICTScheduler, c_noise, karras_sigmas
 
 
 def test_two_steps_go_through_the_second_sigma_of_ict():
@@ -81,7 +81,7 @@ def test_unknown_entries_of_a_later_version_are_ignored(tmp_path):
     ICTScheduler().to_stock().save_pretrained(tmp_path)
     path = tmp_path / "scheduler_config.json"
     config = json.loads(path.read_text())
-    config["_ict"] |= {"version": 9, "something_new": 1}
+    config["_ict"] |= {"something_new": 1}
     path.write_text(json.dumps(config))
     assert list(ICTScheduler.from_pretrained(tmp_path).config.intermediate_sigmas) == [0.821]
 
@@ -162,7 +162,7 @@ def test_add_noise_takes_timesteps_of_any_level_and_indices():
     expected = x + torch.tensor([80.0, 0.821]).view(2, 1, 1, 1) * z
     torch.testing.assert_close(scheduler.add_noise(x, z, scheduler.timesteps), expected)
     torch.testing.assert_close(scheduler.add_noise(x, z, torch.tensor([0, 1])), expected)
-    elsewhere = scheduler.timesteps_of(torch.tensor([3.0, 7.0]))
+    elsewhere = c_noise(torch.tensor([3.0, 7.0]))
     torch.testing.assert_close(scheduler.add_noise(x, z, elsewhere), x + torch.tensor([3.0, 7.0]).view(2, 1, 1, 1) * z)
     stock = scheduler.to_stock()
     stock.set_timesteps(2)
@@ -179,6 +179,11 @@ def test_training_levels_are_neighbours_of_the_current_grid(generator):
     torch.testing.assert_close(counts, ICT().pair_probabilities(karras_sigmas(11)).float(), atol=0.1, rtol=0)
     sigma, _ = ICTScheduler().training_sigmas(CT(), 999, 1000, 4096, generator)
     assert len(sigma.unique()) == 150
+
+
+def test_an_objective_below_the_schedulers_smallest_level_is_refused():
+    with pytest.raises(ValueError, match=r"at least the scheduler's sigma_min 0\.01, and the objective drew 0\.002"):
+        ICTScheduler(sigma_min=0.01).training_sigmas(CT(), 0, 1000, 256)
 
 
 def test_consistency_function_in_training_equals_the_schedulers_step():

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import train_ict
 from conftest import ROOT, make_unet
 from diffusers import ConsistencyModelPipeline, DiffusionPipeline, UNet2DModel
 from PIL import Image
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 from short_run import ACT, ICT, final_tensors, run
 
 from diffusers_ict import ConsistencyPipeline, fast_columns
-from diffusers_ict.training import checkpoint
+from diffusers_ict.training import checkpoint, train
 from diffusers_ict.training.log import read_log
 
 
@@ -93,7 +92,7 @@ def test_bfloat16_trains_on_cpu(flags, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_both_players_train_in_half_precision(flags, tmp_path, precision):
+def test_both_networks_train_in_half_precision(flags, tmp_path, precision):
     own = ["--mixed_precision", precision, "--max_train_steps", 6]
     assert run(*ACT, *flags, *own, "--output_dir", tmp_path / "out") == 0
     entries = read_log(tmp_path / "out" / "log.jsonl")
@@ -122,13 +121,13 @@ def test_dry_run_tells_the_plan_and_touches_nothing(flags, tmp_path, capsys):
     count = sum(p.numel() for p in make_unet().parameters())
     assert f"{count / 1e6:.2f} M" in out
     assert "400 of 8 images" in out
-    assert "4: 3 from step 0, 5 from step 100, 9 from step 200, 17 from step 300" in out
+    assert "num_levels  4 stages: 3 from step 0, 5 from step 100, 9 from step 200, 17 from step 300" in out
     assert "GiB" in out
     assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_nan_stops_the_run_names_step_and_bin_and_keeps_the_last_good_checkpoint(flags, tmp_path, monkeypatch, capsys):
-    plain = train_ict.consistency_pair
+    plain = train.consistency_pair
     calls = iter(range(1000))
 
     def poisoned(f, x, *args, **kwargs):
@@ -139,7 +138,7 @@ def test_nan_stops_the_run_names_step_and_bin_and_keeps_the_last_good_checkpoint
             else type(pair)(pair.student * float("nan"), pair.target, pair.sigma, pair.sigma_next)
         )
 
-    monkeypatch.setattr(train_ict, "consistency_pair", poisoned)
+    monkeypatch.setattr(train, "consistency_pair", poisoned)
     assert run(*ICT, *flags, "--logging_steps", 10, "--output_dir", tmp_path / "out") == 1
     lines = capsys.readouterr().err.replace("\r", "\n").splitlines()
     (message,) = [line for line in lines if line.startswith("train_ict.py:")]

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-import train_ict
 from conftest import make_unet
 from diffusers import UNet2DModel
+
+from diffusers_ict.errors import UserError
 
 
 @pytest.mark.parametrize("resolution", [8, 12, 16, 28, 32, 64, 96, 128, 256])
@@ -24,7 +25,7 @@ def test_the_default_unet_suits_the_resolution(resolution):
 def test_resolutions_no_unet_suits_are_refused(resolution):
     from diffusers_ict.training.unets import default_unet_config
 
-    with pytest.raises(train_ict.UserError):
+    with pytest.raises(UserError):
         default_unet_config(resolution, 3)
 
 

@@ -45,7 +45,7 @@ class AdversarialWeight:
             )
 
     def rising(self, sigma: Tensor) -> Tensor:
-        """(n / (N - 1)) ^ exponent, from 0 to 1: also a sample's weight in D's losses, where that is used. float32 [B]."""
+        """(n / (N - 1)) ^ exponent, from 0 to 1: also a sample's weight in D's losses, if asked for. float32 [B]."""
         exponent = math.log(self.w_mid / self.w, 0.5) if self.w else 0.0
         return (karras_ramp(sigma) ** exponent).float()
 

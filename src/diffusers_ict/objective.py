@@ -104,7 +104,7 @@ class Objective(ABC):
         return {}
 
     def mean_weight(self, step: int, total_steps: int) -> float:
-        """Mean of `weighting` over the pairs drawn at step k of K; losses divided by it can be compared across steps."""
+        """Mean of `weighting` over the pairs drawn at step k of K; losses divided by it compare across steps."""
         uniform = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
         return self.weighting(*self.sample_pair(uniform, step, total_steps)).mean().item()
 

@@ -195,10 +195,7 @@ class ICTScheduler(CMStochasticIterativeScheduler):
             timesteps: [B]; floating point: 250 ln(sigma) of any level, such as an entry of `timesteps`;
                 integer: indices into the current `timesteps`.
         """
-        if timesteps.is_floating_point():
-            sigma = sigma_of(timesteps)
-        else:
-            sigma = self.sigmas.to(timesteps.device)[timesteps]
+        sigma = sigma_of(timesteps) if timesteps.is_floating_point() else self.sigmas.to(timesteps.device)[timesteps]
         return original_samples + noise * per_image(sigma, noise).to(noise)
 
     # ------------------------------------------------------------------ to and from stock diffusers

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import operator
 import types
 import typing
 from collections.abc import Sequence
@@ -55,12 +56,12 @@ def check_bounds(settings: Any) -> None:
         if value is None or item.metadata["bounds"] == (None, None, None):
             continue
         rules = [
-            (at_least, "at least", value.__ge__),
-            (above, "greater than", value.__gt__),
-            (below, "less than", value.__lt__),
+            (at_least, "at least", operator.ge),
+            (above, "greater than", operator.gt),
+            (below, "less than", operator.lt),
         ]
         stated = [(bound, words, holds) for bound, words, holds in rules if bound is not None]
-        if not all(holds(bound) is True for bound, _, holds in stated):
+        if not all(holds(value, bound) for bound, _, holds in stated):
             allowed = " and ".join(f"{words} {bound:g}" for bound, words, _ in stated)
             raise UserError(f"`{item.name}` must be {allowed}, got {value}.")
 

@@ -62,7 +62,7 @@ class Draw:
         return torch.rand(self.batch_size, generator=self._generator(FLIP)) < 0.5
 
     def pair_uniform(self) -> Tensor:
-        """Uniform numbers in [0, 1) that decide the noise levels, see `Objective.sample_pair`: float64 [B] on the CPU."""
+        """Uniform numbers in [0, 1) that decide the noise levels (`Objective.sample_pair`): float64 [B], on the CPU."""
         return torch.rand(self.batch_size, dtype=torch.float64, generator=self._generator(PAIR))
 
     def noise(self, shape: tuple[int, ...]) -> Tensor:

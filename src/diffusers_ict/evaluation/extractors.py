@@ -156,8 +156,8 @@ def _dinov2(weights: str | None, device: torch.device) -> Extractor:
         net = Dinov2Model.from_pretrained(name, use_safetensors=True).to(device).eval()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"no DINOv2 model could be loaded from {name} ({first_line(error)}): download {DINOV2} on a machine that can, "
-            "and give its folder as `extractor_weights`."
+            f"no DINOv2 model could be loaded from {name} ({first_line(error)}): download {DINOV2} on a machine that "
+            "can, and give its folder as `extractor_weights`."
         ) from error
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
     side = 224

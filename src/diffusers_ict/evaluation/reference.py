@@ -100,7 +100,7 @@ def read_reference(path: Path, extractor: Extractor) -> Reference:
         raise UserError(f"{path} is not a file of reference statistics: {error}.") from error
     if (description["extractor"], description["weights"]) != (extractor.name, extractor.weights):
         raise UserError(
-            f"{path.name} holds features of {description['extractor']} ({description['weights'][:12]}) and samples would be "
-            f"measured with {extractor.name} ({extractor.weights[:12]}); use the same `extractor` and weights."
+            f"{path.name} holds features of {description['extractor']} ({description['weights'][:12]}) and samples "
+            f"would be measured with {extractor.name} ({extractor.weights[:12]}); use the same `extractor` and weights."
         )
     return Reference(features, Moments(len(features), mean, covariance * (len(features) - 1)), description, key)

@@ -51,8 +51,8 @@ def stage(folder: Path, repo_id: str, license: str | None = None) -> Path:
     known = any(all((folder / name).is_file() for name in names) for names in kinds)
     if not known or not (folder / "model_index.json").is_file():
         raise UserError(
-            f"{folder} must be the output folder of a training run or a conversion; it has no model_index.json, or neither "
-            "run.json with recipe.yaml nor conversion.json."
+            f"{folder} must be the output folder of a training run or a conversion; it has no model_index.json, or "
+            "neither run.json with recipe.yaml nor conversion.json."
         )
     staged = Path(tempfile.mkdtemp(prefix="publish-"))
     for name in (*UPLOADED_FILES, "README.md"):

@@ -107,7 +107,7 @@ class Adversary:
         return weighted_lerp(objective, pair, generator_loss(logits), self.weight(pair.sigma_next))
 
     def discriminator_loss(self, fake: Tensor, fakes: Batch, reals: Batch) -> tuple[Tensor, Tensor]:
-        """(L_D [B], share of images told apart rightly). `fake` carries no gradient; both kinds drew their own levels."""
+        """(L_D [B], share of images told apart rightly). `fake` has no gradient; both kinds drew their own levels."""
         logits_fake, logits_real = self._logits(fake, fakes), self._logits(reals.x, reals)
         accuracy = torch.cat([logits_fake < 0, logits_real > 0]).float().mean()
         weights = [self._level_weight(batch) for batch in (fakes, reals)]

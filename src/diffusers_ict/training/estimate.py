@@ -82,7 +82,7 @@ def describe(
             f"parameters  {size}",
             f"steps       {steps} of {batch_size} images, {steps * batch_size / len(images):.1f} epochs",
             *_describe_stages(list(stages(objective, steps))),
-            f"memory      about {memory / 2**30:.2f} GiB: weights, gradients, moments, averages and activations{without}",
+            f"memory      about {memory / 2**30:.2f} GiB: weights, gradients, moments, averages, activations{without}",
         ]
     )
 

@@ -67,7 +67,7 @@ class Metrics:
         self.losses.append((step, loss.detach().float(), sigma))
 
     def add_figures(self, figures: dict[str, Tensor | float]) -> None:
-        """Figures of a step; tensors are means over this process. The last before an entry is the one that is logged."""
+        """Figures of a step, tensors as means over this process; the last ones before an entry are logged."""
         self.figures |= figures
 
     def count_step(self, images: int) -> None:

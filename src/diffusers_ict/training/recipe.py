@@ -136,9 +136,9 @@ class Recipe(DataSettings):
             for loss in (self.loss, self.consistency) if self.loss == "act" else (self.loss,):
                 if getattr(self, item.name) is None and loss in item.metadata["published"]:
                     setattr(self, item.name, item.metadata["published"][loss])
+        self._check()
         if self.discriminator_learning_rate is None:
             self.discriminator_learning_rate = self.learning_rate
-        self._check()
 
     def _check(self) -> None:
         check_bounds(self)
@@ -177,13 +177,13 @@ class Recipe(DataSettings):
         plain["discriminator_learning_rate"] = self.learning_rate  # which it follows
         words = ["accelerate", "launch", "train_scripts/train_ict.py"]
         if self.loss != "ict":
-            words += ["--loss", self.loss]
+            words += as_flag("loss", self.loss)
         if self.loss == "act":
-            words += ["--consistency", self.consistency]
+            words += as_flag("consistency", self.consistency)
         for key, value in self.computed().items():
             if value != plain[key]:
                 words += as_flag(key, value)
-        return shlex.join([*words, "--output_dir", portable(self.output_dir)])
+        return shlex.join([*words, *as_flag("output_dir", portable(self.output_dir))])
 
 
 def parse(argv: Sequence[str] | None, program: str, description: str) -> Recipe:

@@ -42,10 +42,8 @@ def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
                 dropout_seed=batch.dropout_seed,
                 teacher=run.f_teacher,
             )
-            if adversary is None:
-                loss = objective.loss(pair)  # lambda(sigma_i) d(student, target)
-            else:
-                loss = adversary.generator_loss(objective, pair, batch)  # L_G
+            # lambda(sigma_i) d(student, target), and with ACT L_G
+            loss = objective.loss(pair) if adversary is None else adversary.generator_loss(objective, pair, batch)
             accelerator.backward(loss.mean() / len(batches))
             metrics.add_losses(step, loss, batch.sigma_next)
         average_gradients(accelerator, run.unet.parameters())
