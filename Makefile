@@ -1,11 +1,12 @@
 # Everything runs in .venv, which the first command makes. Linux and macOS; Python 3.10 or newer.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo test lint format clean compare
+.PHONY: help demo test test-slow test-all lint format docs clean compare
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -13,16 +14,23 @@ help: ## show this list
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torch-fidelity
 	@touch $@
 
-demo: .venv/installed ## train on the digits of scikit-learn, sample, judge: two minutes, then see runs/digits
+demo: .venv/installed ## train on the digits of scikit-learn, sample, measure: two minutes, then see runs/digits
 	rm -rf runs/digits
 	$(BIN)/python examples/demo_digits.py --output_dir runs/digits
 
-test: .venv/installed ## run the test suite
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+test: .venv/installed ## run the test suite without what is marked slow: under four minutes on two cores
+	$(PYTEST) -m 'not slow'
 
-lint: .venv/installed ## check style and formatting
+test-slow: .venv/installed ## run what is marked slow: kills, several processes, whole programs
+	$(PYTEST) -m slow
+
+test-all: test test-slow ## run everything, as CI does
+
+lint: .venv/installed ## check style, formatting, imports and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 format: .venv/installed ## mend what lint can mend
 	$(BIN)/ruff check --fix .

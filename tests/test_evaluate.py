@@ -88,9 +88,10 @@ def test_twice_is_the_same_and_the_report_tells_what_was_measured(run_folder, tm
     assert not list((tmp_path / "b" / "cache" / "work").iterdir()), "finished work is left"
 
 
+@pytest.mark.slow
 def test_two_processes_give_exactly_the_figures_of_one(run_folder, tmp_path):
     one = figures(run_folder, tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29523"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = [str(ROOT / "train_scripts" / "evaluate.py"), *arguments(run_folder, tmp_path / "two")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -114,6 +115,7 @@ def features(images, device):
 """
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_it_goes_on_and_gives_the_same_figures(run_folder, tmp_path):
     (tmp_path / "slow.py").write_text(SLOW)
     own = ["--extractor", tmp_path / "slow.py", "--num_samples", "300", "--batch_size", "10"]
@@ -232,7 +234,8 @@ def test_tuned_levels_are_written_for_every_sampler_if_they_are_better(run_folde
 
     model = shutil.copytree(run_folder, tmp_path / "run")
     shutil.copy(run_folder.parent / "data.npz", tmp_path / "data.npz")
-    own = ["--tune_sigmas", 3, "--variants", "published", "--metrics", "fid", "--steps", 2, 3]
+    own = ["--tune_sigmas", 3, "--variants", "published", "--metrics", "kid", "--steps", 2, 3]
+    own += ["--tune_metric", "kid", "--tune_samples", 40]
     assert evaluate.main(arguments(model, tmp_path, *own)) == 0
     out = capsys.readouterr().out
     tuned = json.loads((model / "evaluation.json").read_text())["tuned"]

@@ -47,6 +47,7 @@ def kill_at_random_step(flags: list[str], folder: Path, earliest: int, latest: i
     return at
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [ICT, CT, ACT], ids=["ict", "ct", "act"])
 def test_killed_and_resumed_a_run_ends_bit_identical(loss, flags, tmp_path):
     assert run(*loss, *flags, "--output_dir", tmp_path / "whole") == 0
@@ -66,6 +67,7 @@ def test_killed_and_resumed_a_run_ends_bit_identical(loss, flags, tmp_path):
         assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
+@pytest.mark.slow
 def test_with_the_newest_checkpoint_damaged_the_previous_one_serves(flags, tmp_path):
     assert run(*ICT, *flags, "--output_dir", tmp_path / "whole") == 0
     kill_at_random_step([*ICT, *flags], tmp_path / "killed", 12, 22)
@@ -79,9 +81,31 @@ def test_with_the_newest_checkpoint_damaged_the_previous_one_serves(flags, tmp_p
     assert_bitwise_equal(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.parametrize("loss", [ICT, CT, ACT], ids=["ict", "ct", "act"])
+def test_stopped_between_steps_and_resumed_a_run_ends_bit_identical(loss, flags, tmp_path, monkeypatch):
+    """The short form of the test above: stopped by an exception, in one process."""
+    flags = [*flags, "--max_train_steps", 12]
+    assert run(*loss, *flags, "--output_dir", tmp_path / "whole") == 0
+    step = torch.optim.RAdam.step
+    calls = iter(range(1000))
+
+    def stopping(self, *args, **kwargs):
+        if next(calls) == (14 if loss is ACT else 7):
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.RAdam, "step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(*loss, *flags, "--output_dir", tmp_path / "stopped")
+    monkeypatch.undo()
+    assert run(*loss, *flags, "--output_dir", tmp_path / "stopped", "--resume_from_checkpoint", "latest") == 0
+    assert_bitwise_equal(tmp_path / "whole", tmp_path / "stopped")
+
+
 def test_a_named_checkpoint_is_resumed_from(flags, tmp_path):
+    flags = [*flags, "--max_train_steps", 12]
     assert run(*ICT, *flags, "--output_dir", tmp_path / "whole", "--checkpoints_total_limit", 9) == 0
-    where = tmp_path / "whole" / "checkpoint-10"
+    where = tmp_path / "whole" / "checkpoint-5"
     assert run(*ICT, *flags, "--output_dir", tmp_path / "other", "--resume_from_checkpoint", where) == 0
     assert_bitwise_equal(tmp_path / "whole", tmp_path / "other")
 
@@ -106,10 +130,11 @@ def test_accumulated_parts_equal_one_large_batch(flags, tmp_path):
             torch.testing.assert_close(value, whole[key], rtol=1e-3, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}")
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(flags, tmp_path):
     own = ["--dropout", "0", "--max_train_steps", "6", "--gradient_accumulation_steps", "1"]
     assert run("--loss", "ict", *flags, *own, "--train_batch_size", 8, "--output_dir", tmp_path / "one") == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29519"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = [str(ROOT / "train_scripts" / "train_ict.py"), "--loss", "ict", *flags, *own, "--train_batch_size", "4"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -15,6 +15,10 @@ from diffusers_ict import ConsistencyPipeline, fast_columns
 from diffusers_ict.training import checkpoint, train
 from diffusers_ict.training.log import read_log
 
+# One grid for the whole run and one micro batch a step: losses of different steps compare, and steps are short.
+COARSE = ["--dropout", 0, "--s1", 2, "--train_batch_size", 8, "--gradient_accumulation_steps", 1]
+COARSE += ["--checkpointing_steps", 1000]
+
 
 def test_the_output_folder_holds_what_others_need(flags, tmp_path):
     folder = tmp_path / "out"
@@ -59,12 +63,8 @@ def test_no_file_written_names_the_machine_or_a_token(flags, tmp_path, monkeypat
 
 
 def test_training_learns(flags, tmp_path):
-    assert (
-        run(
-            "--loss", "ict", "--dropout", 0, *flags, "--max_train_steps", 150, "--s1", 2, "--output_dir", tmp_path / "o"
-        )
-        == 0
-    )
+    own = [*COARSE, "--max_train_steps", 120, "--output_dir", tmp_path / "o"]
+    assert run("--loss", "ict", *flags, *own) == 0
     losses = [entry["loss"] for entry in read_log(tmp_path / "o" / "log.jsonl")]
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
 
@@ -84,7 +84,7 @@ def test_a_warm_start_continues_and_keeps_fast_columns_where_they_are_used(flags
 
 
 def test_bfloat16_trains_on_cpu(flags, tmp_path):
-    own = ["--mixed_precision", "bf16", "--dropout", 0, "--s1", 2, "--max_train_steps", 100]
+    own = [*COARSE, "--mixed_precision", "bf16", "--max_train_steps", 80]
     assert run("--loss", "ict", *flags, *own, "--output_dir", tmp_path / "out") == 0
     assert all(v.dtype == torch.float32 for v in final_tensors(tmp_path / "out").values())
     losses = [entry["loss"] for entry in read_log(tmp_path / "out" / "log.jsonl")]

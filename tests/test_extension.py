@@ -1,0 +1,129 @@
+"""A new objective, a new metric and a new data source touch nothing else: each is one object, defined here."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_npz
+from PIL import Image, ImageDraw
+from short_run import final_tensors
+
+from diffusers_ict import ICTScheduler, Objective, squared_l2
+from diffusers_ict.data.images import read_images
+from diffusers_ict.data.source import Source
+from diffusers_ict.evaluation.evaluate import evaluate
+from diffusers_ict.evaluation.metric import FID, Metric
+from diffusers_ict.evaluation.settings import EvaluationSettings
+from diffusers_ict.training.log import read_log
+from diffusers_ict.training.recipe import Recipe
+from diffusers_ict.training.train import train
+
+
+@dataclass(frozen=True)
+class Continuous(Objective):
+    """No grid: ln(sigma_next) uniform, and sigma a fraction of it that approaches 1 as training goes on."""
+
+    low: float = 0.01
+    high: float = 80.0
+
+    def fraction(self, step, total_steps):
+        return 1 - 0.5 ** (1 + 4 * step // total_steps)
+
+    def sample_pair(self, uniform, step, total_steps):
+        sigma_next = self.low * (self.high / self.low) ** uniform
+        return sigma_next * self.fraction(step, total_steps), sigma_next
+
+    def distance(self, pair):
+        return squared_l2(pair.student, pair.target)
+
+    def weighting(self, sigma, sigma_next):
+        return 1 / (sigma_next - sigma)
+
+    def teacher_decay(self, step, total_steps):
+        return 0.5
+
+    def schedule(self, step, total_steps):
+        return {"fraction": self.fraction(step, total_steps)}
+
+
+@pytest.mark.parametrize("loss", ["ict", "act"])
+def test_an_objective_without_a_grid_trains_resumes_and_is_logged(loss, tmp_path, config, capsys):
+    data = write_npz(tmp_path / "data.npz")
+    settings = {"dataset_name": str(data), "model_config_name_or_path": str(config), "max_train_steps": 8,
+                "train_batch_size": 8, "ema_decays": [0.9], "logging_steps": 1, "checkpointing_steps": 4,
+                "checkpoints_total_limit": 9, "num_validation_images": 2, "loss": loss, "r1_interval": 2,
+                "augment": loss == "act"}  # fmt: skip
+    train(Recipe(**settings, output_dir=str(tmp_path / "whole")), Continuous())
+    assert "fraction    4 stages: 0.5 from step 0, 0.75 from step 2" in capsys.readouterr().out
+    entries = read_log(tmp_path / "whole" / "log.jsonl")
+    assert [entry["fraction"] for entry in entries] == [0.5, 0.5, 0.75, 0.75, 0.875, 0.875, 0.9375, 0.9375]
+    weight = Continuous().mean_weight(0, 8)
+    assert entries[0]["loss_unweighted"] == pytest.approx(entries[0]["loss"] / weight)
+
+    start = str(tmp_path / "whole" / "checkpoint-4")
+    train(Recipe(**settings, output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=start), Continuous())
+    whole, resumed = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "resumed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert any(name.startswith("teacher/") for name in whole)
+
+
+def test_the_mean_weight_of_an_objective_without_a_grid_is_its_integral():
+    objective = Continuous()
+    # The mean over u of 2 / (low (high / low)^u), in closed form.
+    exact = 2 * (1 / objective.low - 1 / objective.high) / np.log(objective.high / objective.low)
+    assert objective.mean_weight(0, 8) == pytest.approx(exact, rel=1e-5)
+
+
+def test_the_scheduler_draws_the_levels_of_an_objective_without_a_grid(generator):
+    sigma, sigma_next = ICTScheduler().training_sigmas(Continuous(), 6, 8, 512, generator)
+    torch.testing.assert_close(sigma, sigma_next * 0.9375)
+    assert sigma_next.min() > 0.01
+    assert sigma_next.max() < 80
+
+
+def brightness(samples, reference, extractor, settings):
+    difference = samples["features"].mean() - reference.features.mean()
+    return {"brightness": settings["scale"] * difference.abs().item()}
+
+
+def test_a_metric_is_one_object(tmp_path):
+    metric = Metric("brightness", brightness, lambda dim: 2, lambda samples, reference: {"scale": 255}, False)
+    data = write_npz(tmp_path / "data.npz")
+    images = np.load(data)["images"]
+    np.savez(tmp_path / "dark.npz", images=images // 2)
+    settings = EvaluationSettings(
+        dataset_name=str(data),
+        extractor="pixels",
+        cache_dir=str(tmp_path / "cache"),
+        output_dir=str(tmp_path / "out"),
+    )
+    report = evaluate(str(tmp_path / "dark.npz"), settings, metrics=[metric])
+    expected = images.mean() - (images // 2).mean()
+    assert report["rows"][0]["metrics"] == {"brightness": pytest.approx(expected, rel=1e-5)}
+    assert report["settings"] == {"brightness": {"scale": 255}}
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == report
+    both = evaluate(str(tmp_path / "dark.npz"), EvaluationSettings(**{**vars(settings), "num_samples": 64}), metrics=[
+        metric, Metric(**{**vars(FID), "minimum": lambda dim: 2})])  # fmt: skip
+    assert list(both["rows"][0]["metrics"]) == ["brightness", "frechet"]
+
+
+def drawn_squares(count: int) -> Source:
+    """Squares that are drawn on the spot, by size: a source without any file."""
+
+    def pictures():
+        for number in range(count):
+            picture = Image.new("L", (16, 16))
+            ImageDraw.Draw(picture).rectangle((0, 0, 4 + 8 * (number % 2), 4 + 8 * (number % 2)), fill=255)
+            yield picture
+
+    return Source(pictures(), count, [number % 2 for number in range(count)], ("small", "large"))
+
+
+def test_a_data_source_is_one_object():
+    images = read_images(drawn_squares(6), class_conditional=True, resolution=8)
+    assert images.pixels.shape == (6, 1, 8, 8)
+    assert images.class_names == ("small", "large")
+    large = images.pixels[images.labels == 1].float().mean()
+    assert large > 2 * images.pixels[images.labels == 0].float().mean()
