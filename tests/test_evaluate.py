@@ -59,9 +59,9 @@ def test_figures_are_those_of_images_drawn_by_hand(run_folder, tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     drawn = []
     for start, size in ((0, 40), (40, 40), (80, 40), (120, 30)):
-        generator = torch.Generator().manual_seed(derive_seed(0, EVALUATION, start, size))
+        generators = [torch.Generator().manual_seed(derive_seed(0, EVALUATION, i)) for i in range(start, start + size)]
         labels = torch.arange(start, start + size) % 4
-        drawn += pipeline(size, labels, 2, generator=generator).images
+        drawn += pipeline(size, labels, 2, generator=generators).images
     fake = torch.from_numpy(np.stack([np.asarray(image) for image in drawn]).reshape(150, -1)).float() / 255
     real = torch.from_numpy(np.load(run_folder.parent / "data.npz")["images"].reshape(100, -1)).float() / 255
     got = rows[3]["metrics"]
@@ -70,6 +70,16 @@ def test_figures_are_those_of_images_drawn_by_hand(run_folder, tmp_path):
     assert {key: got[key] for key in ("precision", "recall", "density", "coverage")} == vars(
         coverage_measures(real, fake)
     )
+
+
+def test_figures_do_not_depend_on_the_batch_size(run_folder, tmp_path):
+    own = ["--steps", 2, "--variants", "published"]
+    (forty,) = figures(run_folder, tmp_path / "a", *own)
+    (seven,) = figures(run_folder, tmp_path / "b", *own, "--batch_size", 7)
+    # Up to what kernels round otherwise for another batch, which moves a pixel by one level at most.
+    assert seven["metrics"]["frechet"] == pytest.approx(forty["metrics"]["frechet"], rel=1e-4)
+    (other,) = figures(run_folder, tmp_path / "a", *own, "--seed", 1)
+    assert other["metrics"]["frechet"] != pytest.approx(forty["metrics"]["frechet"], rel=1e-3)
 
 
 def test_twice_is_the_same_and_the_report_tells_what_was_measured(run_folder, tmp_path):

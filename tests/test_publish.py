@@ -232,9 +232,8 @@ def test_training_publishes_in_the_background_and_leaks_nothing(hub, tmp_path):
     assert TOKEN not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    ("where", "status"), [("/api/repos/create", 403), pytest.param("/commit/", 401, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "status"), [("/api/repos/create", 403), ("/commit/", 401)])
 def test_a_failing_hub_does_not_stop_training_and_publishing_is_finished_later(hub, tmp_path, where, status):
     write_npz(tmp_path / "data.npz")
     hub.failures = [(where, status)] * 20

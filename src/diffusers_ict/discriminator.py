@@ -101,7 +101,7 @@ class ConsistencyDiscriminator(ModelMixin, ConfigMixin):
                 f"{'left out' if self.class_embedding is None else 'given'}."
             )
         embedding = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
-        if class_labels is not None:
+        if self.class_embedding is not None:
             embedding = embedding + self.class_embedding(class_labels).to(sample.dtype)
         hidden = self.conv_in(sample)
         for block in self.down_blocks:

@@ -112,7 +112,7 @@ class LPIPS:
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         maps = zip(self._maps(a), self._maps(b), self.linear)
-        return sum((weight * (x - y).square()).sum(1).mean((1, 2)) for x, y, weight in maps)
+        return torch.stack([(weight * (x - y).square()).sum(1).mean((1, 2)) for x, y, weight in maps]).sum(0)
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps of unit length along the channels."""

@@ -107,10 +107,9 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
         self._check_inputs(batch_size, timesteps, sigmas, generator, output_type, callback_steps)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs may hold 'latents' only, got {sorted(unknown)}.")
-        if timesteps is not None or sigmas is not None:
-            num_inference_steps = None
         device = self._execution_device
-        self.scheduler.set_timesteps(num_inference_steps, device, timesteps, sigmas)
+        steps = num_inference_steps if timesteps is None and sigmas is None else None
+        self.scheduler.set_timesteps(steps, device, timesteps, sigmas)
 
         sample = self._initial_noise(batch_size, height, width, generator, latents, device)
         labels = self._labels(batch_size, class_labels, generator, device)
@@ -180,12 +179,8 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
                 raise ValueError("this model is unconditional: leave class_labels out.")
             return None
         if class_labels is None:
-            several = isinstance(generator, list)
-            shape = (1,) if several else (batch_size,)
-            drawn = [
-                torch.randint(classes, shape, generator=g, device=g.device if g is not None else "cpu")
-                for g in (generator if several else [generator])
-            ]
+            sources, shape = (generator, (1,)) if isinstance(generator, list) else ([generator], (batch_size,))
+            drawn = [torch.randint(classes, shape, generator=g, device=g.device if g else "cpu") for g in sources]
             return torch.cat(drawn).to(device)
         labels = torch.as_tensor(class_labels).reshape(-1)
         if len(labels) == 1:

@@ -107,7 +107,7 @@ class ICTScheduler(CMStochasticIterativeScheduler):
             levels = self._checked_sigmas(sigmas)
         elif timesteps is not None:
             levels = self._stock_grid(self._checked_indices(timesteps)[::-1])
-        else:
+        elif num_inference_steps is not None:
             levels = self.sampling_sigmas(num_inference_steps)
 
         self.num_inference_steps = len(levels)

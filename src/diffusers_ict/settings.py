@@ -77,8 +77,8 @@ class ArgumentParser(argparse.ArgumentParser):
     Flags are not abbreviated: a new flag must not change what an old command means.
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}.")

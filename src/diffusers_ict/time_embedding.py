@@ -9,9 +9,10 @@ is an insensitive embedding inside a plain UNet2DModel checkpoint.
 """
 
 import math
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .preconditioning import C_NOISE_SCALE
 
@@ -19,7 +20,14 @@ from .preconditioning import C_NOISE_SCALE
 FASTEST_PHASE = 0.25
 
 
-def fast_columns(unet: nn.Module) -> Tensor:
+class TimeEmbedded(Protocol):
+    """A diffusers model with a time embedding, such as UNet2DModel or ConsistencyDiscriminator."""
+
+    config: Any
+    time_embedding: Any
+
+
+def fast_columns(unet: TimeEmbedded) -> Tensor:
     """Which inputs of `time_embedding.linear_1` belong to fast frequencies: bool [width of the first block].
 
     The frequencies are those of diffusers' `get_timestep_embedding`, f_j = 10000 ^ (-j / (half - freq_shift)),
@@ -43,13 +51,13 @@ def fast_columns(unet: nn.Module) -> Tensor:
     return torch.cat([fast, fast, padding])
 
 
-def uses_fast_columns(unet: nn.Module) -> bool:
+def uses_fast_columns(unet: TimeEmbedded) -> bool:
     """True when the weights read a fast frequency, as those of models trained elsewhere do."""
     weight = unet.time_embedding.linear_1.weight
     return bool(weight.detach()[:, fast_columns(unet).to(weight.device)].any())
 
 
-def zero_fast_columns(unet: nn.Module) -> None:
+def zero_fast_columns(unet: TimeEmbedded) -> None:
     """Zero the fast columns of freshly initialised weights and scale the others up to the same total variance."""
     weight = unet.time_embedding.linear_1.weight
     fast = fast_columns(unet).to(weight.device)
@@ -58,7 +66,7 @@ def zero_fast_columns(unet: nn.Module) -> None:
         weight[:, fast] = 0
 
 
-def hold_fast_columns(unet: nn.Module) -> None:
+def hold_fast_columns(unet: TimeEmbedded) -> None:
     """Mask the gradient of the fast columns from now on, so that any optimizer leaves zeros at zero."""
     weight = unet.time_embedding.linear_1.weight
     slow = ~fast_columns(unet)

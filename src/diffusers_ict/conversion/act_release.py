@@ -5,6 +5,8 @@ which its forward pass returns the last three. And all three networks are told t
 250 ln(sigma): see `refit_time_embedding`.
 """
 
+from typing import Any
+
 import torch
 from diffusers import UNet2DModel
 from torch import Tensor
@@ -16,7 +18,7 @@ from .unet_shape import Stages
 # The averaged weights, which the authors sample from.
 PREFIX = "model_ema.unet."
 # What the weights of the three released networks do not tell, by their widths.
-RELEASES = {
+RELEASES: dict[tuple[int, ...], dict[str, Any]] = {
     (128, 128, 256, 256): {"sample_size": 32, "attention_head_dim": 8},
     (128, 256, 256, 512, 512): {"sample_size": 64, "attention_head_dim": 16},
     (128, 128, 256, 256, 512, 512): {

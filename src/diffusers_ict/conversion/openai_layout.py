@@ -48,7 +48,8 @@ def read_stages(state: dict[str, Tensor]) -> Stages:
     """
     inputs, outputs = (_numbers(state, side) for side in ("input_blocks", "output_blocks"))
     # On the way up the last block of every level but the finest holds a module more, which doubles the size.
-    doubling = [number for number in range(outputs) if _resampler(state, "output_blocks", number) is not None]
+    found = _resamplers(state, outputs)
+    doubling = list(found)
     per_level = doubling[0] + 1 if doubling else outputs
     levels = outputs // per_level
     if inputs != outputs or outputs % per_level or len(doubling) != levels - 1:
@@ -61,7 +62,7 @@ def read_stages(state: dict[str, Tensor]) -> Stages:
         widths=tuple(len(state[f"input_blocks.{n}.0.out_layers.3.weight"]) for n in firsts),
         attends=tuple(f"input_blocks.{n}.1.qkv.weight" in state for n in firsts),
         layers=per_level - 1,
-        resnet_resampling=bool(doubling) and _resampler(state, "output_blocks", doubling[0])[1] == "resnet",
+        resnet_resampling=bool(doubling) and found[doubling[0]][1] == "resnet",
     )
 
 
@@ -108,6 +109,7 @@ def rename(state: dict[str, Tensor], stages: Stages) -> dict[str, Tensor]:
 def _modules(state: dict[str, Tensor], stages: Stages) -> Iterator[tuple[str, str]]:
     """(old name, new name) of every module inside the blocks."""
     levels, layers = len(stages.widths), stages.layers
+    found = _resamplers(state, _numbers(state, "output_blocks"))
     for level in range(levels):
         new = f"down_blocks.{level}"
         for layer in range(layers):
@@ -120,7 +122,7 @@ def _modules(state: dict[str, Tensor], stages: Stages) -> Iterator[tuple[str, st
             yield from _pair(f"output_blocks.{level * (layers + 1) + layer}", new, layer)
         if level < levels - 1:
             number = (level + 1) * (layers + 1) - 1
-            place, _ = _resampler(state, "output_blocks", number)
+            place, _ = found[number]
             old = f"output_blocks.{number}.{place}"
             yield from _resampling(old, f"{new}.upsamplers.0", "conv", stages.resnet_resampling)
     for number in (0, 2):
@@ -155,8 +157,9 @@ def _numbers(state: dict[str, Tensor], side: str) -> int:
     return len({key.split(".")[1] for key in state if key.startswith(side + ".")})
 
 
-def _resampler(state: dict[str, Tensor], side: str, number: int) -> tuple[int, str] | None:
-    """(place in the block, "resnet" or "conv") of the module that changes the size, or None."""
-    pattern = re.compile(rf"{side}\.{number}\.([12])\.(in_layers\.0|conv)\.weight")
-    found = [match for match in map(pattern.fullmatch, state) if match]
-    return (int(found[0][1]), "conv" if found[0][2] == "conv" else "resnet") if found else None
+def _resamplers(state: dict[str, Tensor], blocks: int) -> dict[int, tuple[int, str]]:
+    """(place in the block, "resnet" or "conv") of the module that doubles the size, by number of output block."""
+    pattern = re.compile(r"output_blocks\.(\d+)\.([12])\.(in_layers\.0|conv)\.weight")
+    matches = [match for match in map(pattern.fullmatch, state) if match]
+    found = {int(m[1]): (int(m[2]), "conv" if m[3] == "conv" else "resnet") for m in matches}
+    return {number: found[number] for number in range(blocks) if number in found}

@@ -40,7 +40,8 @@ class Images:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        return tuple(self.pixels.shape[1:])
+        _, channels, height, width = self.pixels.shape
+        return channels, height, width
 
     def to(self, device: torch.device | str) -> "Images":
         """The same images on a device, if they fit in half of its free memory; else as they are."""

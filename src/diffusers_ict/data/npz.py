@@ -29,16 +29,17 @@ def read_npz(path: Path, image_column: str | None = None, label_column: str | No
     images = _pick(arrays, image_column, lambda a: a.dtype == np.uint8 and a.ndim in (3, 4), "image_column", path)
     if images is None:
         raise UserError(f"{path} holds no images: an array of uint8, [n, H, W] or [n, H, W, C], got {list(arrays)}.")
+    count = len(images)
     labels = _pick(
         arrays,
         label_column,
-        lambda a: a.ndim == 1 and len(a) == len(images) and np.issubdtype(a.dtype, np.integer),
+        lambda a: a.ndim == 1 and len(a) == count and np.issubdtype(a.dtype, np.integer),
         "label_column",
         path,
     )
     if images.ndim == 4 and images.shape[1] in (1, 3, 4) and images.shape[-1] not in (1, 3, 4):
         images = images.transpose(0, 2, 3, 1)
-    return Source(images, len(images), labels, name_of=lambda index: f"number {index} of {path.name}")
+    return Source(images, count, labels, name_of=lambda index: f"number {index} of {path.name}")
 
 
 def _pick(

@@ -58,17 +58,21 @@ def evaluate(
     folder = Path(model_name) if Path(model_name).is_dir() else None
     output_dir = Path(settings.output_dir) if settings.output_dir else folder or Path("evaluation")
     cache = Path(settings.cache_dir or os.path.expanduser("~/.cache/diffusers-ict"))
-    given = load_images(dataset_name=model_name) if Path(model_name).suffix in IMAGE_FILES else None
-    variants = [] if given is not None else _variants(settings, model_name)
-    model = None if given is not None else load_model(model_name, variants[0], accelerator.device)
+    subject: Images | Model
+    if Path(model_name).suffix in IMAGE_FILES:
+        subject, variants = load_images(dataset_name=model_name), []
+    else:
+        variants = _variants(settings, model_name)
+        subject = load_model(model_name, variants[0], accelerator.device)
     extractor = make_extractor(settings.extractor, settings.extractor_weights, accelerator.device)
 
     # ---------------------------------------------------------------- the reference
-    reference, label_source = _reference(settings, model, given, extractor, cache, accelerator)
+    reference, label_source = _reference(settings, subject, extractor, cache, accelerator)
     evaluator = Evaluator(reference, extractor, accelerator, cache / "work", settings.batch_size, label_source)
 
     # ---------------------------------------------------------------- the figures
-    report = _describe(settings, words, given, metrics, evaluator)
+    count = len(subject) if isinstance(subject, Images) else settings.num_samples
+    report = _describe(settings, words, count, metrics, evaluator)
     rows: list[dict[str, Any]] = []
 
     def add(found: Figures, variant: str | None = None, sigmas: list[float] | None = None) -> None:
@@ -78,14 +82,12 @@ def evaluate(
         report["higher_is_better"] = [name for m in metrics if m.higher_is_better for name in found[m.name]]
         accelerator.print(_line(rows[-1]))
 
-    if given is not None:
-        add(evaluator.of_images(given, metrics))
-    elif settings.tune_sigmas is not None:
-        report["tuned"] = _tune(settings, model, evaluator, folder)
-        model = load_model(model_name, variants[0], accelerator.device)  # with the levels that were written
+    if isinstance(subject, Images):
+        add(evaluator.of_images(subject, metrics))
+    elif settings.tune_sigmas is not None and folder is not None:
+        report["tuned"] = _tune(settings.tune_sigmas, settings, subject, evaluator, folder)
     for variant in variants:
-        if variant != model.variant:
-            model = load_model(model_name, variant, accelerator.device)
+        model = load_model(model_name, variant, accelerator.device)  # with the levels that were just written
         for steps in settings.steps:
             sigmas = [float(sigma) for sigma in model.pipeline.scheduler.sampling_sigmas(steps)]
             add(evaluator.of_model(model, sigmas, settings.num_samples, settings.seed, metrics), variant, sigmas)
@@ -134,31 +136,29 @@ def _variants(settings: EvaluationSettings, model_name: str) -> list[str | None]
 
 def _reference(
     settings: EvaluationSettings,
-    model: Model | None,
-    given: Images | None,
+    subject: Images | Model,
     extractor: Extractor,
     cache: Path,
     accelerator: Accelerator,
 ) -> tuple[Reference, Images | None]:
     """The statistics to compare with, and the images whose classes samples are drawn as frequently as, or None."""
-    classes_of_data = model is not None and model.classes is not None and settings.labels == "data"
+    classes_of_data = isinstance(subject, Model) and subject.classes is not None and settings.labels == "data"
     if settings.reference is not None:
         if classes_of_data:
             raise UserError("`reference` does not say how frequent classes are: give the data, or `labels` uniform.")
         reference = read_reference(Path(settings.reference), extractor)
-        _check_shape(tuple(reference.description["shape"]), given, model)
+        _check_shape(tuple(reference.description["shape"]), subject.shape)
         return reference, None
     images = settings.load(class_conditional=classes_of_data)
-    _check_shape(images.shape, given, model)
+    _check_shape(images.shape, subject.shape)
     name, _ = public_name(settings.data_name)
     description = describe_reference(images, name, settings.dataset_split, settings.flip_reference, extractor)
     reference = make_reference(images, description, extractor, cache, accelerator, settings.batch_size)
     return reference, images if classes_of_data else None
 
 
-def _check_shape(real: tuple[int, ...], given: Images | None, model: Model | None) -> None:
-    """Refuse real images, [C, H, W], of another shape than those to be measured."""
-    wanted = given.shape if given is not None else model.shape
+def _check_shape(real: tuple[int, ...], wanted: tuple[int, int, int]) -> None:
+    """Refuse real images, (C, H, W), of another shape than those to be measured."""
     if real != wanted:
         (c, h, w), (channels, height, width) = real, wanted
         raise UserError(
@@ -167,8 +167,8 @@ def _check_shape(real: tuple[int, ...], given: Images | None, model: Model | Non
         )
 
 
-def _tune(settings: EvaluationSettings, model: Model, evaluator: Evaluator, folder: Path) -> dict[str, Any]:
-    """Search noise levels, write them if they are better, and describe the search."""
+def _tune(steps: int, settings: EvaluationSettings, model: Model, evaluator: Evaluator, folder: Path) -> dict[str, Any]:
+    """Search noise levels for up to so many steps, write them if they are better, and describe the search."""
     metric = METRICS[settings.tune_metric]
     count = settings.tune_samples or settings.num_samples
     accelerator = evaluator.accelerator
@@ -182,12 +182,12 @@ def _tune(settings: EvaluationSettings, model: Model, evaluator: Evaluator, fold
         return sign * figures[name]
 
     scheduler = model.pipeline.scheduler
-    found: Tuned = tune(figure, scheduler, settings.tune_sigmas)
-    for steps, before in found.before.items():
-        old = [float(f"{level:.4g}") for level in found.old_levels[steps]]
+    found: Tuned = tune(figure, scheduler, steps)
+    for n, before in found.before.items():
+        old = [float(f"{level:.4g}") for level in found.old_levels[n]]
         accelerator.print(
-            f"{steps} steps: {name} {abs(before):.5g} through {old}, {abs(found.after[steps]):.5g} through "
-            f"{found.levels[: steps - 1]}"
+            f"{n} steps: {name} {abs(before):.5g} through {old}, {abs(found.after[n]):.5g} through "
+            f"{found.levels[: n - 1]}"
         )
     if found.improves and accelerator.is_main_process:
         better = ICTScheduler.from_config({**scheduler.config, "intermediate_sigmas": found.levels})
@@ -197,10 +197,10 @@ def _tune(settings: EvaluationSettings, model: Model, evaluator: Evaluator, fold
     return {
         "metric": name,
         "samples": count,
-        "old_levels": {str(steps): levels for steps, levels in found.old_levels.items()},
+        "old_levels": {str(n): levels for n, levels in found.old_levels.items()},
         "levels": found.levels,
-        "before": {str(steps): abs(value) for steps, value in found.before.items()},
-        "after": {str(steps): abs(value) for steps, value in found.after.items()},
+        "before": {str(n): abs(value) for n, value in found.before.items()},
+        "after": {str(n): abs(value) for n, value in found.after.items()},
         "adopted": found.improves,
         "tried": [[[sigma, abs(value)] for sigma, value in search.tried] for search in found.searches],
     }
@@ -209,12 +209,11 @@ def _tune(settings: EvaluationSettings, model: Model, evaluator: Evaluator, fold
 def _describe(
     settings: EvaluationSettings,
     words: Sequence[str],
-    given: Images | None,
+    count: int,
     metrics: Sequence[Metric],
     evaluator: Evaluator,
 ) -> dict[str, Any]:
     """What a reader has to know to repeat the figures, or to compare them."""
-    count = settings.num_samples if given is None else len(given)
     reference, extractor = evaluator.reference, evaluator.extractor
     return {
         "dataset": reference.description["dataset"],

@@ -40,8 +40,8 @@ class Evaluator:
     def of_model(self, model: Model, levels: list[float], count: int, seed: int, metrics: Sequence[Metric]) -> Figures:
         """Figures of `count` images drawn through these noise levels."""
         labels = labels_of(model, self.label_source, seed)
-        source = self.label_source
-        classes = "uniform" if source is None else hashlib.sha256(source.labels.numpy()).hexdigest()
+        source = None if self.label_source is None else self.label_source.labels
+        classes = "uniform" if source is None else hashlib.sha256(source.numpy().data).hexdigest()
         description = {**describe_model(model, seed, classes), "levels": levels}
         label = f"{model.variant or 'published'}, {len(levels)} step{'s' if len(levels) > 1 else ''}"
         return self._figures(description, count, drawer(model, labels, seed, levels), metrics, label)
@@ -81,7 +81,7 @@ class Evaluator:
         folder = self.work / key_of({**description, "extractor_name": self.extractor.name})
         self._used.append(folder)
         samples = collect(folder, count, self.chunk, images, self.extractor, self.accelerator, label)
-        found = [None]
+        found: list[Figures] = [{}]
         if self.accelerator.is_main_process:  # the others are told, so that all go the same way from here
             found = [compute_metrics(metrics, samples, self.reference, self.extractor)]
         return broadcast_object_list(found)[0]

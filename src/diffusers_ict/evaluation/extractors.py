@@ -86,7 +86,7 @@ def _inception(weights: str | None, device: torch.device) -> Extractor:
     module = _inception_module()
     state = _inception_weights(weights)
     # Its constructor would unpickle whatever a file holds; here it is handed tensors that were read safely.
-    module.load_state_dict_from_url = lambda *args, **kwargs: state
+    setattr(module, "load_state_dict_from_url", lambda *args, **kwargs: state)  # noqa: B010
     try:
         net = module.FeatureExtractorInceptionV3("inception", layers).to(device)
     except (RuntimeError, KeyError) as error:
@@ -105,7 +105,7 @@ def _inception(weights: str | None, device: torch.device) -> Extractor:
 def _inception_module() -> types.ModuleType:
     """torch-fidelity's Inception module, without the package around it, which needs torchvision."""
     package = importlib.util.find_spec("torch_fidelity")
-    if package is None:
+    if package is None or package.submodule_search_locations is None:
         raise UserError(
             "`extractor` inception needs torch-fidelity: pip install --no-deps torch-fidelity (without --no-deps it "
             "brings torchvision, which may replace torch)."
@@ -197,6 +197,8 @@ def _callable_of(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]
     if path.suffix == ".pt2":
         return torch.export.load(path).module().to(device)
     spec = importlib.util.spec_from_file_location(f"extractor_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path.name} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return lambda images: module.features(images, device)

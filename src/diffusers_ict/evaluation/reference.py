@@ -38,7 +38,7 @@ class Reference:
 def describe_reference(images: Images, name: str, split: str, flipped: bool, extractor: Extractor) -> dict[str, Any]:
     """What determines a reference, in plain JSON."""
     digest = hashlib.sha256(str(tuple(images.pixels.shape)).encode())
-    digest.update(images.pixels.numpy())
+    digest.update(images.pixels.numpy().data)
     return {
         "version": VERSION,
         "dataset": name,

@@ -78,13 +78,14 @@ def labels_of(model: Model, images: Images | None, seed: int) -> Callable[[int, 
     Raises:
         UserError: the data has other classes than the model.
     """
-    if model.classes is None:
+    classes = model.classes
+    if classes is None:
         return lambda start, size: None
     if images is None:
-        return lambda start, size: torch.arange(start, start + size) % model.classes
-    if images.num_classes != model.classes:
+        return lambda start, size: torch.arange(start, start + size) % classes
+    if images.num_classes != classes or images.labels is None:
         raise UserError(
-            f"the model has {model.classes} classes and the data has {images.num_classes or 'none'}; give "
+            f"the model has {classes} classes and the data has {images.num_classes or 'none'}; give "
             "`label_column`, or draw every class equally often with `labels` uniform."
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive_seed(seed, EVALUATION)))
@@ -97,14 +98,17 @@ def drawer(
 ) -> Callable[[int, int], Tensor]:
     """A function that draws samples (first, count) through the noise levels `levels`: uint8 [n, C, H, W].
 
-    The noise of a sample depends on the seed and its place alone, so that step counts and variants are compared on the
-    same noise.
+    Every sample has noise of its own, which depends on the seed and its index alone. So step counts and variants are
+    compared on the same noise, and figures depend neither on the batch size nor on the number of processes.
     """
     pipeline = model.pipeline
 
     def draw(start: int, size: int) -> Tensor:
-        generator = torch.Generator(pipeline.device).manual_seed(derive_seed(seed, EVALUATION, start, size))
-        drawn = pipeline(size, labels(start, size), sigmas=levels, generator=generator, output_type="pt").images
+        seeds = [derive_seed(seed, EVALUATION, index) for index in range(start, start + size)]
+        generators = [torch.Generator(pipeline.device).manual_seed(own) for own in seeds]
+        (drawn,) = pipeline(
+            size, labels(start, size), sigmas=levels, generator=generators, output_type="pt", return_dict=False
+        )
         if not drawn.isfinite().all():
             raise UserError(
                 f"the model draws images that are not numbers at noise levels {levels}; its weights are broken."
@@ -123,4 +127,4 @@ def describe_model(model: Model, seed: int, labels: str) -> dict[str, Any]:
 
 def describe_images(images: Images) -> dict[str, Any]:
     """The same for images of a file."""
-    return {"pixels": hashlib.sha256(images.pixels.numpy()).hexdigest(), "shape": list(images.pixels.shape)}
+    return {"pixels": hashlib.sha256(images.pixels.numpy().data).hexdigest(), "shape": list(images.pixels.shape)}

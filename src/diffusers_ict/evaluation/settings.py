@@ -20,7 +20,7 @@ class EvaluationSettings(DataSettings):
     num_samples: int = setting(50_000, "images drawn for each row", at_least=1)
     labels: str = setting("data", "classes as frequent as in the data, or equally", choices=("data", "uniform"))
     seed: int = setting(0, "of the noise and the labels", at_least=0)
-    batch_size: int = setting(250, "images at once; the noise depends on it", at_least=1)
+    batch_size: int = setting(250, "images at once", at_least=1)
     extractor: str = setting("inception", "inception, dinov2, pixels, or a .py or .pt2 file, which runs code")
     extractor_weights: str | None = setting(None, "a local file or folder instead of a download")
     tune_sigmas: int | None = setting(None, "first search the noise levels for 2 to so many steps")

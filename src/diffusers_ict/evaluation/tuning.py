@@ -48,8 +48,14 @@ def ternary_search(figure: Callable[[float], float], low: float, high: float, to
         else:
             left = first
     at((left + right) / 2)
-    best = min(known, key=known.get)
+    best = min(known, key=known.__getitem__)
     return Found(best, known[best], tuple(sorted(known.items())))
+
+
+def _below(chosen: list[float], figure: Callable[[list[float]], float]) -> Callable[[float], float]:
+    """The figure of one level more, as a function of it."""
+    fixed = list(chosen)
+    return lambda sigma: figure([*fixed, sigma])
 
 
 def greedy_levels(
@@ -65,8 +71,7 @@ def greedy_levels(
     chosen: list[float] = []
     searches: list[Found] = []
     for _ in range(steps - 1):
-        fixed = list(chosen)
-        found = ternary_search(lambda sigma, fixed=fixed: figure([*fixed, sigma]), low, high, tolerance)
+        found = ternary_search(_below(chosen, figure), low, high, tolerance)
         searches.append(found)
         chosen.append(found.sigma)
         high = found.sigma * math.exp(-tolerance)

@@ -178,7 +178,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _results(report: dict[str, Any]) -> list[EvalResult]:
     """One result for each metric of each row of evaluation.json; deviations go with their metric."""
-    shared = {key: report[key] for key in ("samples", "extractor", "extractor_weights", "reference") if key in report}
+    shared: dict[str, Any] = {
+        key: report[key] for key in ("samples", "extractor", "extractor_weights", "reference") if key in report
+    }
     results = []
     for row in report.get("rows", []):
         steps, variant = row["num_inference_steps"], row.get("variant")

@@ -101,10 +101,7 @@ def _equality(stock: ConsistencyModelPipeline) -> Finding:
     worst = 0.0
     for steps in (1, 2):
         try:
-            pair = [
-                pipeline(1, labels, steps, generator=torch.Generator().manual_seed(0), output_type="np").images
-                for pipeline in (stock, ours)
-            ]
+            pair = [_draw(pipeline, labels, steps) for pipeline in (stock, ours)]
         except Exception as error:  # whatever a broken model raises is what is to be told
             return Finding("sampling", False, f"{steps}-step sampling fails: {first_line(error)}")
         if not all(np.isfinite(images).all() for images in pair):
@@ -112,6 +109,12 @@ def _equality(stock: ConsistencyModelPipeline) -> Finding:
         worst = max(worst, float(np.abs(pair[0] - pair[1]).max()))
     text = f"stock diffusers and diffusers-ict differ by at most {worst:.3g} with one and two steps"
     return Finding("sampling", worst == 0.0, f"{text}.")
+
+
+def _draw(pipeline: ConsistencyModelPipeline, labels: int | None, steps: int) -> np.ndarray:
+    """One image, [1, H, W, C] in [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    return pipeline(1, labels, steps, generator=generator, output_type="np", return_dict=False)[0]
 
 
 def _card(repository: str) -> Finding:

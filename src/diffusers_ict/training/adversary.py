@@ -133,25 +133,29 @@ class Adversary:
         Returns:
             Figures for the log, means over this process's micro batches.
         """
-        figures = {"discriminator_loss": 0.0, "discriminator_accuracy": 0.0}
-        penalised, penalty_sum = (step + 1) % self.r1_interval == 0, 0.0
+        losses, accuracies, penalties = [], [], []
+        penalised = (step + 1) % self.r1_interval == 0
         for fake_batch, real_batch in zip(fakes, reals):
             noisy = fake_batch.x + per_image(fake_batch.sigma_next, fake_batch.x) * fake_batch.noise
             with torch.no_grad(), dropout_masks(fake_batch.dropout_seed, noisy.device):
                 fake = f(noisy, fake_batch.sigma_next, fake_batch.labels)
             loss, accuracy = self.discriminator_loss(fake, fake_batch, real_batch)
-            figures["discriminator_loss"] += loss.detach().mean() / len(fakes)
-            figures["discriminator_accuracy"] += accuracy / len(fakes)
+            losses.append(loss.detach().mean())
+            accuracies.append(accuracy)
             if penalised:
                 penalty = self.penalty(real_batch)
-                penalty_sum += penalty.detach().mean() / len(fakes)
+                penalties.append(penalty.detach().mean())
                 loss = loss + penalty
             self.accelerator.backward(loss.mean() / len(fakes))
         average_gradients(self.accelerator, self.model.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad()
+        figures: dict[str, Tensor | float] = {
+            "discriminator_loss": torch.stack(losses).mean(),
+            "discriminator_accuracy": torch.stack(accuracies).mean(),
+        }
         if penalised:
-            figures["r1"] = r1 = self.accelerator.reduce(penalty_sum, "mean").item()
+            figures["r1"] = r1 = self.accelerator.reduce(torch.stack(penalties).mean(), "mean").item()
             if self.strength is not None:
                 self.strength.update(r1, fakes.size * self.r1_interval)
                 figures |= self.strength.state()
@@ -165,7 +169,9 @@ class Adversary:
             return self.compiled(images, timestep, labels)
 
     def _augmented(self, images: Tensor, batch: Batch) -> Tensor:
-        return images if self.strength is None else augment(images, self.strength.p, batch.uniform)
+        if self.strength is None or batch.uniform is None:
+            return images
+        return augment(images, self.strength.p, batch.uniform)
 
     def _level_weight(self, batch: Batch) -> Tensor | float:
         return self.weight.rising(batch.sigma_next) if self.time_weight else 1.0

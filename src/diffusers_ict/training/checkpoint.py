@@ -82,8 +82,10 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int | None = Non
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first."""
-    found = [p for p in folder.iterdir() if p.is_dir() and NAME.fullmatch(p.name)] if folder.is_dir() else []
-    return sorted(found, key=lambda p: -int(NAME.fullmatch(p.name)[1]))
+    if not folder.is_dir():
+        return []
+    found = {p: int(match[1]) for p in folder.iterdir() if p.is_dir() and (match := NAME.fullmatch(p.name))}
+    return sorted(found, key=lambda p: -found[p])
 
 
 def find_corruption(path: Path) -> str | None:
@@ -131,7 +133,7 @@ def load_latest(folder: Path) -> Checkpoint:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The moments and step counts of an optimizer, keyed "parameter name|entry"."""
-    names = {p: name for name, p in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {f"{names[p]}|{key}": value for p, entry in optimizer.state.items() for key, value in entry.items()}
 
 

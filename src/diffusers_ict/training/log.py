@@ -134,7 +134,7 @@ class JSONLines:
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
         lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step(line) is not None and _step(line) <= first_step]
+        kept = [line for line in lines if (step := _step(line)) is not None and step <= first_step]
         path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, entry: dict[str, Any]) -> None:

@@ -29,10 +29,10 @@ class Recipe(DataSettings):
 
     # The objective.
     loss: str = setting("ict", "what is trained: iCT, CT, or ACT", choices=LOSSES)
-    s0: int | None = setting(
+    s0: int = setting(
         None, "pairs of the grid at the beginning [iCT 10, CT 2]", at_least=1, published={"ict": 10, "ct": 2}
     )
-    s1: int | None = setting(
+    s1: int = setting(
         None, "pairs of the grid at the end [iCT 1280, CT 150]", at_least=1, published={"ict": 1280, "ct": 150}
     )
     p_mean: float = setting(-1.1, "iCT: mean of ln(sigma) when noise levels are drawn")
@@ -48,7 +48,7 @@ class Recipe(DataSettings):
     adversarial_weight: float = setting(0.3, "ACT: w, share of the adversarial term at the largest noise")
     adversarial_weight_mid: float = setting(0.3, "ACT: w_mid, its share in the middle of the grid")
     discriminator_config_name_or_path: str | None = setting(None, "ACT: its config [one like the UNet's encoder]")
-    discriminator_learning_rate: float | None = setting(None, "ACT: of its RAdam [that of the generator]", above=0)
+    discriminator_learning_rate: float = setting(None, "ACT: of its RAdam [that of the generator]", above=0)
     discriminator_beta1: float = setting(0.0, "ACT: first beta of its RAdam", at_least=0, below=1)
     discriminator_beta2: float = setting(0.9318, "ACT: second beta of its RAdam", at_least=0, below=1)
     discriminator_time_weight: bool = setting(False, "ACT: weight its losses by noise level too, as for ImageNet")
@@ -66,7 +66,7 @@ class Recipe(DataSettings):
     model_config_name_or_path: str | None = setting(None, "UNet2DModel config [one that suits the resolution]")
     pretrained_model_name_or_path: str | None = setting(None, "start from the weights of this model or pipeline")
     insensitive_time_embedding: bool = setting(True, "keep fast frequencies out of the time embedding, as iCT does")
-    dropout: float | None = setting(
+    dropout: float = setting(
         None,
         "dropout probability of the UNet [iCT 0.3, else 0]",
         at_least=0,
@@ -82,10 +82,10 @@ class Recipe(DataSettings):
     gradient_accumulation_steps: int = setting(1, "micro batches of one optimizer step on each process", at_least=1)
     max_train_steps: int = setting(100_000, "optimizer steps K; the curriculum stretches over them", at_least=1)
     learning_rate: float = setting(1e-4, "of RAdam, constant", above=0)
-    adam_beta1: float | None = setting(
+    adam_beta1: float = setting(
         None, "first beta of RAdam [0.9, ACT 0]", at_least=0, below=1, published={"ict": 0.9, "ct": 0.9, "act": 0.0}
     )
-    adam_beta2: float | None = setting(
+    adam_beta2: float = setting(
         None,
         "second beta of RAdam [0.999, ACT 0.99]",
         at_least=0,
@@ -117,7 +117,7 @@ class Recipe(DataSettings):
         None, "of the weights, for the model card: a Hub identifier such as cc-by-4.0", changeable=True
     )
     push_to_hub: bool = setting(False, "publish the result on the Hub", changeable=True)
-    hub_model_id: str | None = setting(None, "where: user/name or organisation/name", changeable=True)
+    hub_model_id: str = setting(None, "where: user/name or organisation/name", changeable=True)
     hub_private_repo: bool = setting(False, "if the repository has to be created, create it private", changeable=True)
     hub_token: str | None = setting(
         None, "better left to `hf auth login` or HF_TOKEN; never written to a file", changeable=True

@@ -50,8 +50,8 @@ def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
         optimizer.step()
         optimizer.zero_grad()
         ema.update(run.unet.named_parameters(), step)
-        if run.teacher is not None:
-            decay = objective.teacher_decay(step, total_steps)
+        decay = objective.teacher_decay(step, total_steps)
+        if run.teacher is not None and decay is not None:
             move_towards(run.teacher.parameters(), run.unet.parameters(), decay)
 
         # ------------------------------------------------------------ the discriminator
