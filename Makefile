@@ -32,6 +32,13 @@ lint: .venv/installed ## check style, formatting, imports and types
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'mkdocs>=1.6' 'mkdocstrings[python]>=0.26'
+	@touch $@
+
+docs: .venv/docs ## build the documentation into site/
+	$(BIN)/mkdocs build --strict
+
 format: .venv/installed ## mend what lint can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -41,5 +48,5 @@ compare: .venv/installed ## CT, iCT and ACT side by side on the digits: half an 
 	  --train_batch_size 16 --dropout 0 --learning_rate 5e-4 --ema_decays 0.999 --augment_tau 0.05 --augment_horizon 50000
 
 clean: ## remove the environment, caches and runs
-	rm -rf .venv runs build dist .pytest_cache .ruff_cache src/*.egg-info
+	rm -rf .venv runs build dist site .pytest_cache .mypy_cache .ruff_cache src/*.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

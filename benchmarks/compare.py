@@ -136,7 +136,7 @@ def load_extractor(options: argparse.Namespace, images: Images, device: str) -> 
     return lambda pixels: module.features(pixels, device), f"features() of {Path(options.features).name}"
 
 
-def facts(options: argparse.Namespace, images: Images, extractor: str) -> dict:
+def settings(options: argparse.Namespace, images: Images, extractor: str) -> dict:
     """What a reader needs to do it again."""
     return {
         **provenance(),
@@ -191,7 +191,7 @@ def main() -> None:
         jobs = [(method, seed) for seed in options.seeds for method in options.methods]
         rows = list(pool.map(lambda job: one(*job), jobs))
     report = {
-        **facts(options, images, extractor),
+        **settings(options, images, extractor),
         "train_flags": options.train_flags,
         "batch_size": batch,
         "rows": rows,

@@ -53,7 +53,7 @@ def main() -> None:
     run([*evaluate, *against, *what])
 
     samples = draw(options.output_dir, digits.target, options.seed)
-    report = judge(pixels, digits.target, samples)
+    report = measure(pixels, digits.target, samples)
     for row in json.loads((options.output_dir / "evaluation.json").read_text())["rows"]:
         report[f"frechet_{row['num_inference_steps']}"] = row["metrics"]["frechet"]
     report |= {"seed": options.seed, "train_seconds": read_log(options.output_dir / "log.jsonl")[-1]["train_seconds"]}
@@ -90,7 +90,7 @@ def draw(folder: Path, labels: np.ndarray, seed: int) -> dict[int, np.ndarray]:
     return out
 
 
-def judge(pixels: np.ndarray, labels: np.ndarray, samples: dict[int, np.ndarray]) -> dict:
+def measure(pixels: np.ndarray, labels: np.ndarray, samples: dict[int, np.ndarray]) -> dict:
     """Shares recognised, in all and by class, and for comparison the Frechet distance between halves of the data."""
     real = pixels.reshape(len(pixels), -1) / 255
     fit_x, held_x, fit_y, held_y = train_test_split(real, labels, test_size=0.3, random_state=0, stratify=labels)

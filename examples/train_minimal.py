@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""iCT (arXiv:2310.14189) in plain torch: the whole method, on the digits of scikit-learn, without a trainer.
+"""iCT (arXiv:2310.14189) in plain torch: the complete method, on the digits of scikit-learn, without a trainer.
 
 python examples/train_minimal.py --steps 1400 --output_dir runs/minimal
 """
@@ -42,7 +42,7 @@ unet = UNet2DModel(
     up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     num_class_embeds=10,
 )
-zero_fast_columns(unet)  # the time embedding must not tell neighbouring noise levels apart
+zero_fast_columns(unet)  # the time embedding must not separate neighbouring noise levels
 hold_fast_columns(unet)
 
 objective, scheduler = ICT(), ICTScheduler()

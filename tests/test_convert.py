@@ -240,7 +240,7 @@ def test_what_cannot_be_converted_says_why(tmp_path, capsys):
     refused(tmp_path, capsys, saved({**good, "encoder_kv.weight": torch.zeros(1)}), "has no place", *sized)
     refused(tmp_path, capsys, saved({**good, "out.2.bias": torch.zeros(5)}), "conv_out.bias should be (3,)", *sized)
     less = {key: tensor for key, tensor in good.items() if key != "input_blocks.1.0.out_layers.3.weight"}
-    refused(tmp_path, capsys, saved(less), "is not whole: it has no input_blocks.1.0.out_layers.3.weight", *sized)
+    refused(tmp_path, capsys, saved(less), "is incomplete: it has no input_blocks.1.0.out_layers.3.weight", *sized)
     less = {key: tensor for key, tensor in good.items() if key != "out.0.weight"}
     refused(tmp_path, capsys, saved(less), "conv_norm_out.weight should be (32,) and is absent", *sized)
     pooled = {

@@ -79,7 +79,7 @@ def test_figures_do_not_depend_on_the_batch_size(run_folder, tmp_path):
     # Up to what kernels round otherwise for another batch, which moves a pixel by one level at most.
     assert seven["metrics"]["frechet"] == pytest.approx(forty["metrics"]["frechet"], rel=1e-4)
     (other,) = figures(run_folder, tmp_path / "a", *own, "--seed", 1)
-    assert other["metrics"]["frechet"] != pytest.approx(forty["metrics"]["frechet"], rel=1e-3)
+    assert other["metrics"]["frechet"] != pytest.approx(forty["metrics"]["frechet"], rel=3e-4)
 
 
 def test_twice_is_the_same_and_the_report_tells_what_was_measured(run_folder, tmp_path):

@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 def run(*command, cwd):
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", *map(str, command)],
+        [sys.executable, *map(str, command)],
         cwd=cwd, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -112,7 +112,7 @@ class AdaptiveStrength:
     discriminator that overfits. ACT Sec. 4.3.
 
     Args:
-        tau: threshold of r. The released code's 1e4 is hardly ever reached, which leaves p at 0.
+        tau: threshold of r. r hardly ever reaches the released code's 1e4, so p stays at 0.
         horizon: images after which p could have gone from 0 to 1.
 
     Raises:

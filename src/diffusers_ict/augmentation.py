@@ -1,8 +1,8 @@
 """Differentiable augmentation of strength p, after StyleGAN2-ADA (Karras et al., arXiv:2006.06676, Appendix B).
 
 Each transformation is applied to each image with probability p, decided and parametrised by uniform numbers that come
-in, so that a call is a pure function. What moves whole pixels (mirror, quarter turns, whole-pixel shifts) is exact;
-what does not is composed into one affine map and resampled once, bilinearly; colours are one matrix. At p = 0 images
+in, so that a call is a pure function. Mirroring, quarter turns and whole-pixel shifts are exact; all
+other motions are composed into one affine map and resampled once, bilinearly; colours are one matrix. At p = 0 images
 pass through untouched, not resampled.
 
 kornia has most of these, but draws its own random numbers from the global generator, resamples once for each of them,

@@ -14,7 +14,7 @@ POOLED = 2  # the feature map before the logit is 2 x 2
 class ConsistencyDiscriminator(ModelMixin, ConfigMixin):
     """D(x, t, label): the logit that a clean image is real. ACT (arXiv:2311.14097) Sec. 4.2 and its released networks.
 
-    x is an image in [-1, 1], never a noised one: t only tells from which noise level a fake was mapped back.
+    x is an image in [-1, 1], never a noised one: t is the noise level from which a fake was mapped back.
 
     Args:
         sample_size: side of the images in pixels.

@@ -1,8 +1,8 @@
-"""The exceptions that end a program with one sentence, and how a library's message is shortened to one."""
+"""Exceptions that end a program with one sentence, and the first line of other libraries' messages."""
 
 
 class UserError(ValueError):
-    """Bad input, told in one sentence: what is allowed, what came, what to do. Programs print it and exit with 2.
+    """Bad input. The message is one sentence: the allowed values, the given one, and the remedy. Programs exit with 2.
 
     Settings stand in backticks, by their names as arguments (`resolution`); a program shows them as its flags.
     """

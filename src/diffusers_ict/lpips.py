@@ -55,7 +55,7 @@ class LPIPS:
     Args:
         backbone: normalised images [B, 3, H, W] -> feature maps, [B, C_l, H_l, W_l] each. Its weights are frozen.
         linear: a non-negative weight for each channel of each map, [C_l] each.
-        smallest: smaller images are enlarged to this many pixels first, as in CT's code. 0 leaves them.
+        smallest: smaller images are enlarged to this many pixels first, as in CT's code. 0 keeps their size.
 
     Images are in [-1, 1]; those of one channel are repeated.
     """

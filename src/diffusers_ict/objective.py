@@ -1,4 +1,4 @@
-"""What every consistency objective shares: a pair of neighbouring points on one noise ray, and decisions about it.
+"""Consistency objectives: a pair of neighbouring points on one noise ray, and the decisions about it.
 
 A new objective is one new file with one subclass of `Objective`, or of `GridObjective` where its noise levels come from
 a grid.
@@ -73,7 +73,7 @@ def consistency_pair(
 
 
 class Objective(ABC):
-    """The decisions that tell one consistency objective from another."""
+    """A consistency objective: its noise levels, distance, weighting and teacher."""
 
     @abstractmethod
     def sample_pair(self, uniform: Tensor, step: int, total_steps: int) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ class Objective(ABC):
         return None
 
     def schedule(self, step: int, total_steps: int) -> dict[str, float]:
-        """What the curriculum is at step k of K, by names for the log; {} where nothing changes."""
+        """The state of the curriculum at step k of K, by names for the log; {} if nothing changes."""
         return {}
 
     def mean_weight(self, step: int, total_steps: int) -> float:

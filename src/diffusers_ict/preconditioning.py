@@ -35,7 +35,7 @@ def scale_input(x: Tensor, sigma: Tensor, sigma_data: float = SIGMA_DATA) -> Ten
 
 
 def c_noise(sigma: Tensor) -> Tensor:
-    """250 ln(sigma): what the network is told of the noise level, in stock diffusers' units.
+    """250 ln(sigma): the noise level as the network gets it, in stock diffusers' units.
 
     Computed in float64 where the device has it, as the stock scheduler does; the embedding rounds it to float32.
     """
@@ -79,7 +79,7 @@ class ConsistencyFunction:
 
         sigma may be float64, as grids are: the timestep is then that of the sampler to the last bit. Whatever
         precision the network computes in, the arithmetic around it stays in float32: at N = 1281 the two points of
-        a pair are closer than half precision can tell.
+        a pair are closer together than half precision resolves.
         """
         level = per_image(sigma, x)
         output = self.net(

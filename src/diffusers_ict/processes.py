@@ -31,7 +31,7 @@ def make_accelerator(mixed_precision: str | None, report_to: str | None, folder:
 
 
 def check_processes(accelerator: Accelerator) -> None:
-    """Check that accelerate sees the processes that were launched, each with a whole copy of the model.
+    """Check that accelerate sees the processes that were launched, each with a full copy of the model.
 
     Raises:
         UserError: several were launched that do not know of each other (`accelerate launch --cpu` does that), or a
@@ -45,7 +45,7 @@ def check_processes(accelerator: Accelerator) -> None:
         )
     if accelerator.distributed_type not in PLAIN:
         raise UserError(
-            f"training runs on one process or on several with whole copies of the model, got "
+            f"training runs on one process or on several with full copies of the model, got "
             f"{accelerator.distributed_type.value}; change it with accelerate config."
         )
 

@@ -85,7 +85,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
-    """One flag for each field of a dataclass made of settings; a flag that is not given leaves no entry."""
+    """One flag for each field of a dataclass made of settings; flags that are not given have no entry."""
     hints = typing.get_type_hints(settings)
     for item in dataclasses.fields(settings):
         options: dict[str, Any] = {"help": item.metadata["help"], "default": argparse.SUPPRESS}

@@ -32,7 +32,7 @@ def _convert(argv: Sequence[str] | None) -> None:
     parser.add_argument("--attention_head_dim", type=int, help="channels of an attention head, likewise")
     parser.add_argument("--license", help="of the weights, for the model card: a Hub identifier such as mit")
     options = parser.parse_args(argv)
-    if options.output_dir.exists():  # told before the work, not after
+    if options.output_dir.exists():  # refused before the work, not after
         raise UserError(f"{options.output_dir} exists; name a folder that does not.")
     from ..conversion import convert, save_converted
 

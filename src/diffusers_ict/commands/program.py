@@ -1,4 +1,4 @@
-"""What all command line programs share: exit codes, and mistakes told in one sentence."""
+"""Exit codes and error messages of all command line programs."""
 
 import re
 import sys

@@ -1,7 +1,7 @@
 """Checkpoints that the authors of ACT released (arXiv:2311.14097): a training state around a diffusers UNet.
 
 Two things in them are not what a stock consistency pipeline expects. The CIFAR-10 network computes six channels, of
-which its forward pass returns the last three. And all three networks are told the noise level sigma itself, not
+which its forward pass returns the last three. And all three networks take the noise level sigma itself, not
 250 ln(sigma): see `refit_time_embedding`.
 """
 
@@ -17,7 +17,7 @@ from .unet_shape import Stages
 
 # The averaged weights, which the authors sample from.
 PREFIX = "model_ema.unet."
-# What the weights of the three released networks do not tell, by their widths.
+# Settings of the three released networks that do not follow from their weights, by their widths.
 RELEASES: dict[tuple[int, ...], dict[str, Any]] = {
     (128, 128, 256, 256): {"sample_size": 32, "attention_head_dim": 8},
     (128, 256, 256, 512, 512): {"sample_size": 64, "attention_head_dim": 16},
@@ -67,7 +67,7 @@ def read_stages(state: dict[str, Tensor]) -> Stages:
 
 
 def read_config(state: dict[str, Tensor], stages: Stages) -> dict:
-    """Arguments of UNet2DModel, with those that only the release's name tells where it is one of them."""
+    """Arguments of UNet2DModel; for a released network, also those that do not follow from its weights."""
     return {
         **stages.config(),
         "in_channels": state["conv_in.weight"].shape[1],
@@ -78,7 +78,7 @@ def read_config(state: dict[str, Tensor], stages: Stages) -> dict:
 
 
 def refit_time_embedding(unet: UNet2DModel, sigmas: Tensor) -> float:
-    """Make a network that was told sigma one that is told 250 ln(sigma), with the same outputs at these levels.
+    """Turn a network that takes sigma into one that takes 250 ln(sigma), with the same outputs at these levels.
 
     The first layer of the time embedding computes W phi(sigma) + b from features phi. For phi(250 ln(sigma)) instead,
     W' is the smallest matrix with W' phi(250 ln(sigma_k)) + b' = W phi(sigma_k) + b at every level: there are as many

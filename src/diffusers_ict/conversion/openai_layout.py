@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import UserError
 from .unet_shape import Stages
 
-# Image sizes of the released models, which their weights do not tell.
+# Image sizes of the released models, which do not follow from their weights.
 SIZES = {(192, 384, 576, 768): 64, (256, 256, 512, 512, 1024, 1024): 256}
 HEAD_DIM = 64  # of all of them
 GROUPS = 32  # of every group norm of this layout
@@ -54,7 +54,7 @@ def read_stages(state: dict[str, Tensor]) -> Stages:
     levels = outputs // per_level
     if inputs != outputs or outputs % per_level or len(doubling) != levels - 1:
         raise UserError(
-            f"this checkpoint's levels cannot be told apart ({inputs} input blocks, {outputs} output blocks): sizes "
+            f"this checkpoint's levels cannot be separated ({inputs} input blocks, {outputs} output blocks): sizes "
             "must be changed by residual blocks or by learned convolutions (resblock_updown or conv_resample)."
         )
     firsts = [1 + level * per_level for level in range(levels)]
@@ -82,7 +82,7 @@ def read_config(state: dict[str, Tensor], stages: Stages) -> dict:
         "out_channels": len(state["out.2.weight"]),
         "num_class_embeds": len(state["label_emb.weight"]) if "label_emb.weight" in state else None,
         "resnet_time_scale_shift": "scale_shift" if twice else "default",
-        # Without it, UNet2DModel leaves the norm of the middle attention out when time scales and shifts.
+        # Without it, UNet2DModel omits the norm of the middle attention when time scales and shifts.
         "attn_norm_num_groups": GROUPS,
     }
 

@@ -19,10 +19,10 @@ SUFFIXES = (".pt", ".pth", ".ckpt")
 
 @dataclass(frozen=True)
 class Converted:
-    """What came of a conversion.
+    """A converted model.
 
     Attributes:
-        pipeline: ready to be sampled and saved; origin: what the source was; notes: what its user should know.
+        pipeline: ready to be sampled and saved; origin: the kind of source; notes: for its user.
     """
 
     pipeline: ConsistencyPipeline
@@ -54,7 +54,7 @@ def convert(
         try:
             return _from_file(Path(source), resolution, attention_head_dim, intermediate_sigmas or [])
         except KeyError as error:
-            raise UserError(f"{Path(source).name} is not whole: it has no {error.args[0]}.") from error
+            raise UserError(f"{Path(source).name} is incomplete: it has no {error.args[0]}.") from error
     return _from_repository(source, intermediate_sigmas)
 
 

@@ -1,4 +1,4 @@
-"""What the shapes of a UNet's weights tell of its configuration, as arguments of diffusers' UNet2DModel."""
+"""The configuration of a UNet, read off the shapes of its weights, as arguments of diffusers' UNet2DModel."""
 
 from dataclasses import dataclass
 

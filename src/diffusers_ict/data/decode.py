@@ -57,7 +57,7 @@ def decode(
 
 
 def _allocate(shape: tuple[int, ...], folder: str | None) -> np.ndarray:
-    """Room for bytes in memory, or in a file in `folder` that is gone when nobody uses it any more.
+    """Room for bytes in memory, or in a file in `folder` that disappears after its last use.
 
     Raises:
         UserError: the folder cannot be written, or has no room.
@@ -67,7 +67,7 @@ def _allocate(shape: tuple[int, ...], folder: str | None) -> np.ndarray:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):  # a full disk is to be told now, and not by a signal later
+            if hasattr(os, "posix_fallocate"):  # a full disk must be an error now, not a signal later
                 os.posix_fallocate(file.fileno(), 0, math.prod(shape))
             return np.memmap(file, np.uint8, "w+", shape=shape)
     except OSError as error:

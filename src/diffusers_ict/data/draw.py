@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# One stream for each kind of randomness, so that a new kind leaves the others as they are. Never renumber.
+# One stream for each kind of randomness, so that a new kind does not change the others. Never renumber.
 PERMUTATION, FLIP, PAIR, NOISE, DROPOUT, INIT, VALIDATION, AUGMENTATION, EVALUATION = range(9)
 # Whose draw it is: the consistency step's, or one half of the discriminator's batch. Each sees images of its own.
 GENERATOR, FAKES, REALS = range(3)
@@ -28,7 +28,7 @@ def _permutation(seed: int, role: int, epoch: int, length: int) -> np.ndarray:
 
 
 class Draw:
-    """What chance decides in one optimizer step, for the global batch: every micro batch takes its slice.
+    """The random draws of one optimizer step, for the global batch: every micro batch takes its slice.
 
     Args:
         seed: of the run; step: optimizer step from 0.

@@ -1,4 +1,4 @@
-"""What a source of pictures hands over, whatever it reads them from. A new kind of source is one new file."""
+"""A source of pictures: the common form of folders, files and Hub data sets. A new kind of source is one new file."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -48,9 +48,9 @@ def evaluate(
         The report, as written to evaluation.json.
 
     Raises:
-        UserError: what cannot be measured; nothing is written.
+        UserError: the model or the data cannot be measured; nothing is written.
     """
-    # ---------------------------------------------------------------- everything that can be refused
+    # ---------------------------------------------------------------- checks
     accelerator = make_accelerator("no", None, ".")
     diffusers.utils.logging.disable_progress_bar()  # of loading, which takes a moment
     metrics = list(metrics or named_metrics(settings.metrics))
@@ -92,7 +92,7 @@ def evaluate(
             sigmas = [float(sigma) for sigma in model.pipeline.scheduler.sampling_sigmas(steps)]
             add(evaluator.of_model(model, sigmas, settings.num_samples, settings.seed, metrics), variant, sigmas)
 
-    # ---------------------------------------------------------------- what is left for others
+    # ---------------------------------------------------------------- the report
     report["rows"] = rows
     if accelerator.is_main_process:
         write_report(output_dir, report)
@@ -213,7 +213,7 @@ def _describe(
     metrics: Sequence[Metric],
     evaluator: Evaluator,
 ) -> dict[str, Any]:
-    """What a reader has to know to repeat the figures, or to compare them."""
+    """The facts that a reader needs to repeat or compare the figures."""
     reference, extractor = evaluator.reference, evaluator.extractor
     return {
         "dataset": reference.description["dataset"],

@@ -67,7 +67,7 @@ class Evaluator:
         metrics: Sequence[Metric],
         label: str,
     ) -> Figures:
-        # One black image tells what the extractor returns, before thousands are drawn.
+        # One black image shows the extractor's output before thousands of images are drawn.
         features, logits = self.extractor.features(
             torch.zeros(1, *self.reference.description["shape"], dtype=torch.uint8)
         )
@@ -82,6 +82,6 @@ class Evaluator:
         self._used.append(folder)
         samples = collect(folder, count, self.chunk, images, self.extractor, self.accelerator, label)
         found: list[Figures] = [{}]
-        if self.accelerator.is_main_process:  # the others are told, so that all go the same way from here
+        if self.accelerator.is_main_process:  # the result is broadcast, so that all processes take the same path
             found = [compute_metrics(metrics, samples, self.reference, self.extractor)]
         return broadcast_object_list(found)[0]

@@ -25,7 +25,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature network and what has to be told of it for its figures to be compared.
+    """A feature network, with the facts that make its figures comparable.
 
     Attributes:
         name: in words; weights: SHA-256 of its weights, or of its file; resize: what it does to an image's size.
@@ -120,7 +120,7 @@ def _inception_module() -> types.ModuleType:
     sys.modules["torch_fidelity"] = bare
     try:
         return importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    finally:  # a copy of our own, that nobody else sees
+    finally:  # a private copy of the module
         for name in filter(ours, list(sys.modules)):
             del sys.modules[name]
         sys.modules.update(before)

@@ -116,7 +116,7 @@ def check_images(metrics: Sequence[Metric], images: int, dim: int = 0) -> None:
             why = f" with {dim} features" if minimum > dim > 0 else ""
             raise UserError(
                 f"the metric {metric.name} needs at least {minimum} images of each kind{why}, got {images}; give more "
-                "images, or leave it out of `metrics`."
+                "images, or remove it from `metrics`."
             )
 
 

@@ -1,4 +1,4 @@
-"""What samples are compared with: features of real images, computed once and kept by content."""
+"""The reference of an evaluation: features of real images, computed once and kept by content."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ class Reference:
 
 
 def describe_reference(images: Images, name: str, split: str, flipped: bool, extractor: Extractor) -> dict[str, Any]:
-    """What determines a reference, in plain JSON."""
+    """Everything that determines a reference, in plain JSON."""
     digest = hashlib.sha256(str(tuple(images.pixels.shape)).encode())
     digest.update(images.pixels.numpy().data)
     return {

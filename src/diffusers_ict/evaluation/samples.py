@@ -1,4 +1,4 @@
-"""What is evaluated: images that a pipeline draws, or images of a file. Each is a function of a sample's number."""
+"""The samples of an evaluation: drawn by a pipeline, or read from a file. Each is a function of its index."""
 
 import hashlib
 from collections.abc import Callable
@@ -119,7 +119,7 @@ def drawer(
 
 
 def describe_model(model: Model, seed: int, labels: str) -> dict[str, Any]:
-    """What determines the samples of a model but for the noise levels."""
+    """Everything but the noise levels that determines the samples of a model."""
     config = model.pipeline.scheduler.config
     constants = {key: config[key] for key in ("sigma_min", "sigma_max", "sigma_data", "s_noise", "clip_denoised")}
     return {"weights": model.weights, **constants, "seed": seed, "labels": labels}

@@ -10,7 +10,7 @@ IMAGE_FILES = (".npz", ".parquet", ".arrow")
 
 @dataclass(kw_only=True)
 class EvaluationSettings(DataSettings):
-    """What is measured, against which images, and how. The data settings describe the real images."""
+    """Settings of an evaluation; the data settings describe the real images."""
 
     flip_reference: bool = setting(False, "count every real image twice, as it is and mirrored")
     reference: str | None = setting(None, "reference statistics of an earlier evaluation, instead of real images")

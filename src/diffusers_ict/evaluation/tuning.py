@@ -80,7 +80,7 @@ def greedy_levels(
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search for levels came to.
+    """The result of a search for levels.
 
     Attributes:
         levels: intermediate levels found; searches: one for each.

@@ -1,1 +1,1 @@
-"""What a published model is made of: metadata, model card, upload, and a check of the repository."""
+"""Published models: metadata, model card, upload, and a check of the repository."""

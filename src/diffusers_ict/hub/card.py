@@ -1,4 +1,4 @@
-"""Model cards: made from what a run left behind, merged into what people have written since.
+"""Model cards: generated from the files of a run, and merged into a card that people have edited.
 
 Generated text stands between `<!-- diffusers-ict:NAME HASH -->` and `<!-- /diffusers-ict -->`. The hash is that of the
 text as it was generated: a section whose text still has it is renewed at the next push, any other was edited and is
@@ -109,7 +109,7 @@ def _converted(folder: Path, license: str | None) -> tuple[ModelCardData, dict[s
 
 
 def _shown(shape: list[int], classes: int | None, parameters: int) -> dict[str, str]:
-    """What both kinds of card say of a network."""
+    """Facts about a network that both kinds of card state."""
     return {
         "sort": "A class-conditional" if classes else "An unconditional",
         "shape": _shape(*shape),

@@ -64,12 +64,12 @@ def _time(stock: ConsistencyModelPipeline) -> Finding:
 def _channels(stock: ConsistencyModelPipeline) -> Finding:
     config = stock.unet.config
     classes = f"{config.num_class_embeds} classes" if config.num_class_embeds else "no classes"
-    facts = f"{config.in_channels} channels in, {config.out_channels} out, size {config.sample_size}, {classes}"
+    found = f"{config.in_channels} channels in, {config.out_channels} out, size {config.sample_size}, {classes}"
     if config.in_channels != config.out_channels:
-        return Finding("images", False, f"{facts}: as many channels must come out as go in.")
+        return Finding("images", False, f"{found}: the numbers of input and output channels must be equal.")
     if config.sample_size is None:
-        return Finding("images", False, f"{facts}: without sample_size in its config stock diffusers cannot sample.")
-    return Finding("images", True, f"{facts}.")
+        return Finding("images", False, f"{found}: without sample_size in its config stock diffusers cannot sample.")
+    return Finding("images", True, f"{found}.")
 
 
 def _constants(stock: ConsistencyModelPipeline) -> Finding:
@@ -102,7 +102,7 @@ def _equality(stock: ConsistencyModelPipeline) -> Finding:
     for steps in (1, 2):
         try:
             pair = [_draw(pipeline, labels, steps) for pipeline in (stock, ours)]
-        except Exception as error:  # whatever a broken model raises is what is to be told
+        except Exception as error:  # a broken model may raise anything
             return Finding("sampling", False, f"{steps}-step sampling fails: {first_line(error)}")
         if not all(np.isfinite(images).all() for images in pair):
             return Finding("sampling", False, f"{steps}-step images are not numbers.")

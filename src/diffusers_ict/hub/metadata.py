@@ -1,4 +1,4 @@
-"""The metadata of a model that its recipe does not tell, kept as JSON beside its weights for the model card."""
+"""Metadata of a model beyond its recipe, kept as JSON beside its weights for the model card."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Where a model and its figures come from, told without a user, a host or an absolute path."""
+"""Where a model and its figures come from, without naming a user, a host or an absolute path."""
 
 import hashlib
 import platform

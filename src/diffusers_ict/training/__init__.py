@@ -1,1 +1,1 @@
-"""What a training run needs around the objectives. Needs the extra `train`."""
+"""Training runs: recipes, networks, checkpoints, averages and logs. Needs the extra `train`."""

@@ -107,7 +107,7 @@ class Adversary:
         return weighted_lerp(objective, pair, generator_loss(logits), self.weight(pair.sigma_next))
 
     def discriminator_loss(self, fake: Tensor, fakes: Batch, reals: Batch) -> tuple[Tensor, Tensor]:
-        """(L_D [B], share of images told apart rightly). `fake` has no gradient; both kinds drew their own levels."""
+        """(L_D [B], share of images classified correctly). `fake` has no gradient; both kinds drew their own levels."""
         logits_fake, logits_real = self._logits(fake, fakes), self._logits(reals.x, reals)
         accuracy = torch.cat([logits_fake < 0, logits_real > 0]).float().mean()
         weights = [self._level_weight(batch) for batch in (fakes, reals)]
@@ -124,10 +124,10 @@ class Adversary:
     def update(
         self, f: ConsistencyFunction, fakes: GlobalBatch, reals: GlobalBatch, step: int
     ) -> dict[str, Tensor | float]:
-        """One optimizer step of D: tell images from what f makes of noisy ones, each at a noise level of its own.
+        """One optimizer step of D: separate images from the outputs of f, each at a noise level of its own.
 
         Args:
-            fakes: f maps its noisy images back; reals: its images as they are. Of equal size.
+            fakes: images that f gets with noise; reals: images that D gets as they are. Both have the same size.
             step: optimizer step from 0; every `r1_interval`-th has a gradient penalty and moves the augmentation.
 
         Returns:

@@ -27,7 +27,7 @@ NAME = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on: `tensors` by file and name, and `state`, plain JSON that holds the step."""
+    """The state of a run: `tensors` by file and name, and `state`, plain JSON that holds the step."""
 
     state: dict[str, Any]
     tensors: dict[str, dict[str, Tensor]]
@@ -89,7 +89,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_corruption(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, in a few words; None when every file is as it was written."""
+    """The corruption of a checkpoint folder, in a few words; None when every file is as it was written."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         for name, expected in manifest.items():
@@ -128,7 +128,9 @@ def load_latest(folder: Path) -> Checkpoint:
         if reason is None:
             return load(path)
         warnings.warn(f"passing over the checkpoint {path.name}: {reason}.", stacklevel=2)
-    raise UserError(f"{folder} holds no usable checkpoint to resume from; leave `resume_from_checkpoint` out to begin.")
+    raise UserError(
+        f"{folder} holds no usable checkpoint to resume from; to begin a new run, remove `resume_from_checkpoint`."
+    )
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

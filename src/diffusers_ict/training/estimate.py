@@ -1,4 +1,4 @@
-"""What a run will need, before it begins."""
+"""The summary of a run before it begins: parameters, stages and memory."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What a run tells of itself while it trains: losses by noise level, speed, and a log of JSON lines."""
+"""The log of a run: losses by noise level, speed, a progress bar, and a file of JSON lines."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""A run: everything that training needs, opened from a recipe, and what it leaves behind."""
+"""A run: everything that training needs, built from a recipe, and the files it writes."""
 
 import copy
 from collections.abc import Callable
@@ -42,7 +42,7 @@ from .unets import make_unet
 
 @dataclass
 class Run:
-    """What a training run holds.
+    """The parts of a training run.
 
     Attributes:
         batch_size: images of one optimizer step on all processes together.
@@ -92,15 +92,15 @@ class Run:
 
 
 def open_run(recipe: Recipe, objective: Objective | None = None) -> Run | None:
-    """Check a recipe, print what it will need, and build everything. After a dry run there is no run: None.
+    """Check a recipe, print a summary, and build everything. A dry run ends after the summary and returns None.
 
     Args:
         objective: instead of the one that the recipe names.
 
     Raises:
-        UserError: what cannot be used; nothing is written.
+        UserError: the recipe or the data cannot be used; nothing is written.
     """
-    # ---------------------------------------------------------------- everything that can be refused
+    # ---------------------------------------------------------------- checks
     accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir)
     objective = objective or make_objective(recipe, accelerator.device)
     scheduler, weight = _scheduler(recipe), _adversarial_weight(recipe)
@@ -203,7 +203,7 @@ def sample_run(run: Run, step: int) -> None:
 
 
 def export_run(run: Run, step: int) -> None:
-    """Write what others need after `step` optimizer steps: pipeline, variants, discriminator, plot, metadata, card."""
+    """Write the published files: pipeline, variants, discriminator, plot, metadata and card after `step` steps."""
     folder, recipe = run.output_dir, run.recipe
     export(run.pipeline, run.ema, folder)
     if run.adversary is not None:

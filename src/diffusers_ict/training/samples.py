@@ -1,4 +1,4 @@
-"""Sample grids and the published form of a run."""
+"""Sample grids, and the exported pipeline of a run."""
 
 from pathlib import Path
 

@@ -18,7 +18,7 @@ def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
         Why publishing failed, or None: a failed upload never interrupts training, and loses nothing.
 
     Raises:
-        UserError: what cannot be used; nothing is written.
+        UserError: the recipe or the data cannot be used; nothing is written.
         TrainingDiverged: a loss or a weight is not a number; the checkpoints stay.
     """
     run = open_run(recipe, objective)
@@ -29,7 +29,7 @@ def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
 
     for step in range(run.first_step, total_steps):
         # ------------------------------------------------------------ the generator
-        # Neighbours on one noise ray agree, and with ACT the discriminator takes the outcome for an image.
+        # Outputs at neighbouring noise levels must agree; with ACT, D must also take the noisier one for a real image.
         batches = run.draw_batch(step, GENERATOR)
         for batch in batches:
             pair = consistency_pair(
@@ -59,7 +59,7 @@ def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
             fakes, reals = run.draw_batch(step, FAKES), run.draw_batch(step, REALS)
             metrics.add_figures(adversary.update(run.f, fakes, reals, step))  # L_D and R1
 
-        # ------------------------------------------------------------ the records
+        # ------------------------------------------------------------ log, checkpoint, samples
         metrics.count_step(run.batch_size)
         last = step + 1 == total_steps
         validating = last or _due(step, recipe.validation_steps)
@@ -78,7 +78,7 @@ def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
             metrics.start_clock()
     metrics.progress.close()
 
-    # ---------------------------------------------------------------- what is left for others
+    # ---------------------------------------------------------------- the export
     failure = None
     if accelerator.is_main_process:
         export_run(run, total_steps)

@@ -1,0 +1,56 @@
+"""The package as users install it: a wheel in an environment that has the libraries it needs and no checkout."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, write_npz
+from hub_stand_in import Hub, serve
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def program(python_without_us, tmp_path_factory) -> Path:
+    """`diffusers-ict` of a wheel that was built from this checkout."""
+    wheels = tmp_path_factory.mktemp("wheels")
+    source = wheels / "source"  # a copy, because a build leaves files in its folder
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = ["wheel", str(source), "--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(wheels)]
+    subprocess.run([sys.executable, "-m", "pip", *build], check=True, cwd=wheels)
+    (wheel,) = wheels.glob("diffusers_ict-*.whl")
+    install = ["--python", python_without_us, "install", "--no-deps", "--no-index", "--quiet", str(wheel)]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, cwd=wheels)
+    return Path(python_without_us).parent / "diffusers-ict"
+
+
+def test_a_wheel_trains_evaluates_converts_checks_and_publishes(program, tmp_path):
+    write_npz(tmp_path / "data.npz")
+
+    def run(*words, **more) -> str:
+        environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", **more}
+        environment.pop("HF_HUB_OFFLINE")
+        command = [str(program), *map(str, words)]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    short = ["--max_train_steps", 8, "--train_batch_size", 4, "--num_validation_images", 2, "--ema_decays", 0.9]
+    run("train", "--config", "digits", "--dataset_name", "data.npz", *short, "--output_dir", "model")
+    figures = ["--extractor", "pixels", "--metrics", "kid", "--num_samples", 8, "--cache_dir", "cache"]
+    assert "kid" in run("evaluate", "model", "--dataset_name", "data.npz", *figures)
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| 1 | published |" in card
+    run("convert", "model", "converted", "--license", "mit")
+    assert "ok    sampling" in run("check", "converted")
+    with serve(Hub()) as hub:
+        where = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_x"}
+        run("publish", "model", "--hub_model_id", "someone/digits", **where, HF_HUB_DISABLE_XET="1")
+        assert {"README.md", "pipeline.py", "run.json"} <= hub.repositories["someone/digits"].files.keys()
+    assert json.loads((tmp_path / "model" / "run.json").read_text())["commit"] is None, "there is no checkout"
