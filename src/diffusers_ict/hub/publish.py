@@ -185,7 +185,7 @@ class BackgroundPublisher:
             try:
                 self.push_staged(staged)
                 self.failure = None
-            except PublishError as error:
-                self.failure = str(error)
+            except Exception as error:  # a failed upload must never end the thread, whatever failed
+                self.failure = str(error) if isinstance(error, PublishError) else f"publishing failed: {error!r}."
             finally:
                 shutil.rmtree(staged, ignore_errors=True)

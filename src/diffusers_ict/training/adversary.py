@@ -21,6 +21,7 @@ from ..objective import Objective, Pair, dropout_masks
 from ..preconditioning import ConsistencyFunction, per_image
 from ..processes import average_gradients
 from ..time_embedding import hold_fast_columns, zero_fast_columns
+from .recipe import find_shipped
 from .unets import discriminator_config
 
 
@@ -56,7 +57,7 @@ def build_discriminator(
 
 def _read(name_or_path: str) -> dict:
     try:
-        return ConsistencyDiscriminator.load_config(name_or_path)
+        return ConsistencyDiscriminator.load_config(find_shipped(name_or_path))
     except (OSError, ValueError) as error:
         raise UserError(f"no discriminator config could be read from {name_or_path}: {first_line(error)}") from error
 

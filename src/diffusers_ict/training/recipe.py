@@ -30,7 +30,10 @@ class Recipe(DataSettings):
     # The objective.
     loss: str = setting("ict", "what is trained: iCT, CT, or ACT", choices=LOSSES)
     s0: int = setting(
-        None, "pairs of the grid at the beginning [iCT 10, CT 2]", at_least=1, published={"ict": 10, "ct": 2}
+        None,
+        "size of the grid at the beginning: pairs of iCT [10], levels of CT [2]",
+        at_least=1,
+        published={"ict": 10, "ct": 2},
     )
     s1: int = setting(
         None, "pairs of the grid at the end [iCT 1280, CT 150]", at_least=1, published={"ict": 1280, "ct": 150}
@@ -209,11 +212,18 @@ def find_recipe(name: str) -> Path:
         UserError: there is none.
     """
     shipped = SHIPPED / f"{name}.yaml"
-    path = shipped if shipped.is_file() and not Path(name).exists() else Path(name)
+    path = shipped if shipped.is_file() else Path(name)
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
         raise UserError(f"`config` must be a YAML file, or one of {names}, got {name}.")
     return path
+
+
+def find_shipped(name_or_path: str) -> Path:
+    """A path as it is if it exists, else the shipped file of that name if there is one."""
+    path = Path(name_or_path)
+    shipped = SHIPPED / path.name
+    return shipped if not path.exists() and shipped.is_file() else path
 
 
 def _file_as_flags(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from ..data.images import Images
 from ..errors import UserError, first_line
 from ..time_embedding import hold_fast_columns, uses_fast_columns, zero_fast_columns
-from .recipe import SHIPPED, Recipe
+from .recipe import Recipe, find_shipped
 
 # Width of each level, by image size; the number of levels follows from the size itself.
 WIDTHS = {
@@ -24,7 +24,7 @@ ATTENTION = 16  # and feature maps of at most this size have attention
 
 
 def default_unet_config(resolution: int, channels: int, num_classes: int | None = None) -> dict:
-    """A UNet2DModel config for square images of 8 to 256 pixels: 0.7 M parameters at 8 pixels, 114 M at 256.
+    """A UNet2DModel config for square images of 8 to 256 pixels: 0.7 M parameters at 8 pixels, 119 M at 256.
 
     Widths grow with the image; levels are added until the coarsest is at most 8 pixels wide; attention stands where
     feature maps are 16 pixels or less, but never on the finest level.
@@ -69,9 +69,7 @@ def read_config(name_or_path: str) -> dict:
     Raises:
         UserError: nothing there, or not a UNet2DModel config.
     """
-    path = Path(name_or_path)
-    if not path.exists() and (SHIPPED / path.name).is_file():
-        path = SHIPPED / path.name
+    path = find_shipped(name_or_path)
     try:
         if path.suffix == ".json":
             config = json.loads(path.read_text())
