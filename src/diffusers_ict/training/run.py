@@ -1,4 +1,4 @@
-"""A run: everything that training needs, built from a recipe, and the files it writes."""
+"""A run: everything that training needs, built from a recipe."""
 
 import copy
 from collections.abc import Callable
@@ -12,30 +12,26 @@ from diffusers import UNet2DModel
 
 from ..act import AdaptiveStrength, AdversarialWeight
 from ..data.batch import GlobalBatch
-from ..data.draw import FAKES, GENERATOR, INIT, VALIDATION, Draw, derive_seed
+from ..data.draw import FAKES, GENERATOR, INIT, Draw, derive_seed
 from ..data.images import Images
+from ..discriminator import ConsistencyDiscriminator
 from ..errors import UserError
-from ..files import public_name, write_text
-from ..hub.card import write_card
-from ..hub.metadata import RunMetadata
-from ..hub.provenance import code_commit, hardware
-from ..hub.publish import BackgroundPublisher, push, stage
+from ..files import write_text
+from ..hub.publish import BackgroundPublisher, push
 from ..objective import Objective
 from ..pipeline_consistency import ConsistencyPipeline
 from ..preconditioning import ConsistencyFunction
 from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
 from ..time_embedding import uses_fast_columns
-from ..version import __version__
 from . import checkpoint
 from .adversary import Adversary, build_discriminator
 from .ema import EMA
 from .estimate import describe
 from .log import Metrics
 from .objectives import make_objective
-from .plots import plot_training
 from .recipe import Recipe
-from .samples import export, make_pipeline, save_samples
+from .samples import make_pipeline
 from .state import RunState, claim_output_dir
 from .unets import make_unet
 
@@ -100,7 +96,6 @@ def open_run(recipe: Recipe, objective: Objective | None = None) -> Run | None:
     Raises:
         UserError: the recipe or the data cannot be used; nothing is written.
     """
-    # ---------------------------------------------------------------- checks
     accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir)
     objective = objective or make_objective(recipe, accelerator.device)
     scheduler, weight = _scheduler(recipe), _adversarial_weight(recipe)
@@ -108,62 +103,27 @@ def open_run(recipe: Recipe, objective: Objective | None = None) -> Run | None:
     images = recipe.load(recipe.class_conditional)
     batch_size = _batch_size(recipe, accelerator, images)
     unet = make_unet(recipe, images, derive_seed(recipe.seed, INIT, GENERATOR))
-    discriminator = None
-    if recipe.loss == "act":
-        discriminator = build_discriminator(
-            dict(unet.config),
-            recipe.discriminator_config_name_or_path,
-            derive_seed(recipe.seed, INIT, FAKES),
-            recipe.insensitive_time_embedding,
-        )
-    summary = describe(
-        images,
-        objective,
-        unet,
-        discriminator,
-        steps=recipe.max_train_steps,
-        batch_size=batch_size,
-        micro_batch_size=recipe.train_batch_size,
-        emas=len(recipe.ema_decays),
-        half_precision=accelerator.mixed_precision in ("fp16", "bf16"),
-    )
-    accelerator.print(summary)
-    if recipe.insensitive_time_embedding and uses_fast_columns(unet):
-        accelerator.print("time        the given weights use fast frequencies of the time embedding: they are kept")
+    discriminator = _discriminator(recipe, unet) if recipe.loss == "act" else None
+    accelerator.print(_summary(recipe, accelerator, images, objective, unet, discriminator, batch_size))
     if recipe.dry_run:
         return None
 
-    # ---------------------------------------------------------------- the networks
     unet.to(accelerator.device).train()
+    adversary = None if discriminator is None else _adversary(recipe, accelerator, discriminator, weight)
     teacher = None
     if objective.teacher_decay(0, recipe.max_train_steps) is not None:
         teacher = copy.deepcopy(unet).requires_grad_(False)
-    pipeline = make_pipeline(copy.deepcopy(unet).requires_grad_(False), scheduler)
-    if recipe.torch_compile:
-        # Compiled graphs must draw dropout masks as eager ones do, or student and teacher would not share them.
-        import torch._inductor.config as inductor
-
-        inductor.fallback_random = True
-
-    def consistency_function(net: UNet2DModel) -> ConsistencyFunction:
-        return scheduler.consistency_function(_in_precision(net, accelerator, recipe.torch_compile))
-
     optimizer = accelerator.prepare(
         # foreach: one call for all parameters, also on CPUs, where it is not the default
         torch.optim.RAdam(unet.parameters(), recipe.learning_rate, (recipe.adam_beta1, recipe.adam_beta2), foreach=True)
     )
     ema = EMA(unet.named_parameters(), recipe.ema_decays, recipe.ema_warmup)
-    adversary = None if discriminator is None else _adversary(recipe, accelerator, discriminator, weight)
     state = _state(unet, optimizer, ema, teacher, adversary, accelerator)
     first_step, seconds = _resume(recipe, state)
 
-    # ---------------------------------------------------------------- the folder
-    output_dir = Path(recipe.output_dir)
-    if accelerator.is_main_process:
-        write_text(output_dir / "recipe.yaml", yaml.safe_dump(recipe.as_dict(), sort_keys=False))
-    if recipe.report_to is not None:
-        accelerator.init_trackers("diffusers-ict", {k: str(v) for k, v in recipe.as_dict().items()})
-    log = output_dir / "log.jsonl" if accelerator.is_main_process else None
+    def consistency_function(net: UNet2DModel) -> ConsistencyFunction:
+        return scheduler.consistency_function(_in_precision(net, accelerator, recipe.torch_compile))
+
     return Run(
         recipe=recipe,
         accelerator=accelerator,
@@ -177,9 +137,9 @@ def open_run(recipe: Recipe, objective: Objective | None = None) -> Run | None:
         adversary=adversary,
         optimizer=optimizer,
         ema=ema,
-        pipeline=pipeline,
+        pipeline=make_pipeline(copy.deepcopy(unet).requires_grad_(False), scheduler),
         state=state,
-        metrics=Metrics(accelerator, log, recipe.max_train_steps, first_step, seconds, recipe.report_to is not None),
+        metrics=_open_log(recipe, accelerator, first_step, seconds),
         publisher=BackgroundPublisher(
             lambda staged: push(
                 staged, recipe.hub_model_id, token=recipe.hub_token, private=recipe.hub_private_repo or None
@@ -187,56 +147,6 @@ def open_run(recipe: Recipe, objective: Objective | None = None) -> Run | None:
         ),
         first_step=first_step,
     )
-
-
-def save_run(run: Run, step: int) -> None:
-    """Write a checkpoint after `step` optimizer steps."""
-    recipe = run.recipe
-    run.state.save(run.output_dir, step, run.metrics.train_seconds, recipe.computed(), recipe.checkpoints_total_limit)
-
-
-def sample_run(run: Run, step: int) -> None:
-    """Save a grid of samples of the first EMA after `step` optimizer steps."""
-    run.ema.copy_to(run.pipeline.unet, run.recipe.ema_decays[0])
-    seed = derive_seed(run.recipe.seed, VALIDATION)
-    save_samples(run.pipeline, run.output_dir / "samples", step, run.recipe.num_validation_images, seed)
-
-
-def export_run(run: Run, step: int) -> None:
-    """Write the published files: pipeline, variants, discriminator, plot, metadata and card after `step` steps."""
-    folder, recipe = run.output_dir, run.recipe
-    export(run.pipeline, run.ema, folder)
-    if run.adversary is not None:
-        run.adversary.model.save_pretrained(folder / "discriminator")
-    plot_training(folder / "log.jsonl", folder / "training.png")
-    dataset, dataset_on_hub = public_name(recipe.data_name)
-    start = recipe.pretrained_model_name_or_path
-    base, base_on_hub = (None, False) if start is None else public_name(start)
-    RunMetadata(
-        dataset=dataset,
-        dataset_on_hub=dataset_on_hub and recipe.dataset_name is not None,
-        base_model=base,
-        base_model_on_hub=base_on_hub,
-        images=len(run.images),
-        shape=list(run.images.shape),
-        classes=run.images.num_classes,
-        class_names=None if run.images.class_names is None else list(run.images.class_names),
-        parameters=sum(p.numel() for p in run.unet.parameters()),
-        steps=step,
-        batch_size=run.batch_size,
-        images_seen=step * run.batch_size,
-        train_seconds=run.metrics.train_seconds,
-        hardware=hardware(run.accelerator),
-        version=__version__,
-        commit=code_commit(),
-        command=recipe.command(),
-    ).write(folder)
-    write_card(folder)
-
-
-def publish_run(run: Run) -> None:
-    """Publish what was exported, in the background."""
-    run.publisher.submit(stage(run.output_dir, run.recipe.hub_model_id))
 
 
 def _scheduler(recipe: Recipe) -> ICTScheduler:
@@ -253,6 +163,53 @@ def _adversarial_weight(recipe: Recipe) -> AdversarialWeight:
         raise UserError(f"`adversarial_weight` and `adversarial_weight_mid`: {error}") from error
 
 
+def _discriminator(recipe: Recipe, unet: UNet2DModel) -> ConsistencyDiscriminator:
+    return build_discriminator(
+        dict(unet.config),
+        recipe.discriminator_config_name_or_path,
+        derive_seed(recipe.seed, INIT, FAKES),
+        recipe.insensitive_time_embedding,
+    )
+
+
+def _summary(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    images: Images,
+    objective: Objective,
+    unet: UNet2DModel,
+    discriminator: ConsistencyDiscriminator | None,
+    batch_size: int,
+) -> str:
+    """The lines that every run begins with."""
+    summary = describe(
+        images,
+        objective,
+        unet,
+        discriminator,
+        steps=recipe.max_train_steps,
+        batch_size=batch_size,
+        micro_batch_size=recipe.train_batch_size,
+        emas=len(recipe.ema_decays),
+        half_precision=accelerator.mixed_precision in ("fp16", "bf16"),
+    )
+    if recipe.insensitive_time_embedding and uses_fast_columns(unet):
+        summary += "\ntime        the given weights use fast frequencies of the time embedding: they are kept"
+    return summary
+
+
+def _open_log(recipe: Recipe, accelerator: Accelerator, first_step: int, seconds: float) -> Metrics:
+    """Write the recipe into the output folder, and start the log and the tracker."""
+    output_dir = Path(recipe.output_dir)
+    tracking = recipe.report_to is not None
+    if accelerator.is_main_process:
+        write_text(output_dir / "recipe.yaml", yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+    if tracking:
+        accelerator.init_trackers("diffusers-ict", {k: str(v) for k, v in recipe.as_dict().items()})
+    log = output_dir / "log.jsonl" if accelerator.is_main_process else None
+    return Metrics(accelerator, log, recipe.max_train_steps, first_step, seconds, tracking)
+
+
 def _batch_size(recipe: Recipe, accelerator: Accelerator, images: Images) -> int:
     """Images of one optimizer step on all processes together."""
     size = recipe.train_batch_size * recipe.gradient_accumulation_steps * accelerator.num_processes
@@ -266,6 +223,11 @@ def _batch_size(recipe: Recipe, accelerator: Accelerator, images: Images) -> int
 
 def _in_precision(net: UNet2DModel, accelerator: Accelerator, compile: bool) -> Callable:
     """The network's call under the run's mixed precision; all arithmetic around it stays in float32."""
+    if compile:
+        # Compiled graphs must draw dropout masks as eager ones do, or student and teacher would not share them.
+        import torch._inductor.config as inductor
+
+        inductor.fallback_random = True
     called = torch.compile(net) if compile else net
 
     def call(*args, **kwargs):
@@ -275,7 +237,9 @@ def _in_precision(net: UNet2DModel, accelerator: Accelerator, compile: bool) -> 
     return call
 
 
-def _adversary(recipe: Recipe, accelerator: Accelerator, discriminator, weight: AdversarialWeight) -> Adversary:
+def _adversary(
+    recipe: Recipe, accelerator: Accelerator, discriminator: ConsistencyDiscriminator, weight: AdversarialWeight
+) -> Adversary:
     return Adversary(
         accelerator,
         discriminator,

@@ -4,8 +4,9 @@ from ..data.draw import FAKES, GENERATOR, REALS
 from ..objective import Objective, consistency_pair
 from ..processes import average_gradients
 from .ema import move_towards
+from .outputs import export_run, publish_run, sample_run, save_run
 from .recipe import Recipe
-from .run import export_run, open_run, publish_run, sample_run, save_run
+from .run import open_run
 
 
 def train(recipe: Recipe, objective: Objective | None = None) -> str | None:

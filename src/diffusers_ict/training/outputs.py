@@ -1,0 +1,62 @@
+"""The files that a run writes: checkpoints, samples, and the published folder."""
+
+from ..data.draw import VALIDATION, derive_seed
+from ..files import public_name
+from ..hub.card import write_card
+from ..hub.metadata import RunMetadata
+from ..hub.provenance import code_commit, hardware
+from ..hub.publish import stage
+from ..version import __version__
+from .plots import plot_training
+from .run import Run
+from .samples import export, save_samples
+
+
+def save_run(run: Run, step: int) -> None:
+    """Write a checkpoint after `step` optimizer steps."""
+    recipe = run.recipe
+    run.state.save(run.output_dir, step, run.metrics.train_seconds, recipe.computed(), recipe.checkpoints_total_limit)
+
+
+def sample_run(run: Run, step: int) -> None:
+    """Save a grid of samples of the first EMA after `step` optimizer steps."""
+    run.ema.copy_to(run.pipeline.unet, run.recipe.ema_decays[0])
+    seed = derive_seed(run.recipe.seed, VALIDATION)
+    save_samples(run.pipeline, run.output_dir / "samples", step, run.recipe.num_validation_images, seed)
+
+
+def export_run(run: Run, step: int) -> None:
+    """Write the published files: pipeline, variants, discriminator, plot, metadata and card after `step` steps."""
+    folder, recipe = run.output_dir, run.recipe
+    export(run.pipeline, run.ema, folder)
+    if run.adversary is not None:
+        run.adversary.model.save_pretrained(folder / "discriminator")
+    plot_training(folder / "log.jsonl", folder / "training.png")
+    dataset, dataset_on_hub = public_name(recipe.data_name)
+    start = recipe.pretrained_model_name_or_path
+    base, base_on_hub = (None, False) if start is None else public_name(start)
+    RunMetadata(
+        dataset=dataset,
+        dataset_on_hub=dataset_on_hub and recipe.dataset_name is not None,
+        base_model=base,
+        base_model_on_hub=base_on_hub,
+        images=len(run.images),
+        shape=list(run.images.shape),
+        classes=run.images.num_classes,
+        class_names=None if run.images.class_names is None else list(run.images.class_names),
+        parameters=sum(p.numel() for p in run.unet.parameters()),
+        steps=step,
+        batch_size=run.batch_size,
+        images_seen=step * run.batch_size,
+        train_seconds=run.metrics.train_seconds,
+        hardware=hardware(run.accelerator),
+        version=__version__,
+        commit=code_commit(),
+        command=recipe.command(),
+    ).write(folder)
+    write_card(folder)
+
+
+def publish_run(run: Run) -> None:
+    """Publish what was exported, in the background."""
+    run.publisher.submit(stage(run.output_dir, run.recipe.hub_model_id))
