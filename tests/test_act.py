@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
-from conftest import make_unet
+from conftest import make_unet, write_npz
 from diffusers import UNet2DModel
+from safetensors.torch import load_file
 
-from diffusers_ict import CT, ICT, ConsistencyFunction, c_noise, consistency_pair, karras_sigmas
+from diffusers_ict import CT, ICT, ConsistencyFunction, ConsistencyPipeline, c_noise, consistency_pair, karras_sigmas
 from diffusers_ict.act import (
     AdaptiveStrength,
     AdversarialWeight,
@@ -15,6 +16,9 @@ from diffusers_ict.act import (
     weighted_lerp,
 )
 from diffusers_ict.discriminator import ConsistencyDiscriminator
+from diffusers_ict.training.log import read_log
+from diffusers_ict.training.recipe import Recipe
+from diffusers_ict.training.train import train
 
 SMALL = {"sample_size": 8, "in_channels": 1, "block_out_channels": (16, 32), "norm_num_groups": 8,
          "layers_per_block": 1, "down_block_types": ("DownBlock2D", "AttnDownBlock2D")}  # fmt: skip
@@ -124,10 +128,11 @@ def test_neither_networks_step_gives_the_other_a_gradient(tmp_path):
     assert any(p.grad.abs().max() > 0 for p in unet.parameters())
 
     unet.zero_grad()
-    losses, accuracy = adversary.discriminator_loss(pair.student.detach(), batch, batch)
+    losses, figures = adversary.discriminator_loss(pair.student.detach(), batch, batch)
     (losses + adversary.penalty(batch)).mean().backward()
     assert losses.shape == (6,)
-    assert 0 <= accuracy <= 1
+    assert 0 <= figures["discriminator_accuracy"] <= 1
+    assert -1 <= figures["discriminator_sign"] <= 1
     assert all(p.grad is None for p in unet.parameters())
     assert any(p.grad.abs().max() > 0 for p in adversary.model.parameters())
 
@@ -147,6 +152,57 @@ def test_strength_rises_above_tau_falls_below_it_and_stays_within_0_and_1():
     for _ in range(40):
         strength.update(1e6, 100)
     assert strength.p == 1.0
+
+
+def run_act(tmp_path, config, name, **own):
+    settings = {"dataset_name": str(write_npz(tmp_path / "data.npz")), "model_config_name_or_path": str(config),
+                "max_train_steps": 8, "train_batch_size": 8, "loss": "act", "augment": True, "r1_interval": 2,
+                "augment_horizon": 1000, "logging_steps": 1, "num_validation_images": 2}  # fmt: skip
+    train(Recipe(**{**settings, **own}, output_dir=str(tmp_path / name)))
+    return read_log(tmp_path / name / "log.jsonl")
+
+
+def test_the_published_split_moves_the_strength_by_both_networks_batches(tmp_path, config):
+    halves = run_act(tmp_path, config, "halves", discriminator_batch_size=4, augment_tau=1e-9)
+    # 8 images of the generator, 4 fakes and 4 images, every second step, over a horizon of 1,000
+    assert [entry["augment_p"] for entry in halves if "augment_p" in entry] == pytest.approx(
+        [0.032, 0.064, 0.096, 0.128]
+    )
+    whole = run_act(tmp_path, config, "whole", augment_tau=1e-9)
+    assert [entry["augment_p"] for entry in whole if "augment_p" in entry][-1] == pytest.approx(4 * 0.048)
+    assert halves[0]["loss"] == whole[0]["loss"], "the generator's first batch depends on the discriminator's"
+
+
+def test_adas_signal_drives_the_strength_too(tmp_path, config):
+    entries = run_act(tmp_path, config, "sign", augment_signal="sign")
+    assert entries[-1]["augment_tau"] == 0.6
+    moved = [entry for entry in entries if "augment_r" in entry]
+    r = 0.0
+    for entry in moved:
+        r = 0.93 * r + 0.07 * entry["discriminator_sign"]
+        assert entry["augment_r"] == pytest.approx(r)
+        assert entry["augment_p"] == 0.0, "a mean sign of 0.6 cannot be reached in eight steps"
+
+
+def test_the_log_has_the_mean_over_all_micro_batches(tmp_path, config):
+    """One micro batch of 8 images and two of 4 give the same figures."""
+    one = run_act(tmp_path, config, "one", augment=False, max_train_steps=4)
+    two = run_act(tmp_path, config, "two", augment=False, max_train_steps=4, train_batch_size=4,
+                  gradient_accumulation_steps=2)  # fmt: skip
+    for name in ("discriminator_loss", "discriminator_accuracy", "discriminator_sign", "r1"):
+        for a, b in zip(one, two):
+            assert (name in a) == (name in b)
+            assert a.get(name, 0.0) == pytest.approx(b.get(name, 0.0), rel=1e-3, abs=1e-5), name
+
+
+def test_the_teacher_is_exported_as_a_variant(tmp_path, config):
+    run_act(tmp_path, config, "out")
+    folder = tmp_path / "out"
+    saved = load_file(folder / "checkpoint-8" / "teacher.safetensors")
+    exported = ConsistencyPipeline.from_pretrained(folder, variant="teacher").unet.state_dict()
+    assert all(torch.equal(saved[name], exported[name]) for name in saved)
+    plain = ConsistencyPipeline.from_pretrained(folder).unet.state_dict()
+    assert any(not torch.equal(plain[name], exported[name]) for name in plain)
 
 
 @pytest.mark.parametrize(("tau", "horizon"), [(0.0, 100), (-1.0, 100), (1.0, 0)])

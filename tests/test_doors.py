@@ -5,8 +5,12 @@ import json
 import inspect_model
 import numpy as np
 import pytest
+import yaml
+from accelerate.state import AcceleratorState
 from conftest import TINY, write_npz
+from safetensors.torch import save_file
 from short_run import ICT, run
+from test_lpips import weights as lpips_weights
 
 from diffusers_ict.commands import check_repository, convert, evaluate, publish
 from diffusers_ict.commands import train as train_ict
@@ -46,6 +50,8 @@ def shut(tmp_path, capsys, message, *flags):
         (["--loss", "act", "--adversarial_weight", 1.2], "0 < w_mid <= w <= 1"),
         (["--loss", "act", "--adversarial_weight_mid", 0.5], "0 < w_mid <= w <= 1"),
         (["--loss", "act", "--augment_tau", -1], "--augment_tau must be greater than 0"),
+        (["--s1", 1], "--s1 must be at least --s0, got s1 1 and s0 2"),
+        (["--mixed_precision", "fp16"], "--mixed_precision fp16 does not exist on CPUs"),
     ],
 )  # fmt: skip
 def test_bad_settings_shut_the_door(flags, tmp_path, capsys, own, message):
@@ -92,6 +98,48 @@ def test_a_discriminator_that_does_not_fit_shuts_the_door(flags, tmp_path, capsy
         shut(tmp_path, capsys, message, *own)
     path.unlink()
     shut(tmp_path, capsys, "no discriminator config could be read", *own)
+
+
+def test_a_discriminator_without_classes_in_a_class_conditional_run_is_refused(flags, tmp_path, capsys, config):
+    config.write_text(json.dumps({**TINY, "_class_name": "UNet2DModel", "num_class_embeds": 4}))
+    settings = {"block_out_channels": [16, 32], "down_block_types": ["DownBlock2D"] * 2, "norm_num_groups": 8}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"_class_name": "ConsistencyDiscriminator", **settings}))
+    own = [*flags, "--loss", "act", "--class_conditional", "--discriminator_config_name_or_path", path]
+    message = "the discriminator's num_class_embeds is None and the images need 4"
+    shut(tmp_path, capsys, message, *own, "--output_dir", tmp_path / "out")
+    path.write_text(json.dumps({"_class_name": "ConsistencyDiscriminator", **settings, "num_class_embeds": 4}))
+    assert run(*own, "--max_train_steps", 4, "--output_dir", tmp_path / "out") == 0
+
+
+def test_lpips_of_images_with_transparency_is_refused(flags, tmp_path, capsys):
+    data = write_npz(tmp_path / "rgba.npz", channels=4)
+    save_file(lpips_weights(), tmp_path / "lpips.safetensors")
+    own = [
+        "--dataset_name",
+        data,
+        "--loss",
+        "ct",
+        "--metric",
+        "lpips",
+        "--lpips_weights",
+        tmp_path / "lpips.safetensors",
+    ]
+    message = "--metric lpips compares images of 1 or 3 channels, got 4"
+    shut(tmp_path, capsys, message, *own, "--output_dir", tmp_path / "out")
+
+
+def test_a_resume_in_another_precision_is_refused(flags, tmp_path, capsys, monkeypatch):
+    """Also where the precision comes from accelerate and not from a flag."""
+    out = ["--output_dir", tmp_path / "out"]
+    assert run(*ICT, *flags, "--max_train_steps", 4, *out) == 0
+    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert recipe["mixed_precision"] == "no"
+    capsys.readouterr()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    resume = ["--max_train_steps", 4, "--resume_from_checkpoint", "latest"]
+    shut(tmp_path, capsys, "made with mixed_precision no and this run has bf16", *ICT, *flags, *out, *resume)
 
 
 def test_another_run_in_the_folder_or_another_recipe_shuts_the_door(flags, tmp_path, capsys):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from diffusers_ict import (
+    act_num_levels,
     ct_num_levels,
     ct_teacher_decay,
     ict_num_levels,
@@ -42,10 +43,23 @@ def test_ct_levels_follow_the_square_root_from_2_to_151():
     assert ct_num_levels(799_999, 800_000) == 151
 
 
-def test_ct_teacher_decay_is_mu0_at_the_first_level_count_and_approaches_1():
-    assert ct_teacher_decay(2) == pytest.approx(0.9, abs=1e-15)
-    assert ct_teacher_decay(151) == pytest.approx(math.exp(2 * math.log(0.9) / 151))
-    assert 0.998 < ct_teacher_decay(151) < 1
+def test_levels_never_fall_below_one_pair():
+    assert ct_num_levels(0, 100, s0=1, s1=10) == 2
+    assert act_num_levels(0, 100, s0=1, s1=10) == 2
+
+
+def test_act_levels_are_those_of_its_released_code():
+    assert act_num_levels(0, 300_000) == 2
+    assert act_num_levels(150_000, 300_000) == 106  # sqrt(1/2 (150^2 - 2^2) + 2^2) = 106.08
+    assert act_num_levels(299_999, 300_000) == 150
+    assert act_num_levels(399_999, 400_000, s1=200) == 200
+
+
+def test_the_teachers_decay_is_that_of_the_released_code():
+    # exp(-c / scales) with c = -ln(0.9) 2 and scales = N - 1, as in create_ema_and_scales_fn
+    assert ct_teacher_decay(2) == pytest.approx(0.81, abs=1e-15)
+    assert ct_teacher_decay(151) == pytest.approx(math.exp(2 * math.log(0.9) / 150))
+    assert ct_teacher_decay(151) == pytest.approx(0.9986, abs=1e-4)
 
 
 def test_the_finest_grid_has_1281_points_and_exact_ends():

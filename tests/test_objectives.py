@@ -163,7 +163,7 @@ def test_losses_are_one_per_sample_and_weighted_as_published():
 
 def test_only_ct_has_an_ema_teacher():
     assert ICT().teacher_decay(0, 100) is None
-    assert CT().teacher_decay(0, 100) == pytest.approx(0.9)
+    assert CT().teacher_decay(0, 100) == pytest.approx(0.81)
 
 
 def test_pair_difference_in_bfloat16_training_equals_float32s_at_1281_levels():

@@ -29,6 +29,27 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     assert not read("--config", path, "--no-class_conditional").class_conditional
 
 
+def test_data_on_the_command_line_replaces_all_that_a_recipe_says_of_its_data(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("dataset_name: uoft-cs/cifar10\ndataset_split: test\nimage_column: img\nresolution: 32\n")
+    recipe = read("--config", path, "--train_data_dir", "my_images")
+    assert (recipe.dataset_name, recipe.train_data_dir) == (None, "my_images")
+    assert (recipe.dataset_split, recipe.image_column) == ("train", None)
+    assert recipe.resolution == 32
+    recipe = read("--config", path, "--dataset_name", "mine.npz", "--image_column", "pictures")
+    assert (recipe.dataset_name, recipe.image_column) == ("mine.npz", "pictures")
+
+
+def test_act_recipes_say_what_was_published():
+    cifar, imagenet, lsun = (read("--config", f"act_{name}") for name in ("cifar10", "imagenet64", "lsun_cat256"))
+    assert {r.metric for r in (cifar, imagenet, lsun)} == {"lpips"}
+    assert (cifar.augment, imagenet.augment, lsun.augment) == (True, False, False)
+    for recipe in (cifar, imagenet, lsun):  # half of the second batch are fakes, and both halves together are the first
+        assert 2 * recipe.discriminator_batch_size == recipe.train_batch_size
+    assert not lsun.random_flip
+    assert read("--config", "ct_cifar10").learning_rate == 4e-4
+
+
 def test_what_is_left_out_is_what_was_published():
     ict, ct, act = read(), read("--loss", "ct"), read("--loss", "act", "--learning_rate", 3e-4)
     assert (ict.s0, ict.s1, ict.dropout, ict.adam_beta1) == (10, 1280, 0.3, 0.9)

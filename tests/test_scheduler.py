@@ -93,6 +93,12 @@ def test_own_form_round_trips(tmp_path):
     assert loaded.sigmas[1].item() == np.float32(1.526)
 
 
+def test_a_saved_and_loaded_scheduler_has_the_same_config(tmp_path):
+    for scheduler in (ICTScheduler(), ICTScheduler(intermediate_sigmas=(1.526, 0.3), rho=5.0)):
+        scheduler.save_pretrained(tmp_path)
+        assert dict(ICTScheduler.from_pretrained(tmp_path).config) == dict(scheduler.config)
+
+
 def test_intermediate_sigmas_are_added_in_order_and_used_descending():
     scheduler = ICTScheduler(intermediate_sigmas=[0.8, 5.0, 0.1])
     assert scheduler.sampling_sigmas(1).tolist() == [80.0]

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from conftest import ROOT, make_unet
 from diffusers import ConsistencyModelPipeline, DiffusionPipeline, UNet2DModel
@@ -91,9 +90,8 @@ def test_bfloat16_trains_on_cpu(flags, tmp_path):
     assert np.mean(losses[-20:]) < 0.9 * np.mean(losses[:20])
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_both_networks_train_in_half_precision(flags, tmp_path, precision):
-    own = ["--mixed_precision", precision, "--max_train_steps", 6]
+def test_both_networks_train_in_half_precision(flags, tmp_path):
+    own = ["--mixed_precision", "bf16", "--max_train_steps", 6]
     assert run(*ACT, *flags, *own, "--output_dir", tmp_path / "out") == 0
     entries = read_log(tmp_path / "out" / "log.jsonl")
     assert all(np.isfinite(entry["discriminator_loss"]) for entry in entries)

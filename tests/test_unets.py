@@ -6,6 +6,7 @@ from conftest import make_unet
 from diffusers import UNet2DModel
 
 from diffusers_ict.errors import UserError
+from diffusers_ict.training.unets import limit_dropout
 
 
 @pytest.mark.parametrize("resolution", [8, 12, 16, 28, 32, 64, 96, 128, 256])
@@ -30,8 +31,6 @@ def test_resolutions_no_unet_suits_are_refused(resolution):
 
 
 def test_dropout_can_be_kept_to_small_feature_maps():
-    from diffusers_ict.training.unets import limit_dropout
-
     unet = make_unet(dropout=0.4)
     limit_dropout(unet, 4)
 
@@ -42,3 +41,28 @@ def test_dropout_can_be_kept_to_small_feature_maps():
     assert 0.4 in rates(unet.down_blocks[1])
     assert 0.4 in rates(unet.up_blocks[0])
     assert 0.4 in rates(unet.mid_block)
+
+
+def test_the_size_of_the_feature_map_at_the_dropout_decides_where_blocks_change_it():
+    """A downsampler of the 8-pixel level drops at 4 pixels; an upsampler of the 4-pixel level drops at 8."""
+    resampling = {"downsample_type": "resnet", "upsample_type": "resnet"}
+    blocks = {
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+    }
+    unet = make_unet(dropout=0.4, **resampling, **blocks)
+    limit_dropout(unet, 4)
+    sizes = []
+
+    def note(name):
+        return lambda module, inputs: sizes.append((name, inputs[0].shape[-1], module.p))
+
+    for name, module in unet.named_modules():
+        if isinstance(module, torch.nn.Dropout) and "attentions" not in name:
+            module.register_forward_pre_hook(note(name))
+    unet(torch.randn(1, 1, 8, 8), 0)
+    assert {size for _, size, _ in sizes} == {4, 8}
+    for name, size, p in sizes:
+        assert p == (0.4 if size <= 4 else 0.0), f"{name} drops {p} at {size} pixels"
+    assert any("downsamplers" in name for name, _, _ in sizes)
+    assert any("upsamplers" in name for name, _, _ in sizes)

@@ -14,6 +14,7 @@ from .distances import pseudo_huber, pseudo_huber_constant, squared_l2
 from .ict import ICT
 from .lpips import LPIPS
 from .noise_schedule import (
+    act_num_levels,
     ct_num_levels,
     ct_teacher_decay,
     ict_num_levels,
@@ -45,6 +46,7 @@ __all__ = [
     "Objective",
     "Pair",
     "__version__",
+    "act_num_levels",
     "augment",
     "c_noise",
     "c_out",

@@ -106,10 +106,11 @@ def weighted_lerp(objective: Objective, pair: Pair, adversarial: Tensor, weight:
 
 
 class AdaptiveStrength:
-    """ACT-Aug: the strength p of the augmentation, driven by the running R1 penalty r against tau.
+    """ACT-Aug: the strength p of the augmentation, driven by a running sign r of overfitting against tau.
 
-    r <- 0.93 r + 0.07 R1;  p <- clip(p +- images_seen / horizon, 0, 1), plus when r > tau: a penalty that rises means a
-    discriminator that overfits. ACT Sec. 4.3.
+    r <- 0.93 r + 0.07 signal;  p <- clip(p +- images_seen / horizon, 0, 1), plus when r > tau. The signal of ACT
+    (Sec. 4.3) is the gradient penalty R1, which rises as a discriminator overfits; that of ADA (arXiv:2006.06676,
+    Eq. 1) is the mean sign of D's logits on real images.
 
     Args:
         tau: threshold of r. r hardly ever reaches the released code's 1e4, so p stays at 0.
@@ -133,8 +134,8 @@ class AdaptiveStrength:
         """Put back p and r; tau and horizon are settings."""
         self.p, self.r = state["augment_p"], state["augment_r"]
 
-    def update(self, r1: float, images_seen: int) -> None:
-        """Move p after a step that computed R1 (mean over the batch), `images_seen` images after the last such step."""
-        self.r = 0.93 * self.r + 0.07 * r1
+    def update(self, signal: float, images_seen: int) -> None:
+        """Move p by a new value of the signal, `images_seen` images (of both networks) after the last one."""
+        self.r = 0.93 * self.r + 0.07 * signal
         direction = 1 if self.r > self.tau else -1
         self.p = min(max(self.p + direction * images_seen / self.horizon, 0.0), 1.0)

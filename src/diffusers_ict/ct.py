@@ -17,17 +17,19 @@ class CT(GridObjective):
 
     Attributes:
         s0, s1: levels at the start and pairs at the end.
-        mu0: decay of the teacher's EMA at N = s0 (0.9 on CIFAR-10, 0.95 on ImageNet 64x64).
+        mu0: sets the decay of the teacher's EMA, see `ct_teacher_decay` (0.9 on CIFAR-10, 0.95 on ImageNet 64x64).
         metric: ([B, C, H, W], [B, C, H, W]) -> [B]; squared L2, or an LPIPS object for the published setting.
+        levels: (step, total steps, s0, s1) -> N(k); `act_num_levels` for the schedule of ACT's released code.
     """
 
     s0: int = 2
     s1: int = 150
     mu0: float = 0.9
     metric: Callable[[Tensor, Tensor], Tensor] = squared_l2
+    levels: Callable[[int, int, int, int], int] = ct_num_levels
 
     def num_levels(self, step: int, total_steps: int) -> int:
-        return ct_num_levels(step, total_steps, self.s0, self.s1)
+        return self.levels(step, total_steps, self.s0, self.s1)
 
     def pair_probabilities(self, sigmas: Tensor) -> Tensor:
         return uniform_pair_probabilities(sigmas)

@@ -67,13 +67,23 @@ def ict_num_levels(step: int, total_steps: int, s0: int = 10, s1: int = 1280) ->
 
 
 def ct_num_levels(step: int, total_steps: int, s0: int = 2, s1: int = 150) -> int:
-    """N(k) of CT, Appendix C: the square root schedule from s0 to s1 + 1 levels."""
-    return math.ceil(math.sqrt(step / total_steps * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1) + 1
+    """N(k) of CT, Appendix C: the square root schedule from s0 to s1 + 1 levels, at least 2."""
+    return max(math.ceil(math.sqrt(step / total_steps * ((s1 + 1) ** 2 - s0**2) + s0**2) - 1), 1) + 1
+
+
+def act_num_levels(step: int, total_steps: int, s0: int = 2, s1: int = 150) -> int:
+    """N(k) of ACT's released code (`bins` of its training scripts): the square root schedule from s0 to s1 levels."""
+    return max(round(math.sqrt(step / total_steps * (s1**2 - s0**2) + s0**2)), 2)
 
 
 def ct_teacher_decay(num_levels: int, s0: int = 2, mu0: float = 0.9) -> float:
-    """mu(k) = exp(s0 ln(mu0) / N(k)), CT Appendix C: decay of the teacher's EMA, mu0 when N = s0."""
-    return math.exp(s0 * math.log(mu0) / num_levels)
+    """mu(k) = exp(s0 ln(mu0) / (N(k) - 1)): decay of the teacher's EMA.
+
+    CT's Appendix C divides by N(k). The released code of CT (`create_ema_and_scales_fn` of openai/consistency_models)
+    and that of ACT (`ema_decay` of its training scripts) divide by the number of pairs N(k) - 1, as here: 0.810 at the
+    first step on CIFAR-10, not 0.900.
+    """
+    return math.exp(s0 * math.log(mu0) / (num_levels - 1))
 
 
 def lognormal_pair_probabilities(sigmas: Tensor, mean: float = -1.1, std: float = 2.0) -> Tensor:

@@ -26,6 +26,10 @@ def make_accelerator(mixed_precision: str | None, report_to: str | None, folder:
         accelerator = Accelerator(mixed_precision=mixed_precision, log_with=report_to, project_dir=folder)
     except (ValueError, ImportError) as error:
         raise UserError(f"accelerate cannot run with these settings: {first_line(error)}") from error
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError(
+            "`mixed_precision` fp16 does not exist on CPUs, where accelerate would compute in float32; use bf16 or no."
+        )
     check_processes(accelerator)
     return accelerator
 

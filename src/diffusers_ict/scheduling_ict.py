@@ -55,6 +55,7 @@ class ICTScheduler(CMStochasticIterativeScheduler):
                 f"intermediate_sigmas must be different numbers between sigma_min {sigma_min} and sigma_max "
                 f"{sigma_max}, got {middle}."
             )
+        self.register_to_config(intermediate_sigmas=middle)  # a list, as it is read back from a file
         self.stock_rho = rho_through(middle[0], num_train_timesteps, sigma_min, sigma_max) if middle else rho
 
     # ------------------------------------------------------------------ sampling

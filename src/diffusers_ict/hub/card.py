@@ -55,7 +55,10 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
     run = RunMetadata.read(folder)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     report = _read_json(folder / "evaluation.json")
-    carried = _read_json(folder / "scheduler" / "scheduler_config.json").get(STOCK_KEY, recipe)
+    carried: dict[str, Any] = {
+        **recipe,
+        **_read_json(folder / "scheduler" / "scheduler_config.json").get(STOCK_KEY, {}),
+    }
     method, paper = PAPERS[recipe["loss"]]
     grids = sorted((folder / "samples").glob("*.png")) if (folder / "samples").is_dir() else []
     data = ModelCardData(

@@ -1,5 +1,7 @@
 """ACT's discriminator in training: its network, optimizer and update, and the strength of the augmentation."""
 
+from collections import defaultdict
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -36,11 +38,13 @@ def build_discriminator(
     config = discriminator_config(unet_config)
     if config_name_or_path is not None:
         given = _read(config_name_or_path)
+        # Size and channels follow the images where the config does not state them; classes must be stated.
+        stated = {"sample_size": config["sample_size"], "in_channels": config["in_channels"], **given}
         for key in ("sample_size", "in_channels", "num_class_embeds"):
-            if given.get(key, config.get(key)) != config.get(key):
+            if stated.get(key) != config.get(key):
                 raise UserError(
-                    f"the discriminator's {key} is {given[key]} and the images need {config.get(key)}: change it in "
-                    f"{config_name_or_path}."
+                    f"the discriminator's {key} is {stated.get(key)} and the images need {config.get(key)}: change it "
+                    f"in {config_name_or_path}."
                 )
         config = {**given, **{key: config[key] for key in ("sample_size", "in_channels")}}
     try:
@@ -73,6 +77,8 @@ class Adversary:
         r1_gamma, r1_interval: weight of the gradient penalty, and steps between two of them.
         time_weight: weight D's losses by noise level too.
         strength: of ACT-Aug; None for no augmentation.
+        signal: that drives the strength: "penalty", R1 as in ACT, or "sign", the mean sign of D's logits on images, as
+            in ADA (arXiv:2006.06676, Eq. 1).
         compile: compile D.
 
     Attributes:
@@ -91,9 +97,10 @@ class Adversary:
         r1_interval: int = 16,
         time_weight: bool = False,
         strength: AdaptiveStrength | None = None,
+        signal: str = "penalty",
         compile: bool = False,
     ) -> None:
-        self.accelerator, self.weight, self.strength = accelerator, weight, strength
+        self.accelerator, self.weight, self.strength, self.signal = accelerator, weight, strength, signal
         self.r1_gamma, self.r1_interval, self.time_weight = r1_gamma, r1_interval, time_weight
         self.model = discriminator.to(accelerator.device).train()
         self.compiled = torch.compile(self.model) if compile else self.model
@@ -107,12 +114,22 @@ class Adversary:
         self.model.requires_grad_(True)
         return weighted_lerp(objective, pair, generator_loss(logits), self.weight(pair.sigma_next))
 
-    def discriminator_loss(self, fake: Tensor, fakes: Batch, reals: Batch) -> tuple[Tensor, Tensor]:
-        """(L_D [B], share of images classified correctly). `fake` has no gradient; both kinds drew their own levels."""
+    def discriminator_loss(self, fake: Tensor, fakes: Batch, reals: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_D and figures for the log.
+
+        Args:
+            fake: images that f made, without gradient; fakes, reals: the batches, each with levels of its own.
+
+        Returns:
+            (L_D [B], the share of images classified correctly and the mean sign of the logits on real images).
+        """
         logits_fake, logits_real = self._logits(fake, fakes), self._logits(reals.x, reals)
-        accuracy = torch.cat([logits_fake < 0, logits_real > 0]).float().mean()
         weights = [self._level_weight(batch) for batch in (fakes, reals)]
-        return discriminator_loss(logits_fake, logits_real, *weights), accuracy
+        figures = {
+            "discriminator_accuracy": torch.cat([logits_fake < 0, logits_real > 0]).float().mean(),
+            "discriminator_sign": logits_real.detach().sign().mean(),
+        }
+        return discriminator_loss(logits_fake, logits_real, *weights), figures
 
     def penalty(self, reals: Batch) -> Tensor:
         """R1 on real images: [B]. Its weight is gamma alone, not gamma times the interval.
@@ -123,44 +140,42 @@ class Adversary:
         return r1_penalty(self.model, seen, reals.sigma_next, reals.labels, self.r1_gamma) * self._level_weight(reals)
 
     def update(
-        self, f: ConsistencyFunction, fakes: GlobalBatch, reals: GlobalBatch, step: int
+        self, f: ConsistencyFunction, fakes: GlobalBatch, reals: GlobalBatch, step: int, generator_batch: int
     ) -> dict[str, Tensor | float]:
         """One optimizer step of D: separate images from the outputs of f, each at a noise level of its own.
 
         Args:
             fakes: images that f gets with noise; reals: images that D gets as they are. Both have the same size.
             step: optimizer step from 0; every `r1_interval`-th has a gradient penalty and moves the augmentation.
+            generator_batch: images of the generator's step, which count for the augmentation's pace like D's.
 
         Returns:
             Figures for the log, means over this process's micro batches.
         """
-        losses, accuracies, penalties = [], [], []
+        found: dict[str, list[Tensor]] = defaultdict(list)
         penalised = (step + 1) % self.r1_interval == 0
         for fake_batch, real_batch in zip(fakes, reals):
             noisy = fake_batch.x + per_image(fake_batch.sigma_next, fake_batch.x) * fake_batch.noise
             with torch.no_grad(), dropout_masks(fake_batch.dropout_seed, noisy.device):
                 fake = f(noisy, fake_batch.sigma_next, fake_batch.labels)
-            loss, accuracy = self.discriminator_loss(fake, fake_batch, real_batch)
-            losses.append(loss.detach().mean())
-            accuracies.append(accuracy)
+            loss, figures = self.discriminator_loss(fake, fake_batch, real_batch)
+            for name, value in {"discriminator_loss": loss.detach().mean(), **figures}.items():
+                found[name].append(value)
             if penalised:
                 penalty = self.penalty(real_batch)
-                penalties.append(penalty.detach().mean())
+                found["r1"].append(penalty.detach().mean())
                 loss = loss + penalty
             self.accelerator.backward(loss.mean() / len(fakes))
         average_gradients(self.accelerator, self.model.parameters())
         self.optimizer.step()
         self.optimizer.zero_grad()
-        figures: dict[str, Tensor | float] = {
-            "discriminator_loss": torch.stack(losses).mean(),
-            "discriminator_accuracy": torch.stack(accuracies).mean(),
-        }
-        if penalised:
-            figures["r1"] = r1 = self.accelerator.reduce(torch.stack(penalties).mean(), "mean").item()
-            if self.strength is not None:
-                self.strength.update(r1, fakes.size * self.r1_interval)
-                figures |= self.strength.state()
-        return figures
+        means: dict[str, Tensor | float] = {name: torch.stack(values).mean() for name, values in found.items()}
+        if penalised and self.strength is not None:
+            driving = means["r1" if self.signal == "penalty" else "discriminator_sign"]
+            signal = self.accelerator.reduce(driving, "mean").item()
+            self.strength.update(signal, (generator_batch + fakes.size + reals.size) * self.r1_interval)
+            means |= self.strength.state()
+        return means
 
     def _logits(self, images: Tensor, batch: Batch) -> Tensor:
         return discriminator_logits(self._net, self._augmented(images, batch), batch.sigma_next, batch.labels)

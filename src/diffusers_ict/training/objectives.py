@@ -10,6 +10,7 @@ from ..distances import squared_l2
 from ..errors import UserError
 from ..ict import ICT
 from ..lpips import LPIPS
+from ..noise_schedule import act_num_levels, ct_num_levels
 from ..objective import Objective
 from .recipe import Recipe
 
@@ -24,7 +25,8 @@ def make_objective(recipe: Recipe, device: torch.device) -> Objective:
     if (recipe.consistency if recipe.loss == "act" else recipe.loss) == "ict":
         objective = ICT(recipe.s0, recipe.s1, recipe.p_mean, recipe.p_std, recipe.huber_c)
     else:
-        objective = CT(recipe.s0, recipe.s1, recipe.teacher_mu0, make_metric(recipe, device))
+        levels = act_num_levels if recipe.loss == "act" else ct_num_levels
+        objective = CT(recipe.s0, recipe.s1, recipe.teacher_mu0, make_metric(recipe, device), levels)
     try:
         objective.schedule(0, recipe.max_train_steps)
     except ValueError as error:

@@ -28,7 +28,7 @@ def sample_run(run: Run, step: int) -> None:
 def export_run(run: Run, step: int) -> None:
     """Write the published files: pipeline, variants, discriminator, plot, metadata and card after `step` steps."""
     folder, recipe = run.output_dir, run.recipe
-    export(run.pipeline, run.ema, folder)
+    export(run.pipeline, run.ema, folder, run.teacher)
     if run.adversary is not None:
         run.adversary.model.save_pretrained(folder / "discriminator")
     plot_training(folder / "log.jsonl", folder / "training.png")

@@ -16,6 +16,9 @@ from ..files import portable
 from ..settings import ArgumentParser, add_flags, as_flag, check_bounds, setting
 
 LOSSES = ("ict", "ct", "act")
+# Settings that belong to one data set: data given on the command line replace all of them.
+OF_THE_DATA = ("dataset_name", "train_data_dir", "dataset_config_name", "dataset_split", "image_column", "label_column")
+AUGMENT_TAU = {"penalty": 0.05, "sign": 0.6}  # by signal
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -57,8 +60,18 @@ class Recipe(DataSettings):
     discriminator_time_weight: bool = setting(False, "ACT: weight its losses by noise level too, as for ImageNet")
     r1_gamma: float = setting(10.0, "ACT: weight of the gradient penalty", at_least=0)
     r1_interval: int = setting(16, "ACT: steps between gradient penalties", at_least=1)
+    discriminator_batch_size: int = setting(
+        None, "ACT: fakes, and as many images, of its micro batch [train_batch_size]; published: half", at_least=1
+    )
     augment: bool = setting(False, "ACT-Aug: augment what the discriminator sees")
-    augment_tau: float = setting(0.05, "ACT-Aug: gradient penalty above which augmentation grows", above=0)
+    augment_signal: str = setting(
+        "penalty",
+        "ACT-Aug: sign of overfitting, the gradient penalty or (ADA) the sign of D on images",
+        choices=("penalty", "sign"),
+    )
+    augment_tau: float = setting(
+        None, "ACT-Aug: signal above which augmentation grows [penalty TAU, sign 0.6]", above=0
+    )
     augment_horizon: int = setting(500_000, "ACT-Aug: images over which its strength could go from 0 to 1", at_least=1)
 
     # The images, beside the data settings.
@@ -142,11 +155,17 @@ class Recipe(DataSettings):
         self._check()
         if self.discriminator_learning_rate is None:
             self.discriminator_learning_rate = self.learning_rate
+        if self.discriminator_batch_size is None:
+            self.discriminator_batch_size = self.train_batch_size
+        if self.augment_tau is None:
+            self.augment_tau = AUGMENT_TAU[self.augment_signal]
 
     def _check(self) -> None:
         check_bounds(self)
         if self.push_to_hub and "/" not in (self.hub_model_id or ""):
             raise UserError(f"`push_to_hub` needs `hub_model_id` USER/NAME, got {self.hub_model_id or 'none'}.")
+        if self.s1 < self.s0:
+            raise UserError(f"`s1` must be at least `s0`, got s1 {self.s1} and s0 {self.s0}.")
         decays = self.ema_decays
         if not decays or len(set(decays)) < len(decays) or not all(0 < decay < 1 for decay in decays):
             raise UserError(f"`ema_decays` must be different numbers between 0 and 1, got {decays}.")
@@ -177,7 +196,10 @@ class Recipe(DataSettings):
     def command(self) -> str:
         """The command line of this recipe: every setting that is not the default, absolute paths by their last part."""
         plain = Recipe(loss=self.loss, consistency=self.consistency).computed()
-        plain["discriminator_learning_rate"] = self.learning_rate  # which it follows
+        # These follow other settings.
+        plain["discriminator_learning_rate"] = self.learning_rate
+        plain["discriminator_batch_size"] = self.train_batch_size
+        plain["augment_tau"] = AUGMENT_TAU[self.augment_signal]
         words = ["accelerate", "launch", "train_scripts/train_ict.py"]
         if self.loss != "ict":
             words += as_flag("loss", self.loss)
@@ -201,7 +223,10 @@ def parse(argv: Sequence[str] | None, program: str, description: str) -> Recipe:
     given = vars(parser.parse_args(argv))
     if path := given.get("config"):
         # The file becomes flags in front of the others: one way of checking, and the later flag wins.
-        given = vars(parser.parse_args([*_file_as_flags(find_recipe(path)), *argv]))
+        from_file = vars(parser.parse_args(_file_as_flags(find_recipe(path))))
+        if given.keys() & {"dataset_name", "train_data_dir"}:  # other data than the recipe's
+            from_file = {name: value for name, value in from_file.items() if name not in OF_THE_DATA}
+        given = {**from_file, **given}
     return Recipe(**given)
 
 

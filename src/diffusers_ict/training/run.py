@@ -74,12 +74,15 @@ class Run:
 
     def draw_batch(self, step: int, role: int) -> GlobalBatch:
         """The images, noise and noise levels of a step; `role` is GENERATOR, FAKES or REALS."""
+        recipe = self.recipe
+        micro_batch = recipe.train_batch_size if role == GENERATOR else recipe.discriminator_batch_size
+        size = self.batch_size // recipe.train_batch_size * micro_batch
         return GlobalBatch(
-            Draw(self.recipe.seed, step, self.batch_size, self.accelerator.device, role),
+            Draw(recipe.seed, step, size, self.accelerator.device, role),
             self.images,
             self.objective,
-            self.recipe.max_train_steps,
-            self.recipe.train_batch_size,
+            recipe.max_train_steps,
+            micro_batch,
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
             random_flip=self.recipe.random_flip,
@@ -97,11 +100,13 @@ def open_run(recipe: Recipe, objective: Objective | None = None) -> Run | None:
         UserError: the recipe or the data cannot be used; nothing is written.
     """
     accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir)
+    recipe.mixed_precision = accelerator.mixed_precision  # the effective one, which accelerate's config may have set
     objective = objective or make_objective(recipe, accelerator.device)
     scheduler, weight = _scheduler(recipe), _adversarial_weight(recipe)
     claim_output_dir(Path(recipe.output_dir), resuming=recipe.resume_from_checkpoint is not None)
     images = recipe.load(recipe.class_conditional)
     batch_size = _batch_size(recipe, accelerator, images)
+    _check_channels(recipe, images)
     unet = make_unet(recipe, images, derive_seed(recipe.seed, INIT, GENERATOR))
     discriminator = _discriminator(recipe, unet) if recipe.loss == "act" else None
     accelerator.print(_summary(recipe, accelerator, images, objective, unet, discriminator, batch_size))
@@ -221,6 +226,16 @@ def _batch_size(recipe: Recipe, accelerator: Accelerator, images: Images) -> int
     return size
 
 
+def _check_channels(recipe: Recipe, images: Images) -> None:
+    """Refuse images that LPIPS cannot compare."""
+    lpips = recipe.metric == "lpips" and (recipe.loss == "ct" or (recipe.loss, recipe.consistency) == ("act", "ct"))
+    if lpips and images.shape[0] not in (1, 3):
+        raise UserError(
+            f"`metric` lpips compares images of 1 or 3 channels, got {images.shape[0]}; convert them with "
+            "`image_mode`, or use `metric` l2."
+        )
+
+
 def _in_precision(net: UNet2DModel, accelerator: Accelerator, compile: bool) -> Callable:
     """The network's call under the run's mixed precision; all arithmetic around it stays in float32."""
     if compile:
@@ -250,6 +265,7 @@ def _adversary(
         r1_interval=recipe.r1_interval,
         time_weight=recipe.discriminator_time_weight,
         strength=AdaptiveStrength(recipe.augment_tau, recipe.augment_horizon) if recipe.augment else None,
+        signal=recipe.augment_signal,
         compile=recipe.torch_compile,
     )
 

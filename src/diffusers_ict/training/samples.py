@@ -63,9 +63,15 @@ def save_samples(pipeline: ConsistencyPipeline, folder: Path, step: int, count: 
     return target
 
 
-def export(pipeline: ConsistencyPipeline, ema: EMA, folder: Path) -> None:
-    """Save the pipeline in stock form with the first EMA's weights, and every other EMA as a variant of them."""
+def export(pipeline: ConsistencyPipeline, ema: EMA, folder: Path, teacher: UNet2DModel | None = None) -> None:
+    """Save the pipeline in stock form with the first EMA's weights, and the other averages as variants of them.
+
+    The variants are every other EMA, and "teacher", the EMA teacher, from which the authors of ACT draw their samples.
+    """
     first, *others = ema.shadows
+    if teacher is not None:
+        pipeline.unet.load_state_dict(teacher.state_dict())
+        pipeline.unet.save_pretrained(folder / "unet", variant="teacher")
     for decay in others:
         ema.copy_to(pipeline.unet, decay)
         pipeline.unet.save_pretrained(folder / "unet", variant=variant_name(decay))

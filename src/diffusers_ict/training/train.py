@@ -58,7 +58,7 @@ def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
         # ------------------------------------------------------------ the discriminator
         if adversary is not None:
             fakes, reals = run.draw_batch(step, FAKES), run.draw_batch(step, REALS)
-            metrics.add_figures(adversary.update(run.f, fakes, reals, step))  # L_D and R1
+            metrics.add_figures(adversary.update(run.f, fakes, reals, step, run.batch_size))  # L_D and R1
 
         # ------------------------------------------------------------ log, checkpoint, samples
         metrics.count_step(run.batch_size)

@@ -146,15 +146,18 @@ def _subfolder(name_or_path: str) -> str | None:
 def limit_dropout(unet: UNet2DModel, largest: int) -> None:
     """Switch dropout off at feature maps wider than `largest` pixels, as iCT does at 64x64.
 
-    Not part of the model's config, and it need not be: nothing is dropped when sampling.
+    The size that counts is that of the feature map at the dropout itself: a residual block that halves or doubles the
+    size does so before it. The limit is not part of the model's config, because sampling uses no dropout.
     """
     levels = len(unet.down_blocks)
     stages = [(level, block) for level, block in enumerate(unet.down_blocks)]
     stages += [(levels - 1 - level, block) for level, block in enumerate(unet.up_blocks)]
+    stages += [(levels - 1, unet.mid_block)]
     for level, block in stages:
-        if unet.config.sample_size / 2**level > largest:
-            for module in block.modules():
-                if isinstance(module, torch.nn.Dropout):
+        for name, module in block.named_modules():
+            if isinstance(module, torch.nn.Dropout):
+                change = {"downsamplers": 0.5, "upsamplers": 2.0}.get(name.split(".")[0], 1.0)
+                if unet.config.sample_size / 2**level * change > largest:
                     module.p = 0.0
 
 
