@@ -30,9 +30,9 @@ from torch import Tensor
 
 from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.data.images import Images, load_images
+from diffusers_ict.data.pictures import image_grid
 from diffusers_ict.evaluation import frechet_distance, precision_recall
 from diffusers_ict.training.checkpoint import list_checkpoints
-from diffusers_ict.training.samples import image_grid
 
 METHODS = {
     "CT": ["--loss", "ct"],

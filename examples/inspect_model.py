@@ -20,6 +20,7 @@ import torch
 from diffusers_ict import karras_sigmas
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.data.images import Images
+from diffusers_ict.data.pictures import as_pictures, image_grid
 from diffusers_ict.data.settings import DataSettings
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import analysis, make_extractor
@@ -27,7 +28,6 @@ from diffusers_ict.evaluation.samples import Model, drawer, labels_of, load_mode
 from diffusers_ict.files import write_json
 from diffusers_ict.settings import ArgumentParser, add_flags
 from diffusers_ict.training.log import read_log
-from diffusers_ict.training.samples import image_grid
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,7 +87,7 @@ def along_the_noise(model: Model, images: Images, folder: Path) -> dict:
     gap = analysis.consistency_gap(estimates)
     analysis.plot_gap(sigmas, gap, folder / "gap.png")
     shown = estimates[::4, :6].transpose(0, 1).flatten(0, 1)
-    picture = image_grid(analysis.as_pictures(shown), 11, zoom=max(1, 48 // x.shape[-1]))
+    picture = image_grid(as_pictures(shown), 11, zoom=max(1, 48 // x.shape[-1]))
     picture.save(folder / "along_sigma.png")
     worst = int(gap.argmax())
     return {
@@ -109,7 +109,7 @@ def neighbours(model: Model, images: Images, extractor, count: int, folder: Path
     found = analysis.memorisation(features, training)
     first = found.distances.argsort()[:12]
     pairs = torch.cat([drawn[first], images.pixels[found.indices[first]]]).float() / 127.5 - 1
-    picture = image_grid(analysis.as_pictures(pairs), len(first), zoom=max(1, 64 // images.shape[-1]))
+    picture = image_grid(as_pictures(pairs), len(first), zoom=max(1, 64 // images.shape[-1]))
     picture.save(folder / "neighbours.png")
     return {
         "samples": count,

@@ -157,7 +157,8 @@ def test_strength_rises_above_tau_falls_below_it_and_stays_within_0_and_1():
 def run_act(tmp_path, config, name, **own):
     settings = {"dataset_name": str(write_npz(tmp_path / "data.npz")), "model_config_name_or_path": str(config),
                 "max_train_steps": 8, "train_batch_size": 8, "loss": "act", "augment": True, "r1_interval": 2,
-                "augment_horizon": 1000, "logging_steps": 1, "num_validation_images": 2}  # fmt: skip
+                "augment_horizon": 1000, "logging_steps": 1, "num_validation_images": 2,
+                "validation_steps": 99}  # fmt: skip
     train(Recipe(**{**settings, **own}, output_dir=str(tmp_path / name)))
     return read_log(tmp_path / name / "log.jsonl")
 

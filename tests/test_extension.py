@@ -53,8 +53,8 @@ def test_an_objective_without_a_grid_trains_resumes_and_is_logged(loss, tmp_path
     data = write_npz(tmp_path / "data.npz")
     settings = {"dataset_name": str(data), "model_config_name_or_path": str(config), "max_train_steps": 8,
                 "train_batch_size": 8, "ema_decays": [0.9], "logging_steps": 1, "checkpointing_steps": 4,
-                "checkpoints_total_limit": 9, "num_validation_images": 2, "loss": loss, "r1_interval": 2,
-                "augment": loss == "act"}  # fmt: skip
+                "checkpoints_total_limit": 9, "num_validation_images": 2, "validation_steps": 99,
+                "loss": loss, "r1_interval": 2, "augment": loss == "act"}  # fmt: skip
     train(Recipe(**settings, output_dir=str(tmp_path / "whole")), Continuous())
     assert "fraction    4 stages: 0.5 from step 0, 0.75 from step 2" in capsys.readouterr().out
     entries = read_log(tmp_path / "whole" / "log.jsonl")

@@ -1,18 +1,26 @@
 """The training script as a whole: what it leaves behind, and that it learns."""
 
+import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import ROOT, make_unet
 from diffusers import ConsistencyModelPipeline, DiffusionPipeline, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
 from short_run import ACT, ICT, final_tensors, run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffusers_ict import ConsistencyPipeline, fast_columns
+from diffusers_ict import ICT as ICT_OBJECTIVE
+from diffusers_ict import ConsistencyPipeline, ICTScheduler, fast_columns
+from diffusers_ict.commands.train import FROM_DIFFUSERS
+from diffusers_ict.data.images import Images
 from diffusers_ict.training import checkpoint, train
 from diffusers_ict.training.log import read_log
+from diffusers_ict.training.recipe import Recipe
+from diffusers_ict.training.samples import make_pipeline, sample_picture
 
 # One grid for the whole run and one micro batch a step: losses of different steps compare, and steps are short.
 COARSE = ["--dropout", 0, "--s1", 2, "--train_batch_size", 8, "--gradient_accumulation_steps", 1]
@@ -45,6 +53,81 @@ def test_the_output_folder_holds_what_others_need(flags, tmp_path):
     assert len(entry["loss_by_sigma"]) >= 1
     unet = UNet2DModel.from_pretrained(folder / "unet")
     assert (unet.time_embedding.linear_1.weight[:, fast_columns(unet)] == 0).all()
+
+
+def test_samples_appear_early_at_checkpoints_and_at_the_end_and_go_to_the_tracker(flags, tmp_path):
+    where = flags.index("--validation_steps")
+    own = [*flags[:where], *flags[where + 2 :], "--max_train_steps", 30, "--checkpointing_steps", 13]
+    assert run(*ICT, *own, "--report_to", "tensorboard", "--output_dir", tmp_path / "out") == 0
+    steps = [int(path.stem.split("-")[1]) for path in sorted((tmp_path / "out" / "samples").iterdir())]
+    assert steps == [1, 3, 9, 13, 26, 30]
+    events = EventAccumulator(str(tmp_path / "out" / "diffusers-ict"), size_guidance={"images": 0})
+    events.Reload()
+    assert {event.step for tag in events.Tags()["images"] for event in events.Images(tag)} == set(steps)
+
+
+def test_a_grid_shows_real_images_above_samples_of_the_same_classes():
+    pixels = torch.arange(6, dtype=torch.uint8)[:, None, None, None].expand(6, 1, 8, 8) * 40
+    images = Images(pixels, torch.tensor([1, 0, 1, 0, 2, 2]), 3, ("cat", "dog", "fox"))
+    pipeline = make_pipeline(make_unet(num_class_embeds=3), ICTScheduler())
+    picture = sample_picture(pipeline, images, 6, seed=0)
+    zoomed = np.asarray(picture)
+    left = picture.width - (6 * 64 + 5 * 2)  # names of rows
+    shown = [int(zoomed[50, left + 66 * column + 32, 0]) for column in range(6)]
+    assert shown == [40, 0, 160, 120, 80, 200], "cat, dog, fox, and again, each the next image of its class"
+    assert left > 20
+    assert (zoomed[:14, left:] < 128).any(), "no names of classes"
+
+
+def test_the_learning_rate_follows_diffusers_schedules_and_survives_a_resume(flags, tmp_path):
+    rates = []
+    step = torch.optim.RAdam.step
+
+    def noting(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    own = [*ICT, *flags, "--max_train_steps", 12, "--lr_scheduler", "cosine", "--lr_warmup_steps", 4]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.RAdam, "step", noting)
+        assert run(*own, "--output_dir", tmp_path / "whole") == 0
+    cosine = [0.5 * (1 + math.cos(math.pi * (k - 4) / 8)) for k in range(4, 12)]
+    assert rates == pytest.approx([1e-3 * f for f in [0.25, 0.5, 0.75, 1.0, *cosine]])
+    start = tmp_path / "whole" / "checkpoint-5"
+    assert run(*own, "--output_dir", tmp_path / "resumed", "--resume_from_checkpoint", start) == 0
+    whole, resumed = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "resumed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_gradients_are_clipped_relative_to_the_mean_weight_of_the_stage(flags, tmp_path):
+    norms = []
+    step = torch.optim.RAdam.step
+
+    def noting(self, *args, **kwargs):
+        norms.append(torch.stack([p.grad.norm() for p in self.param_groups[0]["params"]]).norm().item())
+        return step(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.RAdam, "step", noting)
+        assert run(*ICT, *flags, "--max_train_steps", 8, "--max_grad_norm", 1e-4, "--output_dir", tmp_path / "o") == 0
+    weights = [ICT_OBJECTIVE(s0=2, s1=16).mean_weight(k, 8) for k in range(8)]
+    assert norms == pytest.approx([1e-4 * weight for weight in weights], rel=1e-3)
+
+
+def test_epochs_set_the_number_of_steps(flags, tmp_path, capsys):
+    own = ["--num_train_epochs", 2.5, "--dry_run", "--output_dir", tmp_path / "out"]
+    assert run("--loss", "ict", *flags, *own) == 0
+    out = capsys.readouterr().out
+    assert "20 of 8 images, 2.5 epochs" in out
+    assert "time        about 0 h 0 min, from 3 steps measured here" in out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag", FROM_DIFFUSERS)
+def test_flags_of_diffusers_scripts_are_answered_by_name(flag, flags, tmp_path, capsys):
+    assert flag.removeprefix("--") not in Recipe.__dataclass_fields__
+    assert run(*flags, flag, "1", "--output_dir", tmp_path / "out") == 2
+    assert capsys.readouterr().err == f"train_ict.py: {flag} does not exist here: {FROM_DIFFUSERS[flag]}.\n"
 
 
 def test_no_file_written_names_the_machine_or_a_token(flags, tmp_path, monkeypatch):

@@ -88,7 +88,7 @@ def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
     """One flag for each field of a dataclass made of settings; flags that are not given have no entry."""
     hints = typing.get_type_hints(settings)
     for item in dataclasses.fields(settings):
-        options: dict[str, Any] = {"help": item.metadata["help"], "default": argparse.SUPPRESS}
+        options: dict[str, Any] = {"help": item.metadata["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
         kind = hints[item.name]
         if isinstance(kind, types.UnionType):
             kind = next(arm for arm in typing.get_args(kind) if arm is not types.NoneType)

@@ -5,7 +5,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,9 +98,3 @@ def plot_gap(sigmas: Tensor, gap: Tensor, target: Path) -> None:
     axes.plot(sigmas[1:].cpu(), gap.cpu(), marker=".")
     axes.set(xscale="log", yscale="log", xlabel="sigma", ylabel=f"RMS gap between neighbours of {len(sigmas)} levels")
     figure.savefig(target, dpi=120)
-
-
-def as_pictures(images: Tensor) -> np.ndarray:
-    """[n, C, H, W] in [-1, 1] -> [n, H, W, C] in [0, 1] with one, three or four channels."""
-    shown = images if images.shape[1] in (1, 3, 4) else images[:, :1]
-    return ((shown.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).cpu().numpy()

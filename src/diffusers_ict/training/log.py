@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class Metrics:
         total_steps, first_step: of the run, and those done before it was resumed.
         seconds: trained before it was resumed.
         tracking: whether the accelerator has a tracker.
+        quiet: show no progress bar.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Metrics:
         first_step: int = 0,
         seconds: float = 0.0,
         tracking: bool = False,
+        quiet: bool = False,
     ) -> None:
         self.accelerator, self.tracking = accelerator, tracking
         self.log = None if log is None else JSONLines(log, first_step)
@@ -54,8 +57,9 @@ class Metrics:
             initial=first_step,
             unit="step",
             mininterval=1.0 if sys.stderr.isatty() else 15.0,  # a log file is no terminal
-            disable=not accelerator.is_main_process,
+            disable=quiet or not accelerator.is_main_process,
         )
+        self.step_ends: list[float] = []
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -74,6 +78,7 @@ class Metrics:
         """One optimizer step over so many images is done."""
         self.progress.update()
         self.images += images
+        self.step_ends = [*self.step_ends[-7:], time.perf_counter()]
 
     def write(self, step: int, mean_weight: float, schedule: dict[str, float]) -> None:
         """Write a log entry after `step` optimizer steps. Waits for the device.
@@ -99,6 +104,16 @@ class Metrics:
             self.log.write(entry)
         if self.tracking:
             self.accelerator.log(flat(entry), step)
+
+    def time_estimate(self, total_steps: int) -> str:
+        """The time that so many steps will take, from the steps so far without the first, which warms up."""
+        _ = [float(loss.mean()) for _, loss, _ in self.losses[-1:]]  # waits for the device
+        intervals = [b - a for a, b in pairwise([*self.step_ends[:-1], time.perf_counter()])]
+        if not intervals:
+            return "time        not measured: the run has a single step"
+        seconds = total_steps * sum(intervals) / len(intervals)
+        hours, minutes = int(seconds // 3600), int(seconds % 3600 // 60)
+        return f"time        about {hours} h {minutes} min, from {len(intervals)} steps measured here"
 
     def _mean(self, value: Tensor | float) -> float:
         """The mean over the processes."""

@@ -19,19 +19,24 @@ def make_objective(recipe: Recipe, device: torch.device) -> Objective:
     """The consistency objective of a recipe; for ACT, the one the adversarial term is mixed into.
 
     Raises:
-        UserError: too few steps for its curriculum, or LPIPS without weights.
+        UserError: LPIPS without weights.
     """
-    objective: Objective
     if (recipe.consistency if recipe.loss == "act" else recipe.loss) == "ict":
-        objective = ICT(recipe.s0, recipe.s1, recipe.p_mean, recipe.p_std, recipe.huber_c)
-    else:
-        levels = act_num_levels if recipe.loss == "act" else ct_num_levels
-        objective = CT(recipe.s0, recipe.s1, recipe.teacher_mu0, make_metric(recipe, device), levels)
+        return ICT(recipe.s0, recipe.s1, recipe.p_mean, recipe.p_std, recipe.huber_c)
+    levels = act_num_levels if recipe.loss == "act" else ct_num_levels
+    return CT(recipe.s0, recipe.s1, recipe.teacher_mu0, make_metric(recipe, device), levels)
+
+
+def check_curriculum(objective: Objective, total_steps: int) -> None:
+    """Check that the steps are enough for the curriculum.
+
+    Raises:
+        UserError: they are not.
+    """
     try:
-        objective.schedule(0, recipe.max_train_steps)
+        objective.schedule(0, total_steps)
     except ValueError as error:
         raise UserError(f"`max_train_steps`: {error}") from error
-    return objective
 
 
 def make_metric(recipe: Recipe, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:

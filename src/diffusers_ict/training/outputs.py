@@ -1,5 +1,7 @@
 """The files that a run writes: checkpoints, samples, and the published folder."""
 
+import numpy as np
+
 from ..data.draw import VALIDATION, derive_seed
 from ..files import public_name
 from ..hub.card import write_card
@@ -9,7 +11,7 @@ from ..hub.publish import stage
 from ..version import __version__
 from .plots import plot_training
 from .run import Run
-from .samples import export, save_samples
+from .samples import export, sample_picture
 
 
 def save_run(run: Run, step: int) -> None:
@@ -19,10 +21,18 @@ def save_run(run: Run, step: int) -> None:
 
 
 def sample_run(run: Run, step: int) -> None:
-    """Save a grid of samples of the first EMA after `step` optimizer steps."""
+    """Save samples of the first EMA after `step` optimizer steps, give them to the trackers, and renew the plot."""
     run.ema.copy_to(run.pipeline.unet, run.recipe.ema_decays[0])
     seed = derive_seed(run.recipe.seed, VALIDATION)
-    save_samples(run.pipeline, run.output_dir / "samples", step, run.recipe.num_validation_images, seed)
+    picture = sample_picture(run.pipeline, run.images, run.recipe.num_validation_images, seed)
+    folder = run.output_dir / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    picture.save(folder / f"step-{step:07d}.png")
+    for tracker in run.accelerator.trackers:
+        if hasattr(tracker, "log_images"):
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"samples": np.asarray(picture)[None]}, step, **layout)
+    plot_training(run.output_dir / "log.jsonl", run.output_dir / "training.png")
 
 
 def export_run(run: Run, step: int) -> None:

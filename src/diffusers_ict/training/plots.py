@@ -1,5 +1,6 @@
 """Plots of a training run, made from its log."""
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -9,36 +10,54 @@ from .log import read_log
 def plot_training(log: Path, target: Path) -> None:
     """Plot a run's log over the steps, as PNG.
 
-    Loss divided by the mean weight of its stage, so that stages can be compared; number of noise levels; and for ACT
-    the discriminator's loss, its running gradient penalty r against tau, and the strength p of the augmentation.
+    The loss of iCT doubles at each stage of the curriculum, so that it is shown relative to its mean over the stage: it
+    falls within a stage as long as the model learns. Stages are shaded in turn and named by their number of noise
+    levels. ACT adds the losses of the discriminator, and with augmentation its signal r against tau and its strength p.
     """
     from matplotlib.figure import Figure  # no global state and no display
 
     entries = read_log(log)
     adversarial = any("discriminator_loss" in entry for entry in entries)
-    figure = Figure(figsize=(8, 8 if adversarial else 5), layout="constrained")
-    panels = figure.subplots(4 if adversarial else 2, 1, sharex=True)
-
-    def curve(panel: int, name: str, **style: Any) -> None:
-        points = [(entry["step"], entry[name]) for entry in entries if name in entry]
-        if points:
-            panels[panel].plot(*zip(*points), linewidth=0.8, label=name, **style)
-            panels[panel].legend(loc="upper left" if name == "num_levels" else "upper right")
-
-    curve(0, "loss_unweighted")
-    panels[0].set(yscale="log", ylabel="loss / mean weight")
-    curve(1, "num_levels", drawstyle="steps-post")
-    panels[1].set(yscale="log", ylabel="noise levels N")
+    augmented = any("augment_p" in entry for entry in entries)
+    figure = Figure(figsize=(8, 3 + 2 * adversarial + 2 * augmented), layout="constrained")
+    panels = figure.subplots(1 + adversarial + augmented, 1, sharex=True, squeeze=False)[:, 0]
+    _plot_loss(panels[0], entries)
     if adversarial:
-        curve(2, "discriminator_loss")
-        curve(2, "discriminator_accuracy")
-        for name in ("r1", "augment_r", "augment_tau"):
-            curve(3, name)
-        panels[3].set(yscale="log", ylabel="gradient penalty")
-        strength = panels[3].twinx()
-        points = [(entry["step"], entry["augment_p"]) for entry in entries if "augment_p" in entry]
-        if points:
-            strength.plot(*zip(*points), color="black", linestyle="dotted")
-        strength.set(ylim=(0, 1), ylabel="augment_p (dotted)")
+        for name in ("discriminator_loss", "discriminator_accuracy"):
+            _curve(panels[1], entries, name)
+        panels[1].set(ylabel="discriminator", ylim=(0, None))
+    if augmented:
+        for name, style in (("augment_r", "-"), ("augment_tau", "--")):
+            _curve(panels[2], entries, name, linestyle=style)
+        panels[2].set(ylabel="r and tau")
+        strength = panels[2].twinx()
+        _curve(strength, entries, "augment_p", color="black", linestyle=":")
+        strength.set(ylim=(-0.02, 1.02), ylabel="p (dotted)")
+    for panel in panels[1:]:
+        panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8)  # above the curves
     panels[-1].set(xlabel="optimizer step")
     figure.savefig(target, dpi=120)
+
+
+def _curve(panel: Any, entries: list[dict[str, Any]], name: str, **style: Any) -> None:
+    points = [(entry["step"], entry[name]) for entry in entries if name in entry]
+    if points:
+        panel.plot(*zip(*points), linewidth=0.9, label=name, **style)
+
+
+def _plot_loss(panel: Any, entries: list[dict[str, Any]]) -> None:
+    """The loss relative to its mean over each stage."""
+    stages = [list(stage) for _, stage in groupby(entries, key=lambda entry: entry.get("num_levels"))]
+    shaded = 1 < len(stages) <= 10  # CT changes its grid too often for stages to be seen
+    pieces = stages if shaded else [entries]
+    for number, stage in enumerate(pieces):
+        steps = [entry["step"] for entry in stage]
+        losses = [entry["loss_unweighted"] for entry in stage]
+        mean = sum(losses) / len(losses) or 1.0
+        panel.plot(steps, [loss / mean for loss in losses], linewidth=0.6, color="C0")
+        if shaded:
+            end = pieces[number + 1][0]["step"] if number + 1 < len(pieces) else steps[-1]
+            panel.axvspan(steps[0], max(end, steps[0] + 1), color="grey", alpha=0.06 + 0.1 * (number % 2), linewidth=0)
+            name = f"N = {stage[0]['num_levels']}" if number == 0 else f"{stage[0]['num_levels']}"
+            panel.annotate(name, (steps[0], 1.01), xycoords=("data", "axes fraction"), fontsize=7)
+    panel.set(yscale="log", ylabel="loss / mean of its stage" if shaded else "loss / its mean")

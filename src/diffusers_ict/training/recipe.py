@@ -92,12 +92,21 @@ class Recipe(DataSettings):
     dropout_resolution: int | None = setting(
         None, "dropout only at feature maps of at most this size [all]", at_least=1
     )
+    allow_tf32: bool = setting(False, "let float32 matrix products use TF32 on a GPU: faster, 10 bits of mantissa")
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, more time")
     torch_compile: bool = setting(False, "compile the networks")
     train_batch_size: int = setting(64, "micro batch: images per process and accumulation step", at_least=1)
     gradient_accumulation_steps: int = setting(1, "micro batches of one optimizer step on each process", at_least=1)
     max_train_steps: int = setting(100_000, "optimizer steps K; the curriculum stretches over them", at_least=1)
-    learning_rate: float = setting(1e-4, "of RAdam, constant", above=0)
+    num_train_epochs: float | None = setting(None, "passes over the data, instead of max_train_steps", above=0)
+    learning_rate: float = setting(1e-4, "of RAdam", above=0)
+    lr_scheduler: str = setting(
+        "constant", "learning rate after the warm-up; published: constant", choices=("constant", "linear", "cosine")
+    )
+    lr_warmup_steps: int = setting(0, "steps over which the learning rate rises linearly", at_least=0)
+    max_grad_norm: float | None = setting(
+        None, "clip gradients at this multiple of the mean weight of the stage [never, as published]", above=0
+    )
     adam_beta1: float = setting(
         None, "first beta of RAdam [0.9, ACT 0]", at_least=0, below=1, published={"ict": 0.9, "ct": 0.9, "act": 0.0}
     )
@@ -118,7 +127,10 @@ class Recipe(DataSettings):
     # The run.
     output_dir: str = setting("consistency-model", "where everything goes", changeable=True)
     validation_steps: int | None = setting(
-        None, "steps between sample grids [only one, at the end]", at_least=1, changeable=True
+        None,
+        "steps between samples [at 1, 3, 10, 30 and 100 percent of the run, and every checkpoint]",
+        at_least=1,
+        changeable=True,
     )
     num_validation_images: int = setting(16, "images of a sample grid", at_least=1, changeable=True)
     checkpointing_steps: int = setting(1000, "steps between checkpoints", at_least=1, changeable=True)

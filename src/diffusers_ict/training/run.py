@@ -29,7 +29,7 @@ from .adversary import Adversary, build_discriminator
 from .ema import EMA
 from .estimate import describe
 from .log import Metrics
-from .objectives import make_objective
+from .objectives import check_curriculum, make_objective
 from .recipe import Recipe
 from .samples import make_pipeline
 from .state import RunState, claim_output_dir
@@ -90,8 +90,8 @@ class Run:
         )
 
 
-def open_run(recipe: Recipe, objective: Objective | None = None) -> Run | None:
-    """Check a recipe, print a summary, and build everything. A dry run ends after the summary and returns None.
+def open_run(recipe: Recipe, objective: Objective | None = None) -> Run:
+    """Check a recipe, print a summary, and build everything. A dry run writes nothing.
 
     Args:
         objective: instead of the one that the recipe names.
@@ -102,17 +102,21 @@ def open_run(recipe: Recipe, objective: Objective | None = None) -> Run | None:
     accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir)
     recipe.mixed_precision = accelerator.mixed_precision  # the effective one, which accelerate's config may have set
     objective = objective or make_objective(recipe, accelerator.device)
+    if recipe.num_train_epochs is None:
+        check_curriculum(objective, recipe.max_train_steps)  # before the data are read
     scheduler, weight = _scheduler(recipe), _adversarial_weight(recipe)
     claim_output_dir(Path(recipe.output_dir), resuming=recipe.resume_from_checkpoint is not None)
     images = recipe.load(recipe.class_conditional)
     batch_size = _batch_size(recipe, accelerator, images)
+    if recipe.num_train_epochs is not None:
+        recipe.max_train_steps = max(1, round(recipe.num_train_epochs * len(images) / batch_size))
+    check_curriculum(objective, recipe.max_train_steps)
     _check_channels(recipe, images)
     unet = make_unet(recipe, images, derive_seed(recipe.seed, INIT, GENERATOR))
     discriminator = _discriminator(recipe, unet) if recipe.loss == "act" else None
     accelerator.print(_summary(recipe, accelerator, images, objective, unet, discriminator, batch_size))
-    if recipe.dry_run:
-        return None
-
+    if recipe.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     unet.to(accelerator.device).train()
     adversary = None if discriminator is None else _adversary(recipe, accelerator, discriminator, weight)
     teacher = None
@@ -205,6 +209,8 @@ def _summary(
 
 def _open_log(recipe: Recipe, accelerator: Accelerator, first_step: int, seconds: float) -> Metrics:
     """Write the recipe into the output folder, and start the log and the tracker."""
+    if recipe.dry_run:
+        return Metrics(accelerator, None, recipe.max_train_steps, first_step, seconds, quiet=True)
     output_dir = Path(recipe.output_dir)
     tracking = recipe.report_to is not None
     if accelerator.is_main_process:

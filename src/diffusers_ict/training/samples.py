@@ -6,29 +6,13 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 from PIL import Image
+from torch import Tensor
 
+from ..data.images import Images
+from ..data.pictures import as_pictures, labelled_blocks
 from ..pipeline_consistency import ConsistencyPipeline
 from ..scheduling_ict import ICTScheduler
 from .ema import EMA, variant_name
-
-
-def image_grid(images: np.ndarray, columns: int, zoom: int = 1, gap: int = 2) -> Image.Image:
-    """Images in [0, 1], [n, H, W, C] with C = 1, 3 or 4, as one picture.
-
-    Args:
-        columns: images in a row.
-        zoom: side of a pixel.
-        gap: white pixels between images.
-    """
-    count, height, width, channels = images.shape
-    pixels = (images * 255).round().clip(0, 255).astype(np.uint8)
-    pixels = pixels.repeat(zoom, axis=1).repeat(zoom, axis=2)
-    tall, wide = height * zoom + gap, width * zoom + gap
-    sheet = np.full((-(-count // columns) * tall - gap, columns * wide - gap, channels), 255, np.uint8)
-    for number, image in enumerate(pixels):
-        top, left = number // columns * tall, number % columns * wide
-        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return Image.fromarray(sheet.squeeze(-1) if channels == 1 else sheet)
 
 
 def make_pipeline(unet: UNet2DModel, scheduler: ICTScheduler) -> ConsistencyPipeline:
@@ -38,29 +22,42 @@ def make_pipeline(unet: UNet2DModel, scheduler: ICTScheduler) -> ConsistencyPipe
     return pipeline
 
 
-def save_samples(pipeline: ConsistencyPipeline, folder: Path, step: int, count: int, seed: int) -> Path:
-    """Draw `count` images with one step and with two, from the same noise, and save both grids as one PNG.
+def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, seed: int) -> Image.Image:
+    """Samples with one step and with two, from the same noise, below real images of the same classes.
 
-    Classes go round in order. Images of 2 or more than 4 channels show their first channel.
+    Args:
+        images: the data; its first images of each class are shown.
+        count: images in a row; classes go round in order.
     """
     device, classes = pipeline.unet.device, pipeline.unet.config.num_class_embeds
     labels = torch.arange(count) % classes if classes else None
-    rows = []
-    for num_inference_steps in (1, 2):
+    drawn = {}
+    for steps in (1, 2):
         generator = torch.Generator(device).manual_seed(seed)
-        images = pipeline(count, labels, num_inference_steps, generator=generator, output_type="np", return_dict=False)[
-            0
-        ]
-        rows.append(images)
-    images = np.concatenate(rows)
-    if images.shape[-1] not in (1, 3, 4):
-        images = images[..., :1]
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step-{step:07d}.png"
+        (found,) = pipeline(count, labels, steps, generator=generator, output_type="np", return_dict=False)
+        drawn[f"{steps} step{'s' if steps > 1 else ''}"] = found if found.shape[-1] in (1, 3, 4) else found[..., :1]
+    real, _ = images.batch(_rows_of(images, labels, count), None, "cpu")
     # One row for each number of steps where that is readable, else blocks.
     columns = count if count <= 16 else int(np.ceil(np.sqrt(count)))
-    image_grid(images, columns, zoom=max(1, 64 // images.shape[1])).save(target)
-    return target
+    names: list[str] = []
+    if labels is not None:
+        known = images.class_names or tuple(map(str, range(classes)))
+        names = [known[label] for label in labels[:columns].tolist()]
+    return labelled_blocks({"real": as_pictures(real), **drawn}, columns, names)
+
+
+def _rows_of(images: Images, labels: Tensor | None, count: int) -> Tensor:
+    """Rows of the data: the first of each label in turn, or the first ones."""
+    if labels is None or images.labels is None:
+        return torch.arange(count) % len(images)
+    of_class = {label: (images.labels == label).nonzero().flatten() for label in labels.unique().tolist()}
+    seen: dict[int, int] = {}
+    rows = []
+    for label in labels.tolist():
+        there = of_class[label]
+        rows.append(int(there[seen.get(label, 0) % len(there)]) if len(there) else 0)
+        seen[label] = seen.get(label, 0) + 1
+    return torch.tensor(rows)
 
 
 def export(pipeline: ConsistencyPipeline, ema: EMA, folder: Path, teacher: UNet2DModel | None = None) -> None:

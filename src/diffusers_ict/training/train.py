@@ -4,9 +4,11 @@ from ..data.draw import FAKES, GENERATOR, REALS
 from ..objective import Objective, consistency_pair
 from ..processes import average_gradients
 from .ema import move_towards
+from .optimization import learning_rate_factor, set_learning_rate
 from .outputs import export_run, publish_run, sample_run, save_run
 from .recipe import Recipe
 from .run import open_run
+from .schedule import is_due, is_sample_step, last_step
 
 
 def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
@@ -23,14 +25,14 @@ def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
         TrainingDiverged: a loss or a weight is not a number; the checkpoints stay.
     """
     run = open_run(recipe, objective)
-    if run is None:  # a dry run
-        return None
     accelerator, metrics, optimizer, ema = run.accelerator, run.metrics, run.optimizer, run.ema
     objective, adversary, total_steps = run.objective, run.adversary, recipe.max_train_steps
+    rate = learning_rate_factor(recipe.lr_scheduler, recipe.lr_warmup_steps, total_steps)
 
-    for step in range(run.first_step, total_steps):
+    for step in range(run.first_step, last_step(recipe, run.first_step)):
         # ------------------------------------------------------------ the generator
         # Outputs at neighbouring noise levels must agree; with ACT, D must also take the noisier one for a real image.
+        set_learning_rate(optimizer, recipe.learning_rate * rate(step))
         batches = run.draw_batch(step, GENERATOR)
         for batch in batches:
             pair = consistency_pair(
@@ -48,6 +50,9 @@ def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
             accelerator.backward(loss.mean() / len(batches))
             metrics.add_losses(step, loss, batch.sigma_next)
         average_gradients(accelerator, run.unet.parameters())
+        if recipe.max_grad_norm is not None:
+            limit = recipe.max_grad_norm * objective.mean_weight(step, total_steps)
+            accelerator.clip_grad_norm_(run.unet.parameters(), limit)
         optimizer.step()
         optimizer.zero_grad()
         ema.update(run.unet.named_parameters(), step)
@@ -57,20 +62,23 @@ def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
 
         # ------------------------------------------------------------ the discriminator
         if adversary is not None:
+            set_learning_rate(adversary.optimizer, recipe.discriminator_learning_rate * rate(step))
             fakes, reals = run.draw_batch(step, FAKES), run.draw_batch(step, REALS)
             metrics.add_figures(adversary.update(run.f, fakes, reals, step, run.batch_size))  # L_D and R1
 
         # ------------------------------------------------------------ log, checkpoint, samples
         metrics.count_step(run.batch_size)
+        if recipe.dry_run:
+            continue
         last = step + 1 == total_steps
-        validating = last or _due(step, recipe.validation_steps)
-        saving = last or _due(step, recipe.checkpointing_steps)
-        if validating or saving or _due(step, recipe.logging_steps):
+        saving = last or is_due(step, recipe.checkpointing_steps)
+        sampling = is_sample_step(recipe, step)
+        if sampling or saving or is_due(step, recipe.logging_steps):
             metrics.write(step + 1, objective.mean_weight(step, total_steps), objective.schedule(step, total_steps))
             if accelerator.is_main_process:
                 if saving:
                     save_run(run, step + 1)
-                if validating:
+                if sampling:
                     sample_run(run, step + 1)
                 if saving and not last and recipe.push_to_hub and recipe.hub_strategy == "checkpoint":
                     export_run(run, step + 1)
@@ -78,6 +86,9 @@ def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
             accelerator.wait_for_everyone()
             metrics.start_clock()
     metrics.progress.close()
+    if recipe.dry_run:
+        accelerator.print(metrics.time_estimate(total_steps))
+        return None
 
     # ---------------------------------------------------------------- the export
     failure = None
@@ -88,7 +99,3 @@ def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
             failure = run.publisher.finish()
     accelerator.end_training()
     return failure
-
-
-def _due(step: int, every: int | None) -> bool:
-    return every is not None and (step + 1) % every == 0
