@@ -48,7 +48,16 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         clip_denoised: bool = True,
         intermediate_sigmas: Sequence[float] = (0.821,),
     ) -> None:
-        super().__init__(num_train_timesteps, sigma_min, sigma_max, sigma_data, s_noise, rho, clip_denoised)
+        # By keyword: diffusers takes positional arguments for defaults when it records the config.
+        super().__init__(
+            num_train_timesteps=num_train_timesteps,
+            sigma_min=sigma_min,
+            sigma_max=sigma_max,
+            sigma_data=sigma_data,
+            s_noise=s_noise,
+            rho=rho,
+            clip_denoised=clip_denoised,
+        )
         middle = list(intermediate_sigmas)
         if len(set(middle)) < len(middle) or not all(sigma_min < sigma < sigma_max for sigma in middle):
             raise ValueError(

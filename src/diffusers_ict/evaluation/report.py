@@ -6,6 +6,18 @@ from typing import Any
 
 from ..files import write_json
 
+TITLES = {
+    "fid": "FID",
+    "frechet": "Frechet distance",
+    "fd_dinov2": "FD-DINOv2",
+    "kid": "KID",
+    "inception_score": "Inception score",
+    "precision": "Precision",
+    "recall": "Recall",
+    "density": "Density",
+    "coverage": "Coverage",
+}
+
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """Write evaluation.json atomically, and evaluation.png beside it."""
@@ -32,15 +44,18 @@ def plot_quality(report: dict[str, Any], target: Path) -> None:
             values = [row["metrics"][name] for row in mine]
             panel.errorbar(steps, values, deviations, marker="o", capsize=3, label=variant or "published")
         better = "higher" if name in report["higher_is_better"] else "lower"
-        panel.set(
-            xlabel="steps",
-            title=f"{name} ({better} is better)",
-            xticks=sorted({r["num_inference_steps"] for r in rows}),
-        )
-        panel.set_ylim(*(f(0, edge) for f, edge in zip((min, max), panel.get_ylim())))  # differences in proportion
+        counts = sorted({row["num_inference_steps"] for row in rows})
+        panel.set(xlabel="sampling steps", xticks=counts, xlim=(counts[0] - 0.4, counts[-1] + 0.4))
+        panel.set_title(f"{TITLES.get(name, name)}\n({better} is better)", fontsize=10)
+        # From 0, so that differences are seen in proportion, with room for markers at either end.
+        low, high = (edge(0, limit) for edge, limit in zip((min, max), panel.get_ylim()))
+        panel.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
     for panel in list(panels)[len(names) :]:
         panel.remove()
-    if len({row["variant"] for row in rows}) > 1:
-        figure.axes[0].legend()
-    figure.suptitle(f"{report['samples']:,} samples, {report['extractor']}", fontsize=9)
+    variants = len({row["variant"] for row in rows})
+    if variants > 1:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(variants, 4), fontsize=8)
+    against = f"against {report['reference_images']:,} images of {report['dataset']}"
+    figure.suptitle(f"{report['samples']:,} samples {against}, features: {report['extractor']}", fontsize=9)
     figure.savefig(target, dpi=120)
