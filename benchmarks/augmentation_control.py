@@ -26,14 +26,14 @@ from diffusers_ict.training.train import train
 
 UNET = {
     "_class_name": "UNet2DModel",
-    "sample_size": 32,
+    "sample_size": 16,
     "in_channels": 3,
     "out_channels": 3,
-    "block_out_channels": [16, 32, 32],
+    "block_out_channels": [16, 32],
     "layers_per_block": 1,
     "norm_num_groups": 8,
-    "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
 }
 NEVER = 10**12  # a horizon over which p does not move
 KEPT = ("step", "r1", "discriminator_sign", "augment_r", "augment_p", "discriminator_accuracy")
@@ -41,13 +41,12 @@ KEPT = ("step", "r1", "discriminator_sign", "augment_r", "augment_p", "discrimin
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="RGB images of 32 pixels, a .npz file")
+    parser.add_argument("--data", required=True, help="RGB images, a .npz file; they are resized to 16 pixels")
     parser.add_argument("--output", type=Path, required=True, help="path of the results, without ending")
     parser.add_argument("--few", type=int, default=500, help="images of the first half")
-    parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument(
-        "--batch", type=int, default=8, help="images of the generator; half as many fakes and images for D"
-    )
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--batch", type=int, default=16, help="images of the generator")
+    parser.add_argument("--discriminator_batch", type=int, default=32, help="fakes, and as many images, for D")
     parser.add_argument("--discriminator_learning_rate", type=float, default=2e-3)
     parser.add_argument("--taus", nargs=2, type=float, help="of penalty and sign [half-way between the medians]")
     parser.add_argument("--seed", type=int, default=0)
@@ -81,7 +80,8 @@ def run(options: argparse.Namespace, signal: str, tau: float, horizon: int) -> l
             dataset_name=options.data,
             model_config_name_or_path=str(config),
             train_batch_size=options.batch,
-            discriminator_batch_size=options.batch // 2,
+            discriminator_batch_size=options.discriminator_batch,
+            resolution=16,
             max_train_steps=options.steps,
             learning_rate=5e-4,
             discriminator_learning_rate=options.discriminator_learning_rate,
@@ -128,7 +128,9 @@ def main() -> None:
     found = {s: [distribution(half, name) for half in halves(observed, options)] for s, name in names.items()}
     between = [(few["median"] + everything["median"]) / 2 for few, everything in found.values()]
     taus = dict(zip(names, options.taus or between))
-    horizon = options.batch * 2 * options.steps // 4  # a quarter of the run takes p from 0 to 1
+    horizon = (
+        (options.batch + 2 * options.discriminator_batch) * options.steps // 4
+    )  # a quarter of the run moves p by 1
     logs = {signal: run(options, signal, max(tau, 1e-6), horizon) for signal, tau in taus.items()}
     report = {
         **provenance(),
