@@ -5,7 +5,8 @@
 
 Leaves along_sigma.png (f(x + sigma z, sigma) for one noise and ever more of it), gap.png (how much neighbouring levels
 disagree), neighbours.png (samples, and below each the training image nearest to it), for a folder of train_ict.py
-losses_by_sigma.png, and inspection.json. Exit codes: 0 done, 2 bad input.
+losses_by_sigma.png, and inspection.json. A model that is a folder gets a copy of inspection.json; the card of a run is
+renewed with its findings. Exit codes: 0 done, 2 bad input.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import analysis, make_extractor
 from diffusers_ict.evaluation.samples import Model, drawer, labels_of, load_model
 from diffusers_ict.files import write_json
+from diffusers_ict.hub.card import write_card
+from diffusers_ict.hub.metadata import RunMetadata
 from diffusers_ict.settings import ArgumentParser, add_flags
 from diffusers_ict.training.log import read_log
 
@@ -68,6 +71,10 @@ def inspect(options: argparse.Namespace, data: DataSettings) -> None:
     if log.is_file():
         analysis.plot_losses_by_sigma(read_log(log), options.output_dir / "losses_by_sigma.png")
     write_json(options.output_dir / "inspection.json", report)
+    if Path(options.model).is_dir():
+        write_json(Path(options.model) / "inspection.json", report)
+    if (Path(options.model) / RunMetadata.file_name).is_file():
+        write_card(Path(options.model))
     print(f"Nearer to a training image than expected: {report['copies']:.1%} of {options.num_samples} samples.")
     print(
         f"Largest gap between neighbouring levels: {report['largest_gap']:.3g} at sigma {report['largest_gap_at']:.3g}."

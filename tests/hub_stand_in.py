@@ -17,9 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
+from diffusers_ict.hub.licenses import LICENSES
+
 LFS_FROM = 10_000  # bytes
-# Of the identifiers at hf.co/docs/hub/repositories-licenses.
-LICENSES = set("apache-2.0 mit openrail cc0-1.0 cc-by-2.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 gpl-3.0 other".split())
 DATASET = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 

@@ -1,14 +1,23 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
+import inspect_model
+import numpy as np
 import pytest
 from conftest import ROOT, write_npz
 from hub_stand_in import mistakes
 from huggingface_hub import ModelCard
+from PIL import Image
 
+from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.commands import train as train_ict
-from diffusers_ict.hub.card import make_card, merge
+from diffusers_ict.hub.card import make_card, merge, write_card
+
+
+def python_blocks(card: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", card, re.S)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +64,103 @@ def test_the_command_in_the_card_parses_to_the_same_recipe(folder):
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_usage_blocks_run_as_they_stand(folder, number, monkeypatch):
     (folder.parent / "sample.png").unlink(missing_ok=True)
-    code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[number]
+    code = python_blocks((folder / "README.md").read_text())[number]
     monkeypatch.chdir(folder.parent)
     exec(code, {})
     assert (folder.parent / "sample.png").exists()
+
+
+def test_the_card_begins_with_the_installation_and_one_snippet_for_stock_diffusers(folder):
+    usage = re.search(r"## Use\n(.*?)## Training", (folder / "README.md").read_text(), re.S)[1]
+    shown, folded = usage.split("<details>", 1)
+    assert shown.index("pip install .  ") < shown.index("```python")
+    assert "it is not on a package index" in shown
+    (snippet,) = python_blocks(shown)
+    assert snippet.startswith("from diffusers import DiffusionPipeline")
+    assert len(python_blocks(folded)) == 2
+
+
+def test_names_of_classes_go_from_sub_folders_into_the_pipeline_and_the_card(tmp_path, monkeypatch):
+    for name, value in (("cat", 60), ("dog", 190)):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(np.full((8, 8), value + number, np.uint8)).save(tmp_path / "pets" / name / f"{number}.png")
+    own = ["--train_data_dir", tmp_path / "pets", "--image_mode", "L", "--class_conditional", "--max_train_steps", 8]
+    own += ["--train_batch_size", 4, "--num_validation_images", 2, "--output_dir", tmp_path / "pets-model"]
+    assert train_ict.main([str(flag) for flag in own]) == 0
+    assert json.loads((tmp_path / "pets-model" / "labels.json").read_text()) == {"id2label": {"0": "cat", "1": "dog"}}
+    card = (tmp_path / "pets-model" / "README.md").read_text()
+    assert "Classes by number: 0 `cat`, 1 `dog`." in card
+    assert card.index("Classes by number") < card.index("```python")
+    stock, ours, remote = python_blocks(card)
+    assert "class_labels=0" in stock
+    assert 'class_labels="cat"' in ours
+    assert "class_labels=0" in remote
+    monkeypatch.chdir(tmp_path)
+    exec(ours, {})
+    assert (tmp_path / "sample.png").exists()
+    assert ConsistencyPipeline.from_pretrained(tmp_path / "pets-model").id2label == {0: "cat", 1: "dog"}
+
+
+def test_twenty_names_of_classes_are_listed(folder, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "run")
+    names = {str(number): f"kind `{number}`" for number in range(25)}
+    (model / "labels.json").write_text(json.dumps({"id2label": names}))
+    card = make_card(model, "someone/new").content
+    assert "18 `kind '18'`, 19 `kind '19'` and 5 more." in card
+    assert 'class_labels="kind `0`"' in card
+    assert merge(card, card) == card
+
+
+def change_levels(model: Path, levels: list[float]) -> None:
+    path = model / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    config["_ict"]["intermediate_sigmas"] = levels
+    path.write_text(json.dumps(config))
+
+
+def test_the_card_says_where_stock_diffusers_uses_other_levels(folder, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "run")
+    assert "three or more steps" not in make_card(model, "someone/new").content
+    change_levels(model, [2.5, 0.31])
+    card = make_card(model, "someone/new").content
+    assert "With three or more steps stock diffusers uses other noise levels than the ones" in card
+    assert "up to 3 steps" in card
+    assert "`sigmas=[80.0, 2.5, 0.31]`" in card
+    change_levels(model, [])
+    assert "sigmas=[80.0, 0.821]" in make_card(model, "someone/new").content, "the middle of the grid"
+
+
+def test_the_card_of_a_converted_model_says_where_stock_diffusers_uses_other_levels(folder, tmp_path):
+    from diffusers_ict.commands import convert
+
+    levels = ["--intermediate_sigmas", "1.5", "0.4"]
+    assert convert.main([str(folder), str(tmp_path / "converted"), *levels]) == 0
+    card = (tmp_path / "converted" / "README.md").read_text()
+    assert "With three or more steps stock diffusers uses other noise levels" in card
+
+
+def test_what_an_inspection_finds_is_in_the_card(folder, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "run")
+    unknown = "Whether it repeats training images was not examined."
+    assert unknown in (model / "README.md").read_text()
+    words = [
+        model,
+        "--dataset_name",
+        folder.parent / "data.npz",
+        "--num_samples",
+        60,
+        "--output_dir",
+        tmp_path / "seen",
+    ]
+    assert inspect_model.main([str(word) for word in words]) == 0
+    found = json.loads((model / "inspection.json").read_text())
+    assert (tmp_path / "seen" / "inspection.json").is_file()
+    card = (model / "README.md").read_text()
+    assert unknown not in card
+    assert f"Of 60 samples drawn with two steps, {found['copies']:.1%} count as copies of a training image" in card
+    assert "features of raw pixels in [0, 1]." in card
+    assert str(tmp_path) not in (model / "inspection.json").read_text()
 
 
 REPORT = {
@@ -121,6 +223,22 @@ def test_what_was_edited_survives(folder):
     assert "Improved Techniques" not in merged
     assert "someone/new" in merged, "an untouched section was not renewed"
     assert ModelCard(merged).data.license == "cc0-1.0"
+
+
+def test_a_licence_that_is_given_replaces_the_one_of_the_card(folder, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "run")
+    card = model / "README.md"
+    edited = card.read_text().replace("license: cc-by-4.0", "license: other\nlicense_name: mine\nlicense_link: LICENSE")
+    card.write_text(edited.replace("# my-digits", "# My digits"))
+    write_card(model)
+    assert ModelCard(card.read_text()).data.license == "other"
+    write_card(model, license="other")
+    assert ModelCard(card.read_text()).data.license_name == "mine"
+    write_card(model, license="mit")
+    data = ModelCard(card.read_text()).data.to_dict()
+    assert data["license"] == "mit"
+    assert not {"license_name", "license_link"} & set(data)
+    assert "# My digits" in card.read_text()
 
 
 def test_a_card_written_by_hand_is_kept_whole_and_added_to(folder):

@@ -1,12 +1,19 @@
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import make_unet
+from conftest import ROOT, make_unet
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, DDPMPipeline, DDPMScheduler
+from hub_stand_in import Hub, serve
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler, zero_fast_columns
-from diffusers_ict.commands import check_repository
+from diffusers_ict.commands import check_repository, convert
+from diffusers_ict.hub.check_repository import Finding, Remedy, Severity
 
 CARD = """---
 license: mit
@@ -27,9 +34,21 @@ def healthy(tmp_path):
     return tmp_path / "model"
 
 
-def diagnosis(folder, capsys) -> tuple[int, str]:
+def diagnosis(folder, capsys, word: str = "WRONG") -> tuple[int, str]:
+    """The exit code, and the findings of one severity, each with the line of its remedy below it."""
     code = check_repository.main([str(folder)])
-    return code, "\n".join(line for line in capsys.readouterr().out.splitlines() if line.startswith("WRONG"))
+    found = re.split(r"\n(?! )", capsys.readouterr().out)
+    return code, "\n".join(finding for finding in found if finding.startswith(word))
+
+
+def run_remedy(found: str, **words: str) -> None:
+    """Run the command that a finding names; `words` replace those in capitals."""
+    command = found.split("\n")[1]
+    for placeholder, word in words.items():
+        command = command.replace(placeholder, word)
+    program, *rest = shlex.split(command)
+    assert program == "python"
+    subprocess.run([sys.executable, *rest], cwd=ROOT, check=True, capture_output=True)
 
 
 def change_json(path, **changes):
@@ -53,19 +72,34 @@ def test_it_finds_weights_that_are_not_numbers(healthy, capsys):
     assert "1 of its tensors hold values that are not numbers, conv_out.weight first" in wrong
 
 
-def test_it_finds_the_wrong_second_sigma(healthy, capsys):
+def test_it_finds_the_wrong_second_sigma_and_names_what_mends_it(healthy, capsys):
     change_json(healthy / "scheduler" / "scheduler_config.json", rho=7.0)
     code, wrong = diagnosis(healthy, capsys)
     assert code == 1
     assert "two steps go through 2.24 in stock, and 0.821 was meant" in wrong
+    run_remedy(wrong)
+    assert diagnosis(healthy, capsys) == (0, "")
 
 
-def test_it_finds_the_default_second_sigma_of_stock(tmp_path, capsys):
-    ConsistencyModelPipeline(make_unet().eval(), CMStochasticIterativeScheduler()).save_pretrained(tmp_path)
-    (tmp_path / "README.md").write_text(CARD)
-    code, wrong = diagnosis(tmp_path, capsys)
-    assert code == 1
-    assert "two steps go through 2.24, the default of stock" in wrong
+def test_the_default_second_sigma_of_stock_is_advice(tmp_path, capsys):
+    model = tmp_path / "a model"
+    ConsistencyModelPipeline(make_unet().eval(), CMStochasticIterativeScheduler()).save_pretrained(model)
+    (model / "README.md").write_text(CARD)
+    code, advice = diagnosis(model, capsys, "advice")
+    assert code == 0
+    assert "two steps go through 2.24, the default of stock" in advice
+    assert f"train_scripts/evaluate.py '{model}' --tune_sigmas 2 --train_data_dir IMAGES" in advice
+
+
+def test_what_convert_just_made_has_nothing_wrong(tmp_path, capsys):
+    ConsistencyModelPipeline(make_unet().eval(), CMStochasticIterativeScheduler()).save_pretrained(tmp_path / "stock")
+    assert convert.main([str(tmp_path / "stock"), str(tmp_path / "converted")]) == 0
+    capsys.readouterr()
+    code, advice = diagnosis(tmp_path / "converted", capsys, "advice")
+    assert code == 0
+    assert "second sigma" in advice
+    assert "its model card lacks license.\n       python train_scripts/publish.py" in advice
+    assert "--license LICENCE" in advice
 
 
 def test_it_finds_a_time_embedding_that_cannot_be_sampled(healthy, capsys):
@@ -82,18 +116,63 @@ def test_it_finds_channels_that_do_not_agree(healthy, capsys):
     assert "1 channels in, 2 out" in wrong
 
 
-def test_it_finds_unusual_constants(healthy, capsys):
+def test_unusual_constants_are_advice_and_can_be_mended(healthy, capsys):
     change_json(healthy / "scheduler" / "scheduler_config.json", sigma_data=1.0)
-    code, wrong = diagnosis(healthy, capsys)
-    assert code == 1
-    assert "unusual constants, which training must have shared: {'sigma_data': 1.0}" in wrong
+    code, advice = diagnosis(healthy, capsys, "advice")
+    assert code == 0
+    assert "unusual constants, right only if the model was trained with them: {'sigma_data': 1.0}" in advice
+    run_remedy(advice)
+    assert diagnosis(healthy, capsys, "advice") == (0, "")
+    assert json.loads((healthy / "scheduler" / "scheduler_config.json").read_text())["sigma_data"] == 0.5
 
 
-def test_it_finds_a_card_that_is_missing_or_not_complete(healthy, capsys):
+def test_a_card_that_is_missing_or_not_complete_is_advice(healthy, capsys):
     (healthy / "README.md").write_text(CARD.replace("license: mit\n", ""))
-    assert "its model card lacks license" in diagnosis(healthy, capsys)[1]
+    code, advice = diagnosis(healthy, capsys, "advice")
+    assert code == 0
+    assert "its model card lacks license" in advice
+    (healthy / "README.md").write_text(CARD.replace("library_name: diffusers\n", ""))
+    advice = diagnosis(healthy, capsys, "advice")[1]
+    assert "its model card lacks library_name" in advice
+    assert "--license" not in advice
     (healthy / "README.md").unlink()
-    assert "there is no README.md" in diagnosis(healthy, capsys)[1]
+    code, advice = diagnosis(healthy, capsys, "advice")
+    assert code == 0
+    assert "there is no README.md" in advice
+    mended = healthy.parent / "mended"
+    run_remedy(advice, NEW_FOLDER=str(mended), LICENCE="mit")
+    assert diagnosis(mended, capsys, "advice") == (0, "")
+
+
+def test_the_licence_of_a_run_is_mended_by_publishing_it(healthy, capsys, tmp_path):
+    assert convert.main([str(healthy), str(tmp_path / "mine")]) == 0
+    capsys.readouterr()
+    command = diagnosis(tmp_path / "mine", capsys, "advice")[1].split("\n")[1].split()
+    assert command[:2] == ["python", "train_scripts/publish.py"]
+    words = [{"USER/NAME": "someone/mine", "LICENCE": "mit"}.get(word, word) for word in command[2:]]
+    with serve(Hub()) as hub:
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.address,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_TOKEN": "hf_some",
+        }
+        environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+        script = [sys.executable, str(ROOT / command[1]), *words]
+        subprocess.run(script, env=environment, check=True, capture_output=True)
+        assert b"license: mit" in hub.repositories["someone/mine"].files["README.md"]
+    assert diagnosis(tmp_path / "mine", capsys, "advice") == (0, "")
+
+
+def test_a_remedy_for_a_repository_on_the_hub_begins_with_a_local_copy():
+    lacking = Finding("card", Severity.ADVICE, "its model card lacks license.", Remedy.LICENSE)
+    mend = check_repository.command(lacking, "someone/model", True)
+    assert mend == (
+        "hf download someone/model --local-dir model && "
+        "python train_scripts/publish.py model --hub_model_id someone/model --license LICENCE"
+    )
+    other = check_repository.command(lacking, "someone/model", False)
+    assert other == "python train_scripts/convert.py someone/model NEW_FOLDER --license LICENCE"
 
 
 def test_other_repositories_are_refused(tmp_path, capsys):

@@ -269,6 +269,27 @@ def test_tuned_levels_are_written_for_every_sampler_if_they_are_better(run_folde
         assert f"sigmas=[80.0, {kept[0]}]" in (model / "README.md").read_text()
 
 
+def test_no_figure_that_levels_were_chosen_by_is_reported(run_folder, tmp_path, capsys):
+    model = shutil.copytree(run_folder, tmp_path / "run")
+    shutil.copy(run_folder.parent / "data.npz", tmp_path / "data.npz")
+    own = ["--tune_sigmas", 3, "--variants", "published", "--metrics", "kid", "--steps", 2, 3]
+    own += ["--tune_metric", "kid", "--num_samples", 40]
+    assert evaluate.main(arguments(model, tmp_path, *own)) == 0
+    out = capsys.readouterr().out
+    report = json.loads((model / "evaluation.json").read_text())
+    tuned = report["tuned"]
+    assert tuned["adopted"]
+    assert report["samples"] == tuned["samples"]
+    tried = {value for search in tuned["tried"] for _, value in search}
+    for row in report["rows"]:
+        steps, value = row["num_inference_steps"], row["metrics"]["kid"]
+        assert value == tuned["after"][str(steps)], "a row has other noise than the comparison"
+        assert value not in tried, "a row has the noise of the search"
+        assert f"{value:.5g} through" in out
+        assert f"| {steps} | published | {value:.4g} ±" in (model / "README.md").read_text()
+    assert "With three or more steps stock diffusers uses other noise levels" in (model / "README.md").read_text()
+
+
 def refused(capsys, message, *words):
     assert evaluate.main([str(word) for word in words]) == 2
     err = capsys.readouterr().err

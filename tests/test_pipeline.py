@@ -1,5 +1,6 @@
 import json
 import math
+import subprocess
 
 import numpy as np
 import pytest
@@ -121,6 +122,53 @@ def test_labels_in_every_form_give_the_same_images():
     for labels in (3, torch.tensor([3, 3, 3, 3]), np.array([3, 3, 3, 3]), torch.tensor(3), np.int64(3)):
         assert np.array_equal(images(pipeline, 1, class_labels=labels), expected)
     assert not np.array_equal(images(pipeline, 1, class_labels=2), expected)
+
+
+NAMES = {0: "cat", 1: "dog", 2: "a bird", 3: "fish", 4: "Käfer"}
+
+
+def test_names_of_classes_are_saved_loaded_and_taken_as_labels(tmp_path):
+    pipeline = make_pipeline(num_class_embeds=5)
+    assert pipeline.id2label is None
+    pipeline.id2label = NAMES
+    pipeline.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "labels.json").read_text())
+    assert saved == {"id2label": {str(number): name for number, name in NAMES.items()}}
+    loaded = ConsistencyPipeline.from_pretrained(tmp_path)
+    assert loaded.id2label == NAMES
+    assert ConsistencyPipeline.from_pipe(loaded).id2label == NAMES
+    by_number = images(loaded, 2, class_labels=[1, 4, 0, 1])
+    for labels in (["dog", "Käfer", "cat", "dog"], ("dog", 4, 0, "dog"), np.array(["dog", "Käfer", "cat", "dog"])):
+        assert np.array_equal(images(loaded, 2, class_labels=labels), by_number)
+    assert np.array_equal(images(loaded, 1, class_labels="a bird"), images(loaded, 1, class_labels=2))
+    with pytest.raises(ValueError, match="'cat', 'dog', 'a bird', 'fish', 'Käfer', got 'cow'"):
+        loaded(1, class_labels="cow")
+    loaded.id2label = {number: f"class {number}" for number in range(14)}
+    with pytest.raises(ValueError, match=r"'class 8', 'class 9' and 4 more, got 'cat'\.$"):
+        loaded(1, class_labels=["cat"])
+
+
+def test_a_pipeline_without_names_takes_none_and_leaves_none_behind(tmp_path):
+    pipeline = make_pipeline(num_class_embeds=5)
+    with pytest.raises(ValueError, match="does not name its classes: give class_labels as integers, got 'cat'"):
+        pipeline(1, class_labels="cat")
+    (tmp_path / "labels.json").write_text('{"id2label": {"0": "from an earlier model"}}')
+    pipeline.save_pretrained(tmp_path)
+    assert ConsistencyPipeline.from_pretrained(tmp_path).id2label is None
+    (tmp_path / "labels.json").write_text('["cat", "dog"]')
+    with pytest.raises(ValueError, match=r"labels\.json must hold"):
+        ConsistencyPipeline.from_pretrained(tmp_path)
+
+
+def test_stock_diffusers_loads_a_folder_with_names_without_a_word(tmp_path, python_without_us):
+    pipeline = make_pipeline(num_class_embeds=5)
+    pipeline.id2label = NAMES
+    pipeline.save_pretrained(tmp_path)
+    code = "import sys; from diffusers import DiffusionPipeline; DiffusionPipeline.from_pretrained(sys.argv[1])"
+    done = subprocess.run(
+        [python_without_us, "-I", "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout + done.stderr == ""
 
 
 def test_drawn_labels_obey_the_generator():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,16 @@ from hub_stand_in import Hub, serve
 from test_hub import fresh_process
 
 from diffusers_ict import ConsistencyPipeline
+from diffusers_ict.commands import publish as publish_command
 from diffusers_ict.commands import train as train_ict
+from diffusers_ict.errors import UserError
 from diffusers_ict.hub import publish
-from diffusers_ict.hub.publish import BackgroundPublisher, PublishError
+from diffusers_ict.hub.licenses import check_license
+from diffusers_ict.hub.publish import BackgroundPublisher, PublishError, check_repo_id
 
 SCRIPTS = ROOT / "train_scripts"
 NAME = "someone/my-digits"
+NAMES = ["small", "middle", "large", "huge"]
 TOKEN = "hf_planted0123456789abcdef"
 HOST = "planted-host-name"
 # Run by every interpreter that finds it on its path: the machine then has that name.
@@ -39,11 +44,20 @@ def flags(base: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def trained(tmp_path_factory) -> Path:
     base = tmp_path_factory.mktemp("published")
     write_npz(base / "data.npz")
     assert train_ict.main(flags(base)) == 0
-    return base / "run"
+    pipeline = ConsistencyPipeline.from_pretrained(base / "run")
+    pipeline.id2label = dict(enumerate(NAMES))
+    pipeline.save_pretrained(base / "run")
+    return base
+
+
+@pytest.fixture
+def folder(trained, tmp_path) -> Path:
+    """A finished run whose classes have names, and its data beside it; publishing renews the card in it."""
+    return shutil.copytree(trained, tmp_path / "published") / "run"
 
 
 @pytest.fixture
@@ -72,7 +86,8 @@ def test_push_push_again_and_private(hub, folder, tmp_path):
     assert repository.private
     assert len(repository.commits) == 1
     names = set(repository.files)
-    assert {"README.md", "model_index.json", "recipe.yaml", "run.json", "training.png"} <= names
+    assert {"README.md", "model_index.json", "labels.json", "recipe.yaml", "run.json", "training.png"} <= names
+    assert b"0 `small`, 1 `middle`, 2 `large`, 3 `huge`" in repository.files["README.md"]
     assert {"unet/diffusion_pytorch_model.safetensors", "unet/diffusion_pytorch_model.ema5.safetensors"} <= names
     assert not [name for name in names if "checkpoint" in name or "optimizer" in name]
     local = (folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
@@ -184,16 +199,67 @@ def test_a_hub_that_cannot_be_reached_is_told_in_one_sentence(folder, tmp_path):
     assert done.stderr.count("\n") == 1
 
 
-def test_a_card_or_a_name_that_the_hub_refuses_is_told_in_one_sentence(hub, folder, tmp_path):
-    done = push(hub, folder, tmp_path, "--license", "mine")
+def test_a_card_that_the_hub_refuses_is_told_in_one_sentence(hub, folder, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "run")
+    card = (model / "README.md").read_text().replace("library_name:", "datasets: [not a dataset]\nlibrary_name:")
+    (model / "README.md").write_text(card)
+    done = push(hub, model, tmp_path)
     assert done.returncode == 2
-    assert 'the Hub refuses the card: "license" must be one of' in done.stderr
+    assert 'the Hub refuses the card: "datasets" must be a list of dataset ids' in done.stderr
     assert done.stderr.count("\n") == 1
     assert not hub.repositories[NAME].commits
-    done = client(hub, tmp_path, SCRIPTS / "publish.py", folder, "--hub_model_id", "some one/my digits")
-    assert done.returncode == 2
-    assert "a name has the form user/name" in done.stderr
-    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (["--hub_model_id", "some one/my digits"], "--hub_model_id must have the form user/name or organisation/name"),
+        (["--hub_model_id", "my-digits"], "--hub_model_id must have the form user/name or organisation/name"),
+        (["--license", "nonsense"], "--license must be a licence identifier of the Hub"),
+        (["--license", "CC-BY-4"], "such as cc-by-4.0"),
+    ],
+)
+def test_a_name_or_a_licence_that_the_hub_does_not_take_is_refused_before_anything_is_sent(
+    hub, folder, capsys, monkeypatch, own, message
+):
+    monkeypatch.setattr(publish, "stage", None)  # nothing else happens before
+    assert publish_command.main([str(folder), "--hub_model_id", NAME, *own]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_names_of_repositories_are_checked():
+    for name in ("someone/my-digits", "Some_one/my.digits"):
+        check_repo_id(name)
+    for name in (None, "", "digits", "a/b/c", "someone/", "/digits", "someone/my--digits", "someone/x.git", "é/b"):
+        with pytest.raises(UserError, match="`hub_model_id` must have the form user/name"):
+            check_repo_id(name)
+
+
+def test_licences_are_checked():
+    for name in ("mit", "cc-by-4.0", "openrail++", "other"):
+        check_license(name)
+    for name in ("nonsense", "", "MIT"):
+        with pytest.raises(UserError, match="`license` must be a licence identifier of the Hub"):
+            check_license(name)
+
+
+def test_a_licence_that_is_given_wins_over_the_cards_here_and_on_the_hub(hub, folder, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "run")
+    card = model / "README.md"
+    card.write_text(card.read_text().replace("library_name:", "license: cc-by-4.0\nlibrary_name:"))
+    assert push(hub, model, tmp_path / "cache").returncode == 0
+    repository = hub.repositories[NAME]
+    assert b"license: cc-by-4.0" in repository.files["README.md"]
+    done = push(hub, model, tmp_path / "cache", "--license", "mit")
+    assert done.returncode == 0, done.stderr
+    assert b"license: mit" in repository.files["README.md"]
+    assert "license: mit" in card.read_text()
+    assert len(repository.commits) == 2
+    assert push(hub, model, tmp_path / "cache").returncode == 0
+    assert b"license: mit" in repository.files["README.md"], "a licence that is not given changes nothing"
+    assert len(repository.commits) == 2
 
 
 def test_a_folder_without_a_run_is_refused(hub, tmp_path):
@@ -284,11 +350,16 @@ def test_backoff_doubles_and_ends(monkeypatch):
 REMOTE = {"custom_pipeline": NAME, "trust_remote_code": True}
 LOADS = [({}, {"num_inference_steps": 2}), (REMOTE, {"num_inference_steps": 2}), (REMOTE, {"sigmas": [80.0, 3.3, 0.5]})]
 LOAD = """
-import importlib.util, json, numpy, sys, torch
+import importlib.util, json, logging, numpy, sys, torch
 from diffusers import DiffusionPipeline
 assert importlib.util.find_spec("diffusers_ict") is None, "it was to be tested without us"
+said = []
+listener = logging.Handler()
+listener.emit = lambda record: said.append(record.getMessage())
+logging.getLogger("diffusers").addHandler(listener)
 for number, (options, call) in enumerate(json.loads(sys.argv[1])):
     pipe = DiffusionPipeline.from_pretrained("someone/my-digits", **options)
+    assert options or not said, said
     generator = torch.Generator().manual_seed(0)
     images = pipe(2, class_labels=[0, 1], generator=generator, output_type="np", **call).images
     numpy.save(f"{sys.argv[2]}/{number}.npy", images)
@@ -304,3 +375,27 @@ def test_what_was_pushed_loads_by_its_id_where_we_are_not_installed(hub, folder,
         generator = torch.Generator().manual_seed(0)
         expected = pipeline(2, [0, 1], generator=generator, output_type="np", **call).images
         assert np.abs(np.load(tmp_path / f"{number}.npy") - expected).max() == 0.0
+
+
+LABELS = """
+import sys
+from diffusers_ict import ConsistencyPipeline
+for options in ({}, {"cache_dir": sys.argv[1], "revision": "main", "token": "hf_some"}, {"cache_dir": sys.argv[1]}):
+    pipeline = ConsistencyPipeline.from_pretrained("someone/my-digits", **options)
+    assert list(pipeline.id2label.values()) == ["small", "middle", "large", "huge"], pipeline.id2label
+pipeline(1, class_labels="large")
+assert ConsistencyPipeline.from_pretrained("someone/unnamed").id2label is None
+import huggingface_hub.constants
+huggingface_hub.constants.HF_HUB_OFFLINE = True
+assert ConsistencyPipeline.from_pretrained("someone/my-digits").id2label[2] == "large"
+assert ConsistencyPipeline.from_pretrained("someone/unnamed", local_files_only=True).id2label is None
+"""
+
+
+def test_names_of_classes_are_read_from_the_hub_and_from_its_cache(hub, folder, tmp_path):
+    hub.add_folder(NAME, folder)
+    hub.add_folder("someone/unnamed", folder)
+    del hub.repositories["someone/unnamed"].files["labels.json"]
+    done = client(hub, tmp_path / "home", "-c", LABELS, tmp_path / "cache")
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "cache").rglob("labels.json"))

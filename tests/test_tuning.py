@@ -57,3 +57,11 @@ def test_new_levels_are_compared_with_the_old_on_noise_the_search_did_not_see():
     assert tuned.before[2] == pytest.approx(abs(math.log(0.821 / 3)))
     good = tune(lambda levels, fresh: sum(abs(math.log(s / 0.821)) for s in levels[1:]), ICTScheduler(), 2)
     assert not good.improves
+
+
+def test_figures_keep_their_sign_in_the_report():
+    tuned = tune(lambda levels, fresh: abs(math.log(levels[1] / 3)) - 0.5, ICTScheduler(), 2)
+    assert tuned.as_dict()["after"]["2"] == tuned.after[2] < 0, "KID may be negative"
+    assert tuned.as_dict(-1)["after"]["2"] == -tuned.after[2]
+    (tried,) = tuned.as_dict()["tried"]
+    assert min(value for _, value in tried) < 0

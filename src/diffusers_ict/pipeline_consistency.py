@@ -1,7 +1,9 @@
 """ConsistencyPipeline: one- and few-step sampling, saved in a form that stock diffusers loads."""
 
+import json
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,16 @@ from diffusers import (
 )
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 from torch import Tensor
 
 from .errors import UserError, first_line
+from .files import write_json
 from .scheduling_ict import ICTScheduler
 
 Generators = torch.Generator | list[torch.Generator] | None
+LABELS_NAME = "labels.json"  # beside model_index.json; stock diffusers neither downloads nor reads it
 
 
 class ConsistencyPipeline(ConsistencyModelPipeline):
@@ -34,6 +40,9 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
     Args:
         unet: a UNet2DModel with positional time embedding.
         scheduler: an ICTScheduler or a CMStochasticIterativeScheduler.
+
+    Attributes:
+        id2label: name of each class by its number, or None; read from and saved as labels.json.
 
     Raises:
         ValueError: any other scheduler.
@@ -51,13 +60,39 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
             scheduler = ICTScheduler.from_stock(scheduler)
         super().__init__(unet=unet, scheduler=scheduler)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
+        self.id2label: dict[int, str] | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "ConsistencyPipeline":
+        """Load a pipeline and the names of its classes. Arguments are those of `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            ValueError: labels.json cannot be read; other errors are those of diffusers.
+        """
+        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        path = _labels_file(pretrained_model_name_or_path, kwargs)
+        pipeline.id2label = None if path is None else _read_labels(path)
+        return pipeline
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "ConsistencyPipeline":
+        """A pipeline with the components and the class names of another. Arguments are those of diffusers."""
+        made = super().from_pipe(pipeline, **kwargs)
+        made.id2label = getattr(pipeline, "id2label", None)
+        return made
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
-        """Save as a stock ConsistencyModelPipeline with the stock twin of the scheduler.
+        """Save as a stock ConsistencyModelPipeline with the stock twin of the scheduler, and labels.json beside it.
 
         Such a folder, or the Hub repository made of it, loads with and without this package and gives the same
-        images with one and two steps. Arguments are those of `DiffusionPipeline.save_pretrained`.
+        images with one and two steps. Arguments are those of `DiffusionPipeline.save_pretrained`. Without class names,
+        a labels.json that is in the folder is removed.
         """
+        labels = Path(save_directory) / LABELS_NAME
+        if self.id2label is None:
+            labels.unlink(missing_ok=True)
+        else:  # before the rest, which may be uploaded as soon as it is saved
+            write_json(labels, {"id2label": {str(number): name for number, name in self.id2label.items()}})
         stock = ConsistencyModelPipeline(unet=self.unet, scheduler=self.scheduler.to_stock())
         stock.save_pretrained(save_directory, **kwargs)
 
@@ -65,7 +100,7 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
     def __call__(
         self,
         batch_size: int = 1,
-        class_labels: Tensor | np.ndarray | Sequence[int] | int | None = None,
+        class_labels: Tensor | np.ndarray | Sequence[int | str] | int | str | None = None,
         num_inference_steps: int = 1,
         timesteps: Sequence[int] | None = None,
         generator: Generators = None,
@@ -85,8 +120,8 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
 
         Args:
             batch_size: number of images.
-            class_labels: one class for all images, or one for each; drawn with `generator` when the model is
-                class-conditional and none are given.
+            class_labels: one class for all images, or one for each, by number or by name (`id2label`); drawn with
+                `generator` when the model is class-conditional and none are given.
             num_inference_steps: evaluations of the network; ignored where `timesteps` or `sigmas` are given.
             timesteps: descending integer indices into the scheduler's grid, as stock diffusers takes them.
             generator: one, or a list with one for each image.
@@ -182,7 +217,7 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
             sources, shape = (generator, (1,)) if isinstance(generator, list) else ([generator], (batch_size,))
             drawn = [torch.randint(classes, shape, generator=g, device=g.device if g else "cpu") for g in sources]
             return torch.cat(drawn).to(device)
-        labels = torch.as_tensor(class_labels).reshape(-1)
+        labels = torch.as_tensor(self._numbers(class_labels)).reshape(-1)
         if len(labels) == 1:
             labels = labels.expand(batch_size)
         if len(labels) != batch_size or labels.is_floating_point():
@@ -190,6 +225,55 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
         if labels.min() < 0 or labels.max() >= classes:
             raise ValueError(f"class_labels must lie within 0 and {classes - 1}, got {labels.tolist()}.")
         return labels.to(device, torch.int64)
+
+    def _numbers(self, class_labels):
+        """Class labels with every name replaced by the number of its class."""
+        if isinstance(class_labels, str):
+            return self._number(class_labels)
+        if isinstance(class_labels, np.ndarray) and class_labels.dtype.kind == "U":
+            class_labels = class_labels.reshape(-1).tolist()
+        if isinstance(class_labels, (list, tuple)):
+            return [self._number(label) if isinstance(label, str) else label for label in class_labels]
+        return class_labels
+
+    def _number(self, name: str) -> int:
+        """The number of the class of that name."""
+        if not self.id2label:
+            raise ValueError(f"this model does not name its classes: give class_labels as integers, got {name!r}.")
+        for number, known in self.id2label.items():
+            if known == name:
+                return int(number)
+        known_names = list(self.id2label.values())
+        more = f" and {len(known_names) - 10} more" if len(known_names) > 10 else ""
+        shown = ", ".join(map(repr, known_names[:10]))
+        raise ValueError(f"class_labels by name must be among {shown}{more}, got {name!r}.")
+
+
+def _labels_file(repository: str | os.PathLike, options: dict[str, Any]) -> Path | None:
+    """labels.json of a folder or of a Hub repository, or None.
+
+    Args:
+        options: what the pipeline was loaded with.
+    """
+    if os.path.isdir(repository):
+        path = Path(repository) / LABELS_NAME
+        return path if path.is_file() else None
+    names = ("cache_dir", "revision", "token", "local_files_only", "force_download")
+    given = {name: options[name] for name in names if options.get(name) is not None}
+    try:
+        return Path(hf_hub_download(str(repository), LABELS_NAME, **given))
+    except (EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled):
+        # There is none, or the Hub does not answer and the pipeline came from the cache, which has none.
+        return None
+
+
+def _read_labels(path: Path) -> dict[int, str]:
+    """Names of classes by number."""
+    try:
+        names = {int(number): name for number, name in json.loads(path.read_text(encoding="utf-8"))["id2label"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f'{path} must hold {{"id2label": {{"0": NAME, ...}}}}: {first_line(error)}') from error
+    return names
 
 
 def load_stock(repository: str) -> ConsistencyModelPipeline:

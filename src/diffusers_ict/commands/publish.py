@@ -3,7 +3,8 @@
     python train_scripts/publish.py my-model --hub_model_id someone/my-model
 
 Makes one commit with pipeline, variants, samples, recipe and model card, and none where nothing has changed. Text that
-people wrote into the card stays. The token is that of `hf auth login`, or HF_TOKEN.
+people wrote into the card stays; --license replaces the licence that the card has. The card in the folder is renewed as
+well. The token is that of `hf auth login`, or HF_TOKEN.
 Exit codes: 0 published, 2 not published.
 """
 
@@ -25,7 +26,7 @@ def _publish(argv: Sequence[str] | None) -> None:
     parser.add_argument("output_dir", type=Path, help="output folder of train_ict.py or convert.py")
     parser.add_argument("--hub_model_id", required=True, help="user/name or organisation/name")
     parser.add_argument("--hub_private_repo", action="store_true", help="create the repository private")
-    parser.add_argument("--license", help="of the weights, an identifier of the Hub such as cc0-1.0")
+    parser.add_argument("--license", help="of the weights, an identifier of the Hub such as cc0-1.0 [the card's]")
     parser.add_argument("--attempts", type=int, default=5, help="tries of each request [5]")
     options = parser.parse_args(argv)
     from ..hub.publish import publish

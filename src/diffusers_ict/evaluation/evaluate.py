@@ -10,6 +10,7 @@ from typing import Any
 import diffusers
 from accelerate import Accelerator
 
+from ..data.draw import EVALUATION, derive_seed
 from ..data.images import Images, load_images
 from ..errors import UserError
 from ..files import portable, public_name
@@ -168,16 +169,22 @@ def _check_shape(real: tuple[int, ...], wanted: tuple[int, int, int]) -> None:
 
 
 def _tune(steps: int, settings: EvaluationSettings, model: Model, evaluator: Evaluator, folder: Path) -> dict[str, Any]:
-    """Search noise levels for up to so many steps, write them if they are better, and describe the search."""
+    """Search noise levels for up to so many steps, write them if they are better, and describe the search.
+
+    The search has noise of its own. The old levels and the new are compared on the noise of the report's rows, so that
+    no reported figure is one that the levels were chosen by.
+    """
     metric = METRICS[settings.tune_metric]
     count = settings.tune_samples or settings.num_samples
     accelerator = evaluator.accelerator
     sign = -1 if metric.higher_is_better else 1
+    search_seed = derive_seed(settings.seed, EVALUATION)
     name = ""
 
     def figure(levels: list[float], fresh: bool) -> float:
         nonlocal name
-        figures = evaluator.of_model(model, levels, count, settings.seed + fresh, [metric])[metric.name]
+        seed = settings.seed if fresh else search_seed
+        figures = evaluator.of_model(model, levels, count, seed, [metric])[metric.name]
         name = next(iter(figures))
         return sign * figures[name]
 
@@ -186,7 +193,7 @@ def _tune(steps: int, settings: EvaluationSettings, model: Model, evaluator: Eva
     for n, before in found.before.items():
         old = [float(f"{level:.4g}") for level in found.old_levels[n]]
         accelerator.print(
-            f"{n} steps: {name} {abs(before):.5g} through {old}, {abs(found.after[n]):.5g} through "
+            f"{n} steps: {name} {sign * before:.5g} through {old}, {sign * found.after[n]:.5g} through "
             f"{found.levels[: n - 1]}"
         )
     if found.improves and accelerator.is_main_process:
@@ -194,16 +201,7 @@ def _tune(steps: int, settings: EvaluationSettings, model: Model, evaluator: Eva
         better.to_stock().save_pretrained(folder / "scheduler")
     accelerator.wait_for_everyone()
     accelerator.print("Written into the scheduler." if found.improves else "No improvement: the old levels stay.")
-    return {
-        "metric": name,
-        "samples": count,
-        "old_levels": {str(n): levels for n, levels in found.old_levels.items()},
-        "levels": found.levels,
-        "before": {str(n): abs(value) for n, value in found.before.items()},
-        "after": {str(n): abs(value) for n, value in found.after.items()},
-        "adopted": found.improves,
-        "tried": [[[sigma, abs(value)] for sigma, value in search.tried] for search in found.searches],
-    }
+    return {"metric": name, "samples": count, "search_seed": search_seed, **found.as_dict(sign)}
 
 
 def _describe(

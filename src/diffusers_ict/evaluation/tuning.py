@@ -7,6 +7,7 @@ ternary search for the best figure, below the ones that are fixed already.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ..scheduling_ict import ICTScheduler
 
@@ -16,7 +17,8 @@ class Found:
     """Outcome of one search.
 
     Attributes:
-        sigma: the best level that was tried; figure: of it, lower is better.
+        sigma: the best level that was tried.
+        figure: of it, lower is better. As the least of many on the same noise it is too good to be reported.
         tried: (level, figure) in the order of the levels.
     """
 
@@ -99,6 +101,17 @@ class Tuned:
         """Whether the new levels are better, in the mean over the numbers of steps."""
         return sum(self.after.values()) < sum(self.before.values())
 
+    def as_dict(self, sign: int = 1) -> dict[str, Any]:
+        """For the report; `sign` is -1 for a figure of which higher is better, which the search saw negated."""
+        return {
+            "old_levels": {str(n): levels for n, levels in self.old_levels.items()},
+            "levels": self.levels,
+            "before": {str(n): sign * value for n, value in self.before.items()},
+            "after": {str(n): sign * value for n, value in self.after.items()},
+            "adopted": self.improves,
+            "tried": [[[sigma, sign * value] for sigma, value in search.tried] for search in self.searches],
+        }
+
 
 def tune(
     figure: Callable[[list[float], bool], float], scheduler: ICTScheduler, steps: int, tolerance: float = 0.1
@@ -106,8 +119,8 @@ def tune(
     """Search the levels for 2 to `steps` steps, then compare them with those that `scheduler` has.
 
     Args:
-        figure: of all levels of a sampler, descending, lower is better; True asks for noise of its own, on which the
-            old levels and the new are compared.
+        figure: of all levels of a sampler, descending, lower is better; True asks for noise that the search does not
+            see, on which the old levels and the new are compared.
         scheduler: its first level stays; those between it and the end are searched.
     """
     top, bottom = scheduler.config.sigma_max, scheduler.config.sigma_min

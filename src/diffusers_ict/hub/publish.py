@@ -1,6 +1,7 @@
 """Publishing a model: one commit to the Hub with pipeline, variants, samples, recipe and card."""
 
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -11,13 +12,16 @@ from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..errors import UserError
 from .card import merge, write_card
+from .licenses import check_license
 
 # What others need of an output folder. Checkpoints and trackers' files are not uploaded.
 UPLOADED_FILES = (
     "model_index.json",
+    "labels.json",
     "recipe.yaml",
     "run.json",
     "conversion.json",
@@ -25,6 +29,7 @@ UPLOADED_FILES = (
     "training.png",
     "evaluation.json",
     "evaluation.png",
+    "inspection.json",
 )
 UPLOADED_FOLDERS = ("unet", "scheduler", "samples", "discriminator")
 # The transport's own errors are what the client derives its HTTP errors from, whichever library it uses.
@@ -39,6 +44,24 @@ REASONS = {
 
 class PublishError(UserError):
     """Publishing failed. The message says why and what to do in one sentence, and never holds the token."""
+
+
+def check_repo_id(name: str | None) -> None:
+    """Refuse a name that no repository of a user or an organisation can have.
+
+    Raises:
+        UserError: it lacks the owner, or has other characters than the Hub allows.
+    """
+    try:
+        validate_repo_id(name)
+        valid = name is not None and name.count("/") == 1
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise UserError(
+            "`hub_model_id` must have the form user/name or organisation/name, of at most 96 letters, digits, '-', '_' "
+            f"and '.' (no '--', no '..', no '.git' at the end), got {name or 'none'}."
+        )
 
 
 def stage(folder: Path, repo_id: str, license: str | None = None) -> Path:
@@ -69,6 +92,7 @@ def push(
     staged: Path,
     repo_id: str,
     *,
+    license: str | None = None,
     token: str | None = None,
     private: bool | None = None,
     message: str = "Upload consistency model",
@@ -78,6 +102,7 @@ def push(
     """Upload a staged folder as one commit, or none if the repository already holds it. Returns its address.
 
     Args:
+        license: replaces the licence of the card that the repository has.
         private: of a repository that has to be created.
         attempts, pause: tries of each request, and seconds before the second, doubled each time.
 
@@ -87,7 +112,7 @@ def push(
     api = HfApi(token=token)
     steps: dict[str, Callable[[], Any]] = {
         "repository": lambda: api.create_repo(repo_id, private=private, exist_ok=True),
-        "card": lambda: _merge_published_card(staged, repo_id, token),
+        "card": lambda: _merge_published_card(staged, repo_id, token, license),
         "commit": lambda: api.upload_folder(repo_id=repo_id, folder_path=staged, commit_message=message),
     }
     for step in steps.values():
@@ -96,21 +121,36 @@ def push(
 
 
 def publish(folder: Path, repo_id: str, *, license: str | None = None, **options: Any) -> str:
-    """Stage and push a trained or converted model; options are those of `push`."""
+    """Stage and push a trained or converted model, then renew the card in its folder.
+
+    Args:
+        license: of the weights; wins over the licence that the cards in the folder and on the Hub have.
+        options: those of `push`.
+
+    Raises:
+        UserError: a name or a licence that the Hub does not take, or a folder without a model; nothing is sent.
+        PublishError: as `push`.
+    """
+    check_repo_id(repo_id)
+    if license is not None:
+        check_license(license)
     staged = stage(folder, repo_id, license)
     try:
-        return push(staged, repo_id, **options)
+        address = push(staged, repo_id, license=license, **options)
     finally:
         shutil.rmtree(staged)
+    if os.access(folder, os.W_OK):
+        write_card(folder, repo_id, license)
+    return address
 
 
-def _merge_published_card(staged: Path, repo_id: str, token: str | None) -> None:
+def _merge_published_card(staged: Path, repo_id: str, token: str | None, license: str | None) -> None:
     try:
         path = hf_hub_download(repo_id, "README.md", token=token, force_download=True)
     except EntryNotFoundError:
         return
     card = staged / "README.md"
-    card.write_text(merge(Path(path).read_text(), card.read_text()))
+    card.write_text(merge(Path(path).read_text(), card.read_text(), license))
 
 
 def _persist(step: Callable[[], Any], repo_id: str, attempts: int, pause: float) -> Any:

@@ -38,6 +38,7 @@ def sample_run(run: Run, step: int) -> None:
 def export_run(run: Run, step: int) -> None:
     """Write the published files: pipeline, variants, discriminator, plot, metadata and card after `step` steps."""
     folder, recipe = run.output_dir, run.recipe
+    run.pipeline.id2label = dict(enumerate(run.images.class_names)) if run.images.class_names else None
     export(run.pipeline, run.ema, folder, run.teacher)
     if run.adversary is not None:
         run.adversary.model.save_pretrained(folder / "discriminator")
