@@ -289,7 +289,7 @@ def refused(capsys, message, *words):
         (["--extractor", "vgg"], "--extractor must be pixels, inception, dinov2"),
         (["--reference", "x.safetensors"], "or their statistics as --reference, one of the three"),
         (["--tune_sigmas", 1], "--tune_sigmas must be a number of steps from 2 to 8"),
-        (["--resolution", 16], "8x8 of 1 channels, and are 16x16 of 1"),
+        (["--resolution", 4], "8x8 of 1 channels, and are 4x4 of 1"),
         (["--image_mode", "RGB"], "8x8 of 1 channels, and are 8x8 of 3"),
         (["--dataset_name", "nowhere.npz"], "there is no file nowhere.npz"),
     ],
