@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ..errors import UserError, first_line
+from .cache import state_of_files
 from .source import Source
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
@@ -67,6 +68,7 @@ def read_dataset(
     import datasets
 
     data = _open(datasets, name, config_name, folder, split, with_labels)
+    original = data._fingerprint
     column = _image_column(datasets, data, image_column)
     # Undecoded, so that a broken file can be named when its turn comes.
     data = data.cast_column(column, datasets.Image(decode=False))
@@ -75,7 +77,12 @@ def read_dataset(
     def where(index: int) -> str:
         return data[index][column]["path"] or f"number {index}"
 
-    return Source(_pictures(data, column), len(data), labels, names, where)
+    def identity() -> list[Any]:
+        path = Path(folder or name or "")
+        known = [str(path.resolve()), _state(data, column, path)] if path.exists() else [name, original]
+        return ["datasets", *known, config_name, split, column]
+
+    return Source(_pictures(data, column), len(data), labels, names, where, identity)
 
 
 def _pictures(data: Any, column: str) -> Iterator[Image.Image]:
@@ -84,6 +91,21 @@ def _pictures(data: Any, column: str) -> Iterator[Image.Image]:
         stored = row[column]
         with Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]) as picture:
             yield picture
+
+
+def _state(data: Any, column: str, path: Path) -> str:
+    """What changes when local files of the data change: the files of `path`, and those that the rows name.
+
+    For a folder of images, these are the images alone, so that other files may come and go there.
+    """
+    stored = data.data.column(column)
+    fields = {field.name: values for field, values in zip(stored.type, stored.flatten())}
+    absent = fields["bytes"].is_null().to_pylist() if fields["bytes"].null_count else []
+    named = [Path(name) for name, missing in zip(fields["path"].to_pylist(), absent) if missing and name]
+    own: list[Path] = []
+    if len(named) < len(data):
+        own = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return state_of_files(file.absolute() for file in [*own, *named])
 
 
 def _open(datasets: Any, name, config_name, folder, split, with_labels):

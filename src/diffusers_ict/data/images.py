@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .cache import in_temporary_file
+from .cache import cached, fingerprint, in_temporary_file
 from .decode import Decoded, decode
 from .hub_data import check_hub_settings, read_dataset
 from .npz import read_npz
@@ -28,7 +28,7 @@ class Images:
     """A data set in memory.
 
     Attributes:
-        pixels: uint8 [n, C, H, W].
+        pixels: uint8 [n, C, H, W]; to be read only, because they may lie in a file that other runs read too.
         labels: int64 [n] in 0 .. num_classes - 1, or None.
         num_classes: or None.
         class_names: one for each class where the data set names them.
@@ -93,7 +93,7 @@ def load_images(
         class_conditional: read labels too.
         resolution: side of the square images in pixels; by default that of the data.
         center_crop: cut the largest central square out of images that are not square.
-        image_cache_dir: keep decoded images in a temporary file there instead of in memory.
+        image_cache_dir: keep decoded images in a file there instead of in memory; later runs map it.
 
     Images that are enlarged, an alpha channel that nobody asked for, and a single class give a warning.
 
@@ -130,7 +130,10 @@ def read_images(
     background: str = "white",
     image_cache_dir: str | None = None,
 ) -> Images:
-    """Decode the pictures of any source; arguments, warnings and errors are those of `load_images`."""
+    """Decode the pictures of any source; arguments, warnings and errors are those of `load_images`.
+
+    A source without an identity is decoded anew each time, with `image_cache_dir` into a temporary file.
+    """
     form = PictureFormat(resolution, center_crop, image_mode, background)
     return _read(source, form, class_conditional, image_cache_dir)
 
@@ -143,7 +146,7 @@ def _read(source: Source, form: PictureFormat, class_conditional: bool, folder: 
         )
     decoded = _decode(source, form, folder)
     _warn_of_form(decoded, form)
-    pixels = torch.from_numpy(decoded.pixels)
+    pixels = _as_tensor(decoded.pixels)
     if not class_conditional:
         return Images(pixels)
     labels, classes = _checked_labels(np.asarray(source.labels), source.class_names)
@@ -160,7 +163,9 @@ def _decode(source: Source, form: PictureFormat, folder: str | None) -> Decoded:
     """The pixels of a source: in memory, or in a file in a folder."""
     if folder is None:
         return decode(source, form)
-    return decode(source, form, partial(in_temporary_file, Path(folder)))
+    if source.identity is None:
+        return decode(source, form, partial(in_temporary_file, Path(folder)))
+    return cached(Path(folder), fingerprint(source.identity(), form), partial(decode, source, form))
 
 
 def _warn_of_form(decoded: Decoded, form: PictureFormat) -> None:
@@ -178,6 +183,13 @@ def _warn_of_form(decoded: Decoded, form: PictureFormat) -> None:
             "them on a `background`, or RGBA if this is meant.",
             stacklevel=4,
         )
+
+
+def _as_tensor(pixels: np.ndarray) -> Tensor:
+    """Without PyTorch's warning of pixels that are mapped read-only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(pixels)
 
 
 def _checked_labels(labels: np.ndarray, names: tuple[str, ...] | None) -> tuple[Tensor, int]:

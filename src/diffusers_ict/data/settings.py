@@ -29,7 +29,7 @@ class DataSettings:
     resolution: int | None = setting(None, "side of the square images in pixels [that of the data]", at_least=1)
     center_crop: bool = setting(False, "cut the middle out of images that are not square")
     image_cache_dir: str | None = setting(
-        None, "keep decoded images in a file there, for data larger than memory", changeable=True
+        None, "keep decoded images in a file there, for later runs and for data larger than memory", changeable=True
     )
 
     def load(self, class_conditional: bool) -> Images:
