@@ -43,6 +43,12 @@ def check_hub_settings(name: str | None, folder: str | None, config_name: str | 
         )
 
 
+def holds_images(folder: Path) -> bool:
+    """Whether a folder, or one in it, holds files that are images by their names."""
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return any(path.suffix.lower() in readable for path in folder.rglob("*"))
+
+
 def _is_saved(path: Path) -> bool:
     """Whether a folder was written by `save_to_disk`."""
     return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
