@@ -37,7 +37,7 @@ from .plots import plot_training
 from .recipe import Recipe
 from .samples import export, make_pipeline, save_samples
 from .state import RunState, claim_output_dir
-from .unets import make_unet
+from .unets import describe_dropout, make_unet
 
 
 @dataclass
@@ -126,6 +126,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None) -> Run | None:
         micro_batch_size=recipe.train_batch_size,
         emas=len(recipe.ema_decays),
         half_precision=accelerator.mixed_precision in ("fp16", "bf16"),
+        dropout=describe_dropout(recipe, unet),
     )
     accelerator.print(summary)
     if recipe.insensitive_time_embedding and uses_fast_columns(unet):
