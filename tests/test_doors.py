@@ -38,7 +38,7 @@ def shut(tmp_path, capsys, message, *flags):
     [
         (["--nonsense", 1], "unrecognized arguments"),
         (["--train_batch_size", 40], "a batch must not be larger than the data: 80 images a step"),
-        (["--resolution", 9], "must be a multiple of 2, got 9"),
+        (["--resolution", 7], "must be a multiple of 2, got 7"),
         (["--class_conditional"], "the UNet is made for no classes and the run has 4"),
         (["--max_train_steps", 2], "4 stages and needs at least as many steps"),
         (["--resume_from_checkpoint", "latest"], "holds no usable checkpoint"),

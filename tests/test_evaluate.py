@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT, make_unet, write_npz
 from huggingface_hub import ModelCard
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from short_run import run
 
@@ -219,6 +220,38 @@ def test_images_of_a_file_are_measured_like_a_models(run_folder, tmp_path):
     assert got["same"]["precision"] == got["same"]["coverage"] == 1.0
 
 
+def test_a_folder_of_images_is_measured_like_a_file(run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = np.load(run_folder.parent / "data.npz")["images"]
+    noisy = (data + np.random.default_rng(0).integers(-30, 30, data.shape)).clip(0, 255).astype(np.uint8)
+    np.savez(tmp_path / "noisy.npz", images=noisy)
+    for number, image in enumerate(noisy):
+        path = tmp_path / "noisy" / f"{number % 3}" / f"{number:04}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).save(path)
+    real = ["--dataset_name", run_folder.parent / "data.npz"]
+    rows = []
+    for model in ("noisy.npz", "noisy"):
+        assert evaluate.main(arguments(tmp_path / model, tmp_path, *real)) == 0
+        report = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text())
+        assert report["samples"] == 100
+        rows.append(report["rows"][0]["metrics"])
+    assert rows[0].keys() == rows[1].keys()
+    for name, value in rows[0].items():  # in another order, which KID's subsets depend on
+        assert rows[1][name] == pytest.approx(value, rel=1e-6) or name.startswith("kid")
+    assert not list((tmp_path / "noisy").glob("evaluation*")), "the report would be an image of the next evaluation"
+
+    capsys.readouterr()
+    refused(
+        capsys, "give the model as a local folder", *arguments(tmp_path / "noisy", tmp_path, *real, "--tune_sigmas", 2)
+    )
+    (tmp_path / "neither").mkdir()
+    (tmp_path / "neither" / "notes.txt").write_text("nothing")
+    refused(capsys, "no consistency pipeline could be loaded", *arguments(tmp_path / "neither", tmp_path, *real))
+    (tmp_path / "noisy" / "recipe.yaml").write_text("seed: 1")  # a run that has no model yet, and grids of samples
+    refused(capsys, "no consistency pipeline could be loaded", *arguments(tmp_path / "noisy", tmp_path, *real))
+
+
 def test_the_card_and_its_metadata_show_the_figures(run_folder, tmp_path):
     model = shutil.copytree(run_folder, tmp_path / "run")
     shutil.copy(run_folder.parent / "data.npz", tmp_path / "data.npz")
@@ -310,7 +343,7 @@ def refused(capsys, message, *words):
         (["--extractor", "vgg"], "--extractor must be pixels, inception, dinov2"),
         (["--reference", "x.safetensors"], "or their statistics as --reference, one of the three"),
         (["--tune_sigmas", 1], "--tune_sigmas must be a number of steps from 2 to 8"),
-        (["--resolution", 16], "8x8 of 1 channels, and are 16x16 of 1"),
+        (["--resolution", 4], "8x8 of 1 channels, and are 4x4 of 1"),
         (["--image_mode", "RGB"], "8x8 of 1 channels, and are 8x8 of 3"),
         (["--dataset_name", "nowhere.npz"], "there is no file nowhere.npz"),
     ],

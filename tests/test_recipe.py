@@ -52,8 +52,9 @@ def test_act_recipes_say_what_was_published():
 
 def test_what_is_left_out_is_what_was_published():
     ict, ct, act = read(), read("--loss", "ct"), read("--loss", "act", "--learning_rate", 3e-4)
-    assert (ict.s0, ict.s1, ict.dropout, ict.adam_beta1) == (10, 1280, 0.3, 0.9)
-    assert (ct.s0, ct.s1, ct.dropout) == (2, 150, 0.0)
+    assert (ict.s0, ict.s1, ict.adam_beta1) == (10, 1280, 0.9)
+    assert (ct.s0, ct.s1) == (2, 150)
+    assert ict.dropout is None, "it depends on the UNet's config too"
     assert (act.s0, act.s1, act.adam_beta1, act.adam_beta2) == (2, 150, 0.0, 0.99)
     assert act.discriminator_learning_rate == 3e-4
     assert read("--loss", "act", "--consistency", "ict").s1 == 1280

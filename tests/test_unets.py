@@ -1,11 +1,17 @@
-"""Networks: the one chosen for a resolution, and dropout limited to small feature maps."""
+"""Networks: the one chosen for a resolution, where dropout comes from, and dropout limited to small feature maps."""
+
+import json
 
 import pytest
 import torch
-from conftest import make_unet
+from conftest import TINY, make_unet
 from diffusers import UNet2DModel
+from short_run import run
 
+from diffusers_ict.data.images import Images
 from diffusers_ict.errors import UserError
+from diffusers_ict.training import unets
+from diffusers_ict.training.recipe import Recipe
 from diffusers_ict.training.unets import limit_dropout
 
 
@@ -66,3 +72,44 @@ def test_the_size_of_the_feature_map_at_the_dropout_decides_where_blocks_change_
         assert p == (0.4 if size <= 4 else 0.0), f"{name} drops {p} at {size} pixels"
     assert any("downsamplers" in name for name, _, _ in sizes)
     assert any("upsamplers" in name for name, _, _ in sizes)
+
+
+@pytest.fixture
+def stating(tmp_path):
+    """A config file that states its dropout."""
+    path = tmp_path / "stating.json"
+    path.write_text(json.dumps({**TINY, "_class_name": "UNet2DModel", "dropout": 0.1}))
+    return str(path)
+
+
+def dropout_of(**settings) -> float:
+    images = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
+    return unets.make_unet(Recipe(**settings), images, 0).config.dropout
+
+
+def test_dropout_is_the_given_one_else_that_of_the_config_else_the_published_one(stating, config, tmp_path):
+    assert dropout_of(model_config_name_or_path=stating, dropout=0.2) == 0.2
+    assert dropout_of(model_config_name_or_path=stating, dropout=0.0) == 0.0
+    assert dropout_of(model_config_name_or_path=stating) == 0.1
+    assert dropout_of(model_config_name_or_path=str(config)) == 0.3
+    assert dropout_of(model_config_name_or_path=str(config), loss="ct") == 0.0
+    assert dropout_of(model_config_name_or_path=str(config), loss="act", consistency="ict") == 0.0
+    assert dropout_of() == 0.3
+
+    make_unet(dropout=0.4).save_pretrained(tmp_path / "saved")
+    assert dropout_of(pretrained_model_name_or_path=str(tmp_path / "saved")) == 0.4
+    assert dropout_of(pretrained_model_name_or_path=str(tmp_path / "saved"), dropout=0.2) == 0.2
+    file = tmp_path / "saved" / "config.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "dropout"}))
+    assert dropout_of(pretrained_model_name_or_path=str(tmp_path / "saved")) == 0.3
+
+
+def test_the_summary_says_which_dropout_is_used_and_where_it_comes_from(flags, stating, tmp_path, capsys):
+    for own, line in (
+        (["--dropout", 0.2], "0.2, given"),
+        (["--model_config_name_or_path", stating], "0.1, of the UNet's config"),
+        ([], "0.3, published for iCT"),
+        (["--loss", "act"], "0.0, published for ACT"),
+    ):
+        assert run(*flags, *own, "--max_train_steps", 400, "--dry_run", "--output_dir", tmp_path / "out") == 0
+        assert f"\ndropout     {line}\n" in capsys.readouterr().out

@@ -1,15 +1,57 @@
 """Data sets read through the `datasets` library: Hub names, folders of images, parquet and arrow files."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import UserError, first_line
+from .cache import state_of_files
 from .source import Source
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
+
+
+def check_hub_settings(name: str | None, folder: str | None, config_name: str | None, split: str) -> None:
+    """Refuse settings of Hub data sets where the data is a folder of images, a file, or saved by `save_to_disk`.
+
+    A local copy of a Hub data set has configurations and splits, and what was saved may have splits.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    path = Path(folder or name or "")
+    if folder is not None:
+        what = "a folder of images"
+    elif path.suffix in (*FILES, ".npz"):
+        what = f"a {path.suffix} file"
+    elif _is_saved(path):
+        what = "a data set saved on disk"
+    else:
+        return
+    if config_name is not None:
+        raise UserError(
+            f"`dataset_config_name` chooses a configuration of a Hub data set, and {what} has none, got {config_name}: "
+            "leave it out."
+        )
+    if split != "train" and not _is_saved(path):
+        raise UserError(
+            f"`dataset_split` chooses a split of a Hub data set, and {what} has none, got {split}: name the folder or "
+            "file of that split itself."
+        )
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether a folder, or one in it, holds files that are images by their names."""
+    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return any(path.suffix.lower() in readable for path in folder.rglob("*"))
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`."""
+    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
 
 
 def read_dataset(
@@ -32,6 +74,7 @@ def read_dataset(
     import datasets
 
     data = _open(datasets, name, config_name, folder, split, with_labels)
+    original = data._fingerprint
     column = _image_column(datasets, data, image_column)
     # Undecoded, so that a broken file can be named when its turn comes.
     data = data.cast_column(column, datasets.Image(decode=False))
@@ -40,16 +83,35 @@ def read_dataset(
     def where(index: int) -> str:
         return data[index][column]["path"] or f"number {index}"
 
-    pictures = (_decode(row[column]) for row in data.select_columns([column]))
-    return Source(pictures, len(data), labels, names, where)
+    def identity() -> list[Any]:
+        path = Path(folder or name or "")
+        known = [str(path.resolve()), _state(data, column, path)] if path.exists() else [name, original]
+        return ["datasets", *known, config_name, split, column]
+
+    return Source(_pictures(data, column), len(data), labels, names, where, identity)
 
 
-def _decode(stored: dict[str, Any]) -> Image.Image:
-    """A stored image, upright; a broken file raises OSError and stays closed."""
-    with Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]) as picture:
-        picture.load()
-        # Of a file of several frames, the first.
-        return ImageOps.exif_transpose(picture)
+def _pictures(data: Any, column: str) -> Iterator[Image.Image]:
+    """The stored images, each open until the next one is asked for; a broken file raises OSError."""
+    for row in data.select_columns([column]):
+        stored = row[column]
+        with Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]) as picture:
+            yield picture
+
+
+def _state(data: Any, column: str, path: Path) -> str:
+    """What changes when local files of the data change: the files of `path`, and those that the rows name.
+
+    For a folder of images, these are the images alone, so that other files may come and go there.
+    """
+    stored = data.data.column(column)
+    fields = {field.name: values for field, values in zip(stored.type, stored.flatten())}
+    absent = fields["bytes"].is_null().to_pylist() if fields["bytes"].null_count else []
+    named = [Path(name) for name, missing in zip(fields["path"].to_pylist(), absent) if missing and name]
+    own: list[Path] = []
+    if len(named) < len(data):
+        own = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    return state_of_files(file.absolute() for file in [*own, *named])
 
 
 def _open(datasets: Any, name, config_name, folder, split, with_labels):
@@ -63,7 +125,7 @@ def _open(datasets: Any, name, config_name, folder, split, with_labels):
             if not path.is_file():
                 raise UserError(f"there is no file {name}.")
             return datasets.load_dataset(FILES[path.suffix], data_files=str(path), split="train")
-        if path.is_dir() and ((path / "state.json").exists() or (path / "dataset_dict.json").exists()):
+        if _is_saved(path):
             data = datasets.load_from_disk(name)
             return data[split] if isinstance(data, datasets.DatasetDict) else data
         return datasets.load_dataset(name, config_name, split=split)

@@ -5,7 +5,9 @@ run begins and kept as bytes: 154 MB for CIFAR-10, 15.7 GB for ImageNet 64x64. `
 larger than memory are mapped from a file.
 """
 
+import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,11 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .decode import MODES, decode
+from .cache import cached, fingerprint, in_temporary_file
+from .decode import Decoded, decode
+from .hub_data import check_hub_settings, read_dataset
 from .npz import read_npz
+from .picture_format import PictureFormat
 from .source import Source
 
 
@@ -23,7 +28,7 @@ class Images:
     """A data set in memory.
 
     Attributes:
-        pixels: uint8 [n, C, H, W].
+        pixels: uint8 [n, C, H, W]; to be read only, because they may lie in a file that other runs read too.
         labels: int64 [n] in 0 .. num_classes - 1, or None.
         num_classes: or None.
         class_names: one for each class where the data set names them.
@@ -69,6 +74,7 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     image_mode: str | None = None,
+    background: str = "white",
     class_conditional: bool = False,
     resolution: int | None = None,
     center_crop: bool = False,
@@ -79,27 +85,29 @@ def load_images(
     Args:
         dataset_name: a data set on the Hub, a folder made by `save_to_disk`, or a local .parquet, .arrow or .npz file
             (.npz: an array of images, uint8 [n, H, W] or [n, H, W, C] or [n, C, H, W], and one of labels).
-        dataset_config_name, dataset_split: of a Hub data set.
+        dataset_config_name, dataset_split: of a Hub data set, or of a local copy of one.
         train_data_dir: a folder of images; for labels, one sub-folder for each class.
         image_column, label_column: where they are not the only ones of their kind.
         image_mode: convert every image to "L", "RGB" or "RGBA"; by default they must all agree.
+        background: colour behind transparent pixels where `image_mode` has no alpha: a name, or #rrggbb.
         class_conditional: read labels too.
         resolution: side of the square images in pixels; by default that of the data.
         center_crop: cut the largest central square out of images that are not square.
-        image_cache_dir: keep decoded images in a temporary file there instead of in memory.
+        image_cache_dir: keep decoded images in a file there instead of in memory; later runs map it.
+
+    Images that are enlarged, an alpha channel that nobody asked for, and a single class give a warning.
 
     Raises:
-        UserError: nothing there, no images, mixed channels, a broken file, or labels missing or out of range.
+        UserError: nothing there, no images, mixed channels, a broken file, labels missing or out of range, or settings
+            that mean nothing for this data.
     """
     if (dataset_name is None) == (train_data_dir is None):
         raise UserError("give the data as `dataset_name` or as `train_data_dir`, one of the two.")
-    if image_mode not in (None, *MODES):
-        raise UserError(f"`image_mode` must be one of {', '.join(MODES)}, got {image_mode}.")
+    form = PictureFormat(resolution, center_crop, image_mode, background)
+    check_hub_settings(dataset_name, train_data_dir, dataset_config_name, dataset_split)
     if dataset_name is not None and dataset_name.endswith(".npz"):
         source = read_npz(Path(dataset_name), image_column, label_column)
     else:
-        from .hub_data import read_dataset  # which needs the library `datasets`
-
         source = read_dataset(
             dataset_name,
             dataset_config_name,
@@ -109,14 +117,7 @@ def load_images(
             label_column,
             class_conditional,
         )
-    return read_images(
-        source,
-        class_conditional=class_conditional,
-        resolution=resolution,
-        center_crop=center_crop,
-        image_mode=image_mode,
-        image_cache_dir=image_cache_dir,
-    )
+    return _read(source, form, class_conditional, image_cache_dir)
 
 
 def read_images(
@@ -126,19 +127,69 @@ def read_images(
     resolution: int | None = None,
     center_crop: bool = False,
     image_mode: str | None = None,
+    background: str = "white",
     image_cache_dir: str | None = None,
 ) -> Images:
-    """Decode the pictures of any source; arguments and errors are those of `load_images`."""
-    pixels = decode(source, resolution, center_crop, image_mode, image_cache_dir)
-    if not class_conditional:
-        return Images(pixels)
-    if source.labels is None:
+    """Decode the pictures of any source; arguments, warnings and errors are those of `load_images`.
+
+    A source without an identity is decoded anew each time, with `image_cache_dir` into a temporary file.
+    """
+    form = PictureFormat(resolution, center_crop, image_mode, background)
+    return _read(source, form, class_conditional, image_cache_dir)
+
+
+def _read(source: Source, form: PictureFormat, class_conditional: bool, folder: str | None) -> Images:
+    if class_conditional and source.labels is None and source.count > 0:  # before decoding, which may take long
         raise UserError(
             "`class_conditional` needs labels and the data has none; give `label_column`, or one sub-folder for each "
             "class."
         )
+    decoded = _decode(source, form, folder)
+    _warn_of_form(decoded, form)
+    pixels = _as_tensor(decoded.pixels)
+    if not class_conditional:
+        return Images(pixels)
     labels, classes = _checked_labels(np.asarray(source.labels), source.class_names)
+    if classes == 1:
+        warnings.warn(
+            "the data has a single class, so `class_conditional` has nothing to learn; give one sub-folder or label "
+            "for each class, or leave it out.",
+            stacklevel=3,
+        )
     return Images(pixels, labels, classes, source.class_names)
+
+
+def _decode(source: Source, form: PictureFormat, folder: str | None) -> Decoded:
+    """The pixels of a source: in memory, or in a file in a folder."""
+    if folder is None:
+        return decode(source, form)
+    if source.identity is None:
+        return decode(source, form, partial(in_temporary_file, Path(folder)))
+    return cached(Path(folder), fingerprint(source.identity(), form), partial(decode, source, form))
+
+
+def _warn_of_form(decoded: Decoded, form: PictureFormat) -> None:
+    """Say what is probably not meant: enlarged images, and an alpha channel that is trained."""
+    count, channels = decoded.pixels.shape[:2]
+    if decoded.enlarged:
+        warnings.warn(
+            f"{decoded.enlarged} of {count} images are smaller than `resolution` {form.resolution} and are enlarged; "
+            f"the smallest is {decoded.smallest}x{decoded.smallest}.",
+            stacklevel=4,
+        )
+    if channels == 4 and form.mode is None:
+        warnings.warn(
+            "the images have four channels, the last of them alpha, and all are trained; give `image_mode` RGB to put "
+            "them on a `background`, or RGBA if this is meant.",
+            stacklevel=4,
+        )
+
+
+def _as_tensor(pixels: np.ndarray) -> Tensor:
+    """Without PyTorch's warning of pixels that are mapped read-only."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(pixels)
 
 
 def _checked_labels(labels: np.ndarray, names: tuple[str, ...] | None) -> tuple[Tensor, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from .cache import state_of_files
 from .source import Source
 
 
@@ -19,6 +20,7 @@ def read_npz(path: Path, image_column: str | None = None, label_column: str | No
     Raises:
         UserError: no such file or array, or several that could be meant.
     """
+    identity = ["npz", state_of_files([path.resolve()]), image_column]
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -39,7 +41,9 @@ def read_npz(path: Path, image_column: str | None = None, label_column: str | No
     )
     if images.ndim == 4 and images.shape[1] in (1, 3, 4) and images.shape[-1] not in (1, 3, 4):
         images = images.transpose(0, 2, 3, 1)
-    return Source(images, count, labels, name_of=lambda index: f"number {index} of {path.name}")
+    return Source(
+        images, count, labels, name_of=lambda index: f"number {index} of {path.name}", identity=lambda: identity
+    )
 
 
 def _pick(

@@ -23,10 +23,13 @@ class DataSettings:
     image_column: str | None = setting(None, "column of the images, where there are several")
     label_column: str | None = setting(None, "column of the labels, where there are several")
     image_mode: str | None = setting(None, "convert every image to this mode", choices=("L", "RGB", "RGBA"))
+    background: str = setting(
+        "white", "colour behind transparent pixels where image_mode has no alpha: name or #rrggbb"
+    )
     resolution: int | None = setting(None, "side of the square images in pixels [that of the data]", at_least=1)
     center_crop: bool = setting(False, "cut the middle out of images that are not square")
     image_cache_dir: str | None = setting(
-        None, "keep decoded images in a file there, for data larger than memory", changeable=True
+        None, "keep decoded images in a file there, for later runs and for data larger than memory", changeable=True
     )
 
     def load(self, class_conditional: bool) -> Images:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,8 @@ class Source:
         labels: an integer for each picture, or None.
         class_names: a name for each class, or None.
         name_of: a picture's name by its index, for messages.
+        identity: everything that determines the pictures, as JSON types; decoded images are kept in files under this
+            identity. Without it, they are never kept.
     """
 
     pictures: Iterable[Image.Image | np.ndarray]
@@ -30,3 +33,4 @@ class Source:
     labels: Sequence[int] | np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
     name_of: Callable[[int], str] = numbered
+    identity: Callable[[], Any] | None = None

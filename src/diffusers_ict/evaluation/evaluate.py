@@ -11,6 +11,7 @@ import diffusers
 from accelerate import Accelerator
 
 from ..data.draw import EVALUATION, derive_seed
+from ..data.hub_data import holds_images
 from ..data.images import Images, load_images
 from ..errors import UserError
 from ..files import portable, public_name
@@ -38,10 +39,10 @@ def evaluate(
     words: Sequence[str] = (),
     metrics: Sequence[Metric] | None = None,
 ) -> dict[str, Any]:
-    """Measure a model, or images of a file, and write the report.
+    """Measure a model, or images of a file or a folder, and write the report.
 
     Args:
-        model_name: folder or Hub id of a consistency pipeline, or a file of images.
+        model_name: folder or Hub id of a consistency pipeline, or a file or folder of images.
         words: the command line, for the report.
         metrics: instead of those that the settings name.
 
@@ -55,13 +56,14 @@ def evaluate(
     accelerator = make_accelerator("no", None, ".")
     diffusers.utils.logging.disable_progress_bar()  # of loading, which takes a moment
     metrics = list(metrics or named_metrics(settings.metrics))
-    _check(settings, model_name, metrics)
-    folder = Path(model_name) if Path(model_name).is_dir() else None
+    images = _images_to_measure(Path(model_name))
+    folder = Path(model_name) if Path(model_name).is_dir() and images is None else None
+    _check(settings, folder, metrics)
     output_dir = Path(settings.output_dir) if settings.output_dir else folder or Path("evaluation")
     cache = Path(settings.cache_dir or os.path.expanduser("~/.cache/diffusers-ict"))
     subject: Images | Model
-    if Path(model_name).suffix in IMAGE_FILES:
-        subject, variants = load_images(dataset_name=model_name), []
+    if images is not None:
+        subject, variants = load_images(**images), []
     else:
         variants = _variants(settings, model_name)
         subject = load_model(model_name, variants[0], accelerator.device)
@@ -105,8 +107,19 @@ def evaluate(
     return report
 
 
-def _check(settings: EvaluationSettings, model_name: str, metrics: Sequence[Metric]) -> None:
-    """Refuse settings that cannot be used, before anything is read."""
+def _images_to_measure(path: Path) -> dict[str, Any] | None:
+    """The arguments of `load_images` for images that are measured as they are, or None where `path` is a model.
+
+    A run that has published no model yet has grids of samples in its folder, which are no images to be measured.
+    """
+    if path.suffix in IMAGE_FILES:
+        return {"dataset_name": str(path)}
+    model = any((path / name).is_file() for name in ("model_index.json", "recipe.yaml"))
+    return {"train_data_dir": str(path)} if path.is_dir() and not model and holds_images(path) else None
+
+
+def _check(settings: EvaluationSettings, folder: Path | None, metrics: Sequence[Metric]) -> None:
+    """Refuse settings that cannot be used, before anything is read; `folder` is that of the model, if it is local."""
     check_images(metrics, settings.num_samples)
     if bool(settings.data_name) == (settings.reference is not None):
         raise UserError(
@@ -118,7 +131,7 @@ def _check(settings: EvaluationSettings, model_name: str, metrics: Sequence[Metr
         raise UserError(f"`steps` must lie within 1 and {longest}, got {settings.steps}.")
     if settings.tune_sigmas is not None and not 2 <= settings.tune_sigmas <= 8:
         raise UserError(f"`tune_sigmas` must be a number of steps from 2 to 8, got {settings.tune_sigmas}.")
-    if settings.tune_sigmas is not None and not Path(model_name).is_dir():
+    if settings.tune_sigmas is not None and folder is None:
         raise UserError(
             "`tune_sigmas` writes what it finds into the model's scheduler: give the model as a local folder."
         )

@@ -60,8 +60,12 @@ def describe(
     micro_batch_size: int,
     emas: int,
     half_precision: bool,
+    dropout: str,
 ) -> str:
-    """The summary of a run before it begins: images, parameters, steps, stages of the curriculum, and memory."""
+    """The summary of a run before it begins: images, parameters, dropout, steps, stages of the curriculum, and memory.
+
+    `dropout` says how much, and where it comes from.
+    """
     parameters = sum(p.numel() for p in unet.parameters())
     memory = memory_estimate(
         parameters,
@@ -80,6 +84,7 @@ def describe(
         [
             f"images      {len(images)} of {'x'.join(map(str, images.shape))}, {images.num_classes or 'no'} classes",
             f"parameters  {size}",
+            f"dropout     {dropout}",
             f"steps       {steps} of {batch_size} images, {steps * batch_size / len(images):.1f} epochs",
             *_describe_stages(list(stages(objective, steps))),
             f"memory      about {memory / 2**30:.2f} GiB: weights, gradients, moments, averages, activations{without}",

@@ -82,12 +82,8 @@ class Recipe(DataSettings):
     model_config_name_or_path: str | None = setting(None, "UNet2DModel config [one that suits the resolution]")
     pretrained_model_name_or_path: str | None = setting(None, "start from the weights of this model or pipeline")
     insensitive_time_embedding: bool = setting(True, "keep fast frequencies out of the time embedding, as iCT does")
-    dropout: float = setting(
-        None,
-        "dropout probability of the UNet [iCT 0.3, else 0]",
-        at_least=0,
-        below=1,
-        published={"ict": 0.3, "ct": 0.0, "act": 0.0},
+    dropout: float | None = setting(
+        None, "dropout probability of the UNet [that of its config, else iCT 0.3, else 0]", at_least=0, below=1
     )
     dropout_resolution: int | None = setting(
         None, "dropout only at feature maps of at most this size [all]", at_least=1

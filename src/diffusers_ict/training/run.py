@@ -33,7 +33,7 @@ from .objectives import check_curriculum, make_objective
 from .recipe import Recipe
 from .samples import make_pipeline
 from .state import RunState, claim_output_dir
-from .unets import make_unet
+from .unets import describe_dropout, make_unet
 
 
 @dataclass
@@ -201,6 +201,7 @@ def _summary(
         micro_batch_size=recipe.train_batch_size,
         emas=len(recipe.ema_decays),
         half_precision=accelerator.mixed_precision in ("fp16", "bf16"),
+        dropout=describe_dropout(recipe, unet),
     )
     if recipe.insensitive_time_embedding and uses_fast_columns(unet):
         summary += "\ntime        the given weights use fast frequencies of the time embedding: they are kept"

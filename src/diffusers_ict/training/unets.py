@@ -8,6 +8,7 @@ from diffusers import UNet2DModel
 
 from ..data.images import Images
 from ..errors import UserError, first_line
+from ..hub.card import PAPERS
 from ..time_embedding import hold_fast_columns, uses_fast_columns, zero_fast_columns
 from .recipe import Recipe, find_shipped
 
@@ -21,6 +22,7 @@ WIDTHS = {
 }
 MIDDLE = 8  # the coarsest feature map is at most this wide
 ATTENTION = 16  # and feature maps of at most this size have attention
+PUBLISHED_DROPOUT = {"ict": 0.3, "ct": 0.0, "act": 0.0}  # iCT Sec. 3.2
 
 
 def default_unet_config(resolution: int, channels: int, num_classes: int | None = None) -> dict:
@@ -121,14 +123,32 @@ def build(config: dict, seed: int) -> UNet2DModel:
         return UNet2DModel.from_config(config)
 
 
-def load(name_or_path: str, dropout: float) -> UNet2DModel:
-    """The UNet of a saved model or pipeline, local or on the Hub, in float32.
+def choose_dropout(recipe: Recipe, config: dict) -> float:
+    """The dropout that is given; else that of the UNet's config; else the one published for the loss."""
+    own = recipe.dropout if recipe.dropout is not None else config.get("dropout")
+    return PUBLISHED_DROPOUT[recipe.loss] if own is None else own
+
+
+def describe_dropout(recipe: Recipe, unet: UNet2DModel) -> str:
+    """The dropout of the UNet to train, and where it comes from."""
+    used = unet.config.dropout
+    if recipe.dropout is not None:
+        return f"{used}, given"
+    if used == PUBLISHED_DROPOUT[recipe.loss]:
+        return f"{used}, published for {PAPERS[recipe.loss][0]}"
+    return f"{used}, of the UNet's config"
+
+
+def load(name_or_path: str, recipe: Recipe) -> UNet2DModel:
+    """The UNet of a saved model or pipeline, local or on the Hub, in float32, with the dropout of `choose_dropout`.
 
     Raises:
         UserError: there is none.
     """
+    where = {"subfolder": _subfolder(name_or_path)}
     try:
-        given = UNet2DModel.from_pretrained(name_or_path, subfolder=_subfolder(name_or_path), dropout=dropout)
+        dropout = choose_dropout(recipe, UNet2DModel.load_config(name_or_path, **where))
+        given = UNet2DModel.from_pretrained(name_or_path, **where, dropout=dropout)
     except (OSError, ValueError) as error:
         raise UserError(f"no UNet2DModel could be loaded from {name_or_path}: {first_line(error)}") from error
     # diffusers keeps the path in the config; what is trained from here must not carry it on.
@@ -180,13 +200,13 @@ def make_unet(recipe: Recipe, images: Images, seed: int) -> UNet2DModel:
     channels, resolution = images.shape[0], images.shape[1]
     fits = resolution, channels, images.num_classes
     if recipe.pretrained_model_name_or_path is not None:
-        unet = load(recipe.pretrained_model_name_or_path, recipe.dropout)
+        unet = load(recipe.pretrained_model_name_or_path, recipe)
         check_fits(dict(unet.config), *fits)
     else:
         given = recipe.model_config_name_or_path
         config = read_config(given) if given is not None else default_unet_config(*fits)
         check_fits(config, *fits)
-        unet = build({**config, "dropout": recipe.dropout, "sample_size": resolution}, seed)
+        unet = build({**config, "dropout": choose_dropout(recipe, config), "sample_size": resolution}, seed)
         if recipe.insensitive_time_embedding:
             zero_fast_columns(unet)
     if recipe.insensitive_time_embedding and not uses_fast_columns(unet):
