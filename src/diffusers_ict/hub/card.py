@@ -77,6 +77,17 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
         "second_sigma": sections.second_level(folder, levels),
         "levels_note": sections.levels_note(levels),
         "variants": sorted(p.name.split(".")[1] for p in (folder / "unet").glob("*.*.safetensors")),
+        **_training(run),
+        "results": sections.table(report),
+        "quality_plot": "evaluation.png" if (folder / "evaluation.png").is_file() else None,
+        "inspection": sections.inspection(folder),
+        "citation": "\n".join(f"- {CITATIONS[key]}" for key in dict.fromkeys([recipe["loss"], "ct"])),
+    }
+
+
+def _training(run: RunMetadata) -> dict[str, Any]:
+    """The facts of the section on training."""
+    return {
         "dataset": run.dataset,
         "image_count": f"{run.images:,}",
         "classes": f"{run.classes} classes" if run.classes else "classes not used",
@@ -89,10 +100,6 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
         "version": run.version,
         "commit": f", commit {run.commit[:10]}" if run.commit else "",
         "command": run.command,
-        "results": sections.table(report),
-        "quality_plot": "evaluation.png" if (folder / "evaluation.png").is_file() else None,
-        "inspection": sections.inspection(folder),
-        "citation": "\n".join(f"- {CITATIONS[key]}" for key in dict.fromkeys([recipe["loss"], "ct"])),
     }
 
 
