@@ -1,6 +1,7 @@
 """Bad input gets one sentence and exit code 2, and nothing is written."""
 
 import json
+import warnings
 
 import inspect_model
 import numpy as np
@@ -14,6 +15,7 @@ from test_lpips import weights as lpips_weights
 
 from diffusers_ict.commands import check_repository, convert, evaluate, publish
 from diffusers_ict.commands import train as train_ict
+from diffusers_ict.commands.program import run_program
 from diffusers_ict.errors import UserError
 from diffusers_ict.training import checkpoint
 
@@ -50,6 +52,8 @@ def shut(tmp_path, capsys, message, *flags):
         (["--loss", "act", "--adversarial_weight", 1.2], "0 < w_mid <= w <= 1"),
         (["--loss", "act", "--adversarial_weight_mid", 0.5], "0 < w_mid <= w <= 1"),
         (["--loss", "act", "--augment_tau", -1], "--augment_tau must be greater than 0"),
+        (["--license", "nonsense"], "nonsense"),
+        (["--push_to_hub", "--hub_model_id", "some one/my digits"], "user/name"),
         (["--s1", 1], "--s1 must be at least --s0, got s1 1 and s0 2"),
         (["--mixed_precision", "fp16"], "--mixed_precision fp16 does not exist on CPUs"),
     ],
@@ -118,6 +122,8 @@ def test_lpips_of_images_with_transparency_is_refused(flags, tmp_path, capsys):
     own = [
         "--dataset_name",
         data,
+        "--image_mode",
+        "RGBA",
         "--loss",
         "ct",
         "--metric",
@@ -170,6 +176,17 @@ def test_every_program_tells_a_mistake_on_its_command_line_in_one_sentence(name,
     err = capsys.readouterr().err
     assert err.startswith(f"{name}: ")
     assert err.count("\n") == 1, err
+
+
+def test_warnings_of_a_program_are_one_line_that_names_flags():
+    shown, plain = [], warnings.formatwarning
+
+    def body():
+        shown.append(warnings.formatwarning("images are enlarged to `resolution` 64.", UserWarning, "images.py", 9))
+
+    assert run_program("train_ict.py", body) == 0
+    assert shown == ["train_ict.py: images are enlarged to --resolution 64.\n"]
+    assert warnings.formatwarning is plain
 
 
 def test_processes_that_do_not_know_of_each_other_shut_the_door(flags, tmp_path, capsys, monkeypatch):

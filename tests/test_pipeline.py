@@ -251,3 +251,11 @@ def test_bad_arguments_get_one_sentence(arguments, message):
 def test_labels_for_an_unconditional_model_are_refused():
     with pytest.raises(ValueError, match="unconditional"):
         make_pipeline()(1, class_labels=1)
+
+
+def test_the_number_of_steps_of_the_last_call_can_be_read():
+    pipeline = ConsistencyPipeline(make_unet().eval(), ICTScheduler())
+    pipeline.set_progress_bar_config(disable=True)
+    for steps in (1, 3):
+        pipeline(num_inference_steps=steps)
+        assert pipeline.num_timesteps == steps

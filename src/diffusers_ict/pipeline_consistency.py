@@ -96,6 +96,11 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
         stock = ConsistencyModelPipeline(unet=self.unet, scheduler=self.scheduler.to_stock())
         stock.save_pretrained(save_directory, **kwargs)
 
+    @property
+    def num_timesteps(self) -> int:
+        """The number of steps of the last call, as in other pipelines."""
+        return len(self.scheduler.timesteps)
+
     @torch.no_grad()
     def __call__(
         self,

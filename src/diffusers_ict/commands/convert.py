@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
+from ..hub.licenses import check_license
 from ..settings import ArgumentParser
 from .program import run_program
 
@@ -34,6 +35,8 @@ def _convert(argv: Sequence[str] | None) -> None:
     options = parser.parse_args(argv)
     if options.output_dir.exists():  # refused before the work, not after
         raise UserError(f"{options.output_dir} exists; name a folder that does not.")
+    if options.license is not None:
+        check_license(options.license)
     from ..conversion import convert, save_converted
 
     converted = convert(

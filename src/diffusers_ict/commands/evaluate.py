@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _evaluate(words: list[str]) -> None:
     parser = ArgumentParser(NAME, description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", help="folder or Hub id of a consistency pipeline, or a .npz, .parquet or .arrow file")
+    parser.add_argument("model", help="folder or Hub id of a consistency pipeline, or images: a folder or file")
     add_flags(parser, EvaluationSettings)
     given = vars(parser.parse_args(words))
     model, settings = given.pop("model"), EvaluationSettings(**given)

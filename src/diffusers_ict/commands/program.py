@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from collections.abc import Callable
 
 from ..errors import TrainingDiverged, UserError
@@ -15,7 +16,12 @@ def as_flags(message: str) -> str:
 
 
 def run_program(name: str, body: Callable[[], int | None]) -> int:
-    """Run a program's body and translate its errors: exit code 0 done, 1 training diverged, 2 bad input."""
+    """Run a program's body and translate its errors: exit code 0 done, 1 training diverged, 2 bad input.
+
+    Warnings are one line, without the place in the code that they come from.
+    """
+    plain = warnings.formatwarning
+    warnings.formatwarning = lambda message, *args, **kwargs: f"{name}: {as_flags(str(message))}\n"
     try:
         return body() or 0
     except UserError as error:
@@ -25,3 +31,5 @@ def run_program(name: str, body: Callable[[], int | None]) -> int:
         # The line of an open progress bar ends first.
         print(f"\n{name}: {error}; the last good checkpoint is kept.", file=sys.stderr)
         return 1
+    finally:
+        warnings.formatwarning = plain

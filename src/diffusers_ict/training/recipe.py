@@ -13,6 +13,7 @@ import yaml
 from ..data.settings import DataSettings
 from ..errors import UserError
 from ..files import portable
+from ..hub.licenses import check_license
 from ..settings import ArgumentParser, add_flags, as_flag, check_bounds, setting
 
 LOSSES = ("ict", "ct", "act")
@@ -172,6 +173,8 @@ class Recipe(DataSettings):
         check_bounds(self)
         if self.push_to_hub and "/" not in (self.hub_model_id or ""):
             raise UserError(f"`push_to_hub` needs `hub_model_id` USER/NAME, got {self.hub_model_id or 'none'}.")
+        if self.license is not None:
+            check_license(self.license)
         if self.s1 < self.s0:
             raise UserError(f"`s1` must be at least `s0`, got s1 {self.s1} and s0 {self.s0}.")
         decays = self.ema_decays

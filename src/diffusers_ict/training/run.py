@@ -17,7 +17,7 @@ from ..data.images import Images
 from ..discriminator import ConsistencyDiscriminator
 from ..errors import UserError
 from ..files import write_text
-from ..hub.publish import BackgroundPublisher, push
+from ..hub.publish import BackgroundPublisher, check_repo_id, push
 from ..objective import Objective
 from ..pipeline_consistency import ConsistencyPipeline
 from ..preconditioning import ConsistencyFunction
@@ -105,6 +105,8 @@ def open_run(recipe: Recipe, objective: Objective | None = None) -> Run:
     if recipe.num_train_epochs is None:
         check_curriculum(objective, recipe.max_train_steps)  # before the data are read
     scheduler, weight = _scheduler(recipe), _adversarial_weight(recipe)
+    if recipe.push_to_hub:
+        check_repo_id(recipe.hub_model_id)
     claim_output_dir(Path(recipe.output_dir), resuming=recipe.resume_from_checkpoint is not None)
     images = recipe.load(recipe.class_conditional)
     batch_size = _batch_size(recipe, accelerator, images)
