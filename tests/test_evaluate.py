@@ -104,7 +104,7 @@ def test_two_processes_give_exactly_the_figures_of_one(run_folder, tmp_path):
     one = figures(run_folder, tmp_path / "one")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = [str(ROOT / "train_scripts" / "evaluate.py"), *arguments(run_folder, tmp_path / "two")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
     done = subprocess.run(
         [*command, *script, "--output_dir", str(tmp_path / "two" / "out")],
         env=environment,

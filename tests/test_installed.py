@@ -34,7 +34,7 @@ def test_a_wheel_trains_evaluates_converts_checks_and_publishes(program, tmp_pat
     write_npz(tmp_path / "data.npz")
 
     def run(*words, **more) -> str:
-        environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1", **more}
+        environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"], **more}
         environment.pop("HF_HUB_OFFLINE")
         command = [str(program), *map(str, words)]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -69,7 +69,7 @@ def hub():
 def client(hub: Hub, cache: Path, *arguments, **more) -> subprocess.CompletedProcess:
     """A Python process that talks to the stand-in; `more`: variables of its environment."""
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", **more}
-    environment |= {"HF_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+    environment |= {"HF_TOKEN": TOKEN, "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
     environment.pop("HF_HUB_OFFLINE")
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

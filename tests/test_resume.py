@@ -32,7 +32,7 @@ def kill_at_random_step(flags: list[str], folder: Path, earliest: int, latest: i
     at = random.SystemRandom().randint(earliest, latest)
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train_scripts" / "train_ict.py"), *flags, "--output_dir", str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=dict(os.environ),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -136,7 +136,7 @@ def test_two_processes_equal_one(flags, tmp_path):
     assert run("--loss", "ict", *flags, *own, "--train_batch_size", 8, "--output_dir", tmp_path / "one") == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = [str(ROOT / "train_scripts" / "train_ict.py"), "--loss", "ict", *flags, *own, "--train_batch_size", "4"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
     done = subprocess.run(
         [*command, *script, "--output_dir", str(tmp_path / "two")],
         env=environment,
