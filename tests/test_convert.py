@@ -13,8 +13,6 @@ from conftest import make_unet, write_npz
 from diffusers import (
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
-    DDPMPipeline,
-    DDPMScheduler,
     DiffusionPipeline,
     UNet2DModel,
 )
@@ -130,6 +128,9 @@ def test_a_checkpoint_of_the_act_release_draws_the_images_of_its_formulas(six, c
     out = capsys.readouterr().out
     assert "Converted from a checkpoint of the ACT release" in out
     assert "was trained on sigma and not on 250 ln(sigma)" in out
+    card = (tmp_path / "model" / "README.md").read_text()
+    for text in (out, card):
+        assert ("The last 3 of them, which are the image, were kept" in text) == six
     labels = None if classes is None else torch.tensor([1, 3])
 
     @torch.no_grad()
@@ -203,57 +204,3 @@ def test_what_was_converted_can_be_trained_on(tmp_path):
     short = ["--max_train_steps", 8, "--num_validation_images", 2]
     assert run(*own, *short, "--output_dir", tmp_path / "tuned") == 0
     assert yaml.safe_load((tmp_path / "tuned" / "recipe.yaml").read_text())["pretrained_model_name_or_path"] == "model"
-
-
-class Harmful:
-    def __reduce__(self):
-        return (print, ("code of the checkpoint was run",))
-
-
-def refused(tmp_path, capsys, source, message, *flags):
-    before = sorted(tmp_path.rglob("*"))
-    assert convert.main([str(source), str(tmp_path / "out"), *flags]) == 2
-    streams = capsys.readouterr()
-    assert message in streams.err
-    assert streams.err.count("\n") == 1, streams.err
-    assert "code of the checkpoint was run" not in streams.out
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_what_cannot_be_converted_says_why(tmp_path, capsys):
-    good = guided_unet.make((32, 64), (False, True), 1)
-
-    def saved(content, name="model.pt"):
-        torch.save(content, tmp_path / name)
-        return tmp_path / name
-
-    sized = ["--resolution", "16", "--attention_head_dim", "16"]
-    refused(tmp_path, capsys, tmp_path / "nowhere.pt", "there is no file")
-    refused(tmp_path, capsys, saved({"state_dict": {"model_ema.unet.x": Harmful()}}, "x.ckpt"), "could run any code")
-    refused(tmp_path, capsys, saved([1, 2]), "must hold a dictionary of tensors, and holds a list")
-    refused(tmp_path, capsys, saved({"weight": torch.zeros(1)}), "its first entries are weight")
-    (tmp_path / "text.pt").write_text("no checkpoint")
-    refused(tmp_path, capsys, tmp_path / "text.pt", "text.pt")
-    refused(tmp_path, capsys, saved(good), "give --resolution")
-    refused(tmp_path, capsys, saved(good), "must divide 64", *sized[:2], "--attention_head_dim", "24")
-    refused(tmp_path, capsys, saved(good), "--intermediate_sigmas: ", *sized, "--intermediate_sigmas", "90")
-    refused(tmp_path, capsys, saved({**good, "encoder_kv.weight": torch.zeros(1)}), "has no place", *sized)
-    refused(tmp_path, capsys, saved({**good, "out.2.bias": torch.zeros(5)}), "conv_out.bias should be (3,)", *sized)
-    less = {key: tensor for key, tensor in good.items() if key != "input_blocks.1.0.out_layers.3.weight"}
-    refused(tmp_path, capsys, saved(less), "is incomplete: it has no input_blocks.1.0.out_layers.3.weight", *sized)
-    less = {key: tensor for key, tensor in good.items() if key != "out.0.weight"}
-    refused(tmp_path, capsys, saved(less), "conv_norm_out.weight should be (32,) and is absent", *sized)
-    pooled = {
-        key: tensor for key, tensor in good.items() if not key.startswith(("input_blocks.2.", "output_blocks.1.2"))
-    }
-    refused(tmp_path, capsys, saved(pooled), "sizes must be changed by residual blocks", *sized)
-    wide = {**good, "output_blocks.0.0.skip_connection.weight": torch.zeros(64, 128, 3, 3)}
-    refused(tmp_path, capsys, saved(wide), "shortcuts of 3x3 convolutions", *sized)
-    refused(tmp_path, capsys, tmp_path / "no-such-repository", "stock diffusers cannot load")
-    DDPMPipeline(make_unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    refused(tmp_path, capsys, tmp_path / "ddpm", "must hold a ConsistencyModelPipeline, and holds a DDPMPipeline")
-    learned = make_unet(time_embedding_type="fourier")
-    ConsistencyModelPipeline(learned, CMStochasticIterativeScheduler()).save_pretrained(tmp_path / "fourier")
-    refused(tmp_path, capsys, tmp_path / "fourier", "cannot be converted: a consistency model needs")
-    (tmp_path / "out").mkdir()
-    refused(tmp_path, capsys, tmp_path / "fourier", "exists; name a folder that does not")

@@ -13,9 +13,8 @@ Exit codes: 0 done, 2 the model cannot be converted, and why.
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UserError
 from ..settings import ArgumentParser
-from .program import run_program
+from .program import as_flags, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,10 +31,9 @@ def _convert(argv: Sequence[str] | None) -> None:
     parser.add_argument("--attention_head_dim", type=int, help="channels of an attention head, likewise")
     parser.add_argument("--license", help="of the weights, for the model card: a Hub identifier such as mit")
     options = parser.parse_args(argv)
-    if options.output_dir.exists():  # refused before the work, not after
-        raise UserError(f"{options.output_dir} exists; name a folder that does not.")
-    from ..conversion import convert, save_converted
+    from ..conversion import check_new, convert, save_converted
 
+    check_new(options.output_dir)  # refused before the work, not after
     converted = convert(
         options.source,
         resolution=options.resolution,
@@ -45,5 +43,5 @@ def _convert(argv: Sequence[str] | None) -> None:
     save_converted(converted, options.output_dir, options.source, options.license)
     print(f"Converted from {converted.origin} into {options.output_dir}.")
     for note in converted.notes:
-        print(note)
+        print(as_flags(note))
     print(f"Next: python train_scripts/check_repository.py {options.output_dir}")
