@@ -1,6 +1,7 @@
 """Models made elsewhere draw the images that their own formulas draw."""
 
 import collections
+import json
 import math
 import re
 
@@ -21,6 +22,7 @@ from short_run import run
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import check_repository, convert
+from diffusers_ict.conversion.time_refit import refit_time_embedding
 
 
 def f_by_formula(network, x, sigma, told):
@@ -148,6 +150,62 @@ def test_a_checkpoint_of_the_act_release_draws_the_images_of_its_formulas(six, c
     stock = images_by_pipeline(tmp_path / "model", DiffusionPipeline, 2, labels, num_inference_steps=2)
     expected = images_by_formula(network, 2, 16, [80.0, 0.821], told=lambda sigma: sigma)
     np.testing.assert_allclose(stock, expected, atol=3e-4)
+
+
+def sensitive_unet() -> UNet2DModel:
+    """A UNet whose output follows the noise level as closely as that of a trained one: large weights on the way."""
+    shape = {"in_channels": 3, "out_channels": 3, "block_out_channels": (128, 64), "norm_num_groups": 32}
+    unet = make_unet(3, **shape, attention_head_dim=8).eval()
+    with torch.no_grad():
+        unet.time_embedding.linear_1.weight *= 4
+        for name, weights in unet.named_parameters():
+            if "time_emb_proj" in name or "time_embedding.linear_2" in name:
+                weights *= 8
+    return unet
+
+
+def rms(error, wanted):
+    return ((error.double() ** 2).mean().sqrt() / wanted.double().std(0).square().mean().sqrt()).item()
+
+
+@torch.no_grad()
+def test_a_refitted_network_agrees_with_the_original_at_levels_between_those_of_the_samplers(tmp_path, capsys):
+    unet = sensitive_unet()
+    torch.save(act_checkpoint(unet, six=False), tmp_path / "act.ckpt")
+    flags = ["--resolution", "16", "--attention_head_dim", "8", "--intermediate_sigmas", "0.821"]
+    assert convert.main([str(tmp_path / "act.ckpt"), str(tmp_path / "model"), *flags]) == 0
+    pipeline = ConsistencyPipeline.from_pretrained(tmp_path / "model")
+    told = (0.002 * 40000 ** torch.rand(500, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).sort()[0]
+
+    def embedded(net, times):
+        return net.time_embedding(net.time_proj(times))
+
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(2)).expand(500, -1, -1, -1)
+    wanted, got = embedded(unet, told), embedded(pipeline.unet, 250 * told.log())
+    assert rms(got - wanted, wanted) < 3e-5
+    # One image at all levels: only the noise level makes the outputs differ.
+    wanted, got = unet(x, told).sample, pipeline.unet(x, 250 * told.log()).sample
+    assert rms(wanted - wanted.mean(0), wanted) > 0.9, "the network does not look at the noise level"
+    assert rms(got - wanted, wanted) < 1e-4
+
+    levels = torch.tensor([80.0, 0.821, *pipeline.scheduler.sampling_sigmas(40)], dtype=torch.float64)
+    wanted, got = embedded(unet, levels), embedded(pipeline.unet, 250 * levels.log())
+    assert (got - wanted).abs().max() < 2e-5 * wanted.abs().max()
+
+    stated = json.loads((tmp_path / "model" / "conversion.json").read_text())["refit"]
+    assert stated["levels"] == 40
+    assert stated["at_levels"] < 2e-5
+    assert 0 < stated["between_levels"] < 3e-5
+    assert 0 < stated["network_output"] < 3e-5
+    for text in (capsys.readouterr().out, (tmp_path / "model" / "README.md").read_text()):
+        for name in ("at_levels", "between_levels", "network_output"):
+            assert f"{stated[name]:.1e}" in text, name
+
+
+def test_more_levels_than_features_are_refused():
+    unet = make_unet()
+    with pytest.raises(ValueError, match="65 noise levels are too many for a time embedding of 64 features"):
+        refit_time_embedding(unet, torch.linspace(1, 80, 65, dtype=torch.float64))
 
 
 def test_files_of_old_versions_of_pytorch_are_read(tmp_path):

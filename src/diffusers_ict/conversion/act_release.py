@@ -2,17 +2,14 @@
 
 Two things in them are not what a stock consistency pipeline expects. The CIFAR-10 network computes six channels, of
 which its forward pass returns the last three. And all three networks take the noise level sigma itself, not
-250 ln(sigma): see `refit_time_embedding`.
+250 ln(sigma): see `time_refit`.
 """
 
 from typing import Any
 
-import torch
-from diffusers import UNet2DModel
 from torch import Tensor
 
 from ..errors import UserError
-from ..preconditioning import c_noise
 from .tensors import checked, length, tensor
 from .unet_shape import Network, Stages
 
@@ -96,37 +93,3 @@ def _read_config(state: dict[str, Tensor], stages: Stages) -> dict[str, Any]:
         "num_class_embeds": length(state, classes) if classes in state else None,
         **RELEASES.get(stages.widths, {}),
     }
-
-
-def refit_time_embedding(unet: UNet2DModel, sigmas: Tensor) -> float:
-    """Turn a network that takes sigma into one that takes 250 ln(sigma), with the same outputs at these levels.
-
-    The first layer of the time embedding computes W phi(sigma) + b from features phi. For phi(250 ln(sigma)) instead,
-    W' is the smallest matrix with W' phi(250 ln(sigma_k)) + b' = W phi(sigma_k) + b at every level: there are as many
-    features as the first block is wide, so up to that many levels can be met. Between them W' interpolates.
-
-    Args:
-        unet: changed in place.
-        sigmas: noise levels [n], float64.
-
-    Returns:
-        The largest relative error of the layer's outputs at these levels, from rounding.
-
-    Raises:
-        UserError: more levels than features.
-    """
-    layer = unet.time_embedding.linear_1
-    if len(sigmas) > layer.in_features:
-        raise UserError(
-            f"{len(sigmas)} noise levels are too many for a time embedding of {layer.in_features} features."
-        )
-    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
-    wanted = unet.time_proj(sigmas).double() @ weight.T + bias
-    given = unet.time_proj(c_noise(sigmas)).double()
-    mean = wanted.mean(0)  # what the interpolation falls back to between the levels
-    refitted = torch.linalg.lstsq(given, wanted - mean, driver="gelsd").solution.T
-    with torch.no_grad():
-        layer.weight.copy_(refitted)
-        layer.bias.copy_(mean)
-    reached = given @ layer.weight.double().T + layer.bias.double()
-    return ((reached - wanted).abs().max() / wanted.abs().max()).item()

@@ -1,5 +1,6 @@
 """Saving a converted model with its metadata and its model card."""
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -88,4 +89,5 @@ def _metadata(converted: Converted, source: str, license: str | None) -> Convers
         second_sigma=float(f"{scheduler.sampling_sigmas(2)[1]:.5g}"),
         notes=list(converted.notes),
         version=__version__,
+        refit=dataclasses.asdict(converted.refit) if converted.refit else None,
     )
