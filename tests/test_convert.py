@@ -208,6 +208,66 @@ def test_more_levels_than_features_are_refused():
         refit_time_embedding(unet, torch.linspace(1, 80, 65, dtype=torch.float64))
 
 
+PUBLISHED = {  # levels of the grid, index of the second step, and its level, by scripts/launch.sh of the authors
+    "ct_imagenet64.pt": (201, 106, 1.913),
+    "ct_bedroom256.pt": (151, 67, 3.991),
+    "ct_cat256.pt": (151, 62, 5.249),
+    "cd_imagenet64_lpips.pt": (40, 22, 1.382),
+    "cd_bedroom256_l2.pt": (40, 18, 3.520),
+    "cd_bedroom256_lpips.pt": (40, 17, 4.366),
+    "cd_cat256_l2.pt": (40, 18, 3.520),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_networks_have_their_published_levels(name, tmp_path, capsys):
+    grid, index, level = PUBLISHED[name]
+    state = guided_unet.make((32,), (True,), 1)
+    torch.save(state, tmp_path / name)
+    sized = ["--resolution", "8", "--attention_head_dim", "8"]
+    assert convert.main([str(tmp_path / name), str(tmp_path / "model"), *sized]) == 0
+    said = capsys.readouterr().out
+    assert f"OpenAI's {name[:-3]}: two steps go through {level:.4g}, the published level" in said
+    ours = ConsistencyPipeline.from_pretrained(tmp_path / "model").scheduler
+    assert ours.config.num_train_timesteps == grid
+    assert list(ours.config.intermediate_sigmas) == [level]
+    # The published call, by the configuration of diffusers' own converter.
+    stock = CMStochasticIterativeScheduler(num_train_timesteps=grid)
+    for scheduler in (ours, stock):
+        scheduler.set_timesteps(timesteps=[index, 0])
+    assert torch.equal(ours.sigmas, stock.sigmas)
+    assert stock.sigmas[1].item() == pytest.approx(level, rel=3e-4)
+    # Two steps, here and in the stock scheduler that was saved.
+    stock = CMStochasticIterativeScheduler.from_pretrained(tmp_path / "model", subfolder="scheduler")
+    for scheduler in (ours, stock):
+        scheduler.set_timesteps(2)
+        assert scheduler.sigmas[1].item() == np.float32(level)
+    drawn = images_by_pipeline(tmp_path / "model", ConsistencyPipeline, 2, None, timesteps=[index, 0])
+    exact = 80 ** (1 / 7) + index / (grid - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))
+
+    def network(x, t):
+        return guided_unet.forward(state, x, t, head_dim=8, down_at=[], up_at=[])
+
+    np.testing.assert_allclose(drawn, images_by_formula(network, 2, 8, [80.0, exact**7]), atol=2e-4)
+
+
+def test_published_levels_give_way_to_those_asked_for_and_are_for_released_names_only(tmp_path, capsys):
+    state = guided_unet.make((32,), (True,), 1)
+    sized = ["--resolution", "8", "--attention_head_dim", "8"]
+    torch.save(state, tmp_path / "ct_cat256.pt")
+    own = ["--intermediate_sigmas", "2.5", "0.4"]
+    assert convert.main([str(tmp_path / "ct_cat256.pt"), str(tmp_path / "own"), *sized, *own]) == 0
+    assert "two steps go through 2.5, as was asked for" in capsys.readouterr().out
+    scheduler = ConsistencyPipeline.from_pretrained(tmp_path / "own").scheduler
+    assert (scheduler.config.num_train_timesteps, list(scheduler.sampling_sigmas(3))) == (151, [80.0, 2.5, 0.4])
+    for name in ("edm_imagenet64_ema.pt", "imagenet64.pt", "object256.pt"):
+        torch.save(state, tmp_path / name)
+        assert convert.main([str(tmp_path / name), str(tmp_path / name[:-3]), *sized]) == 0
+        assert "stock diffusers' default: --intermediate_sigmas sets another" in capsys.readouterr().out
+        scheduler = ConsistencyPipeline.from_pretrained(tmp_path / name[:-3]).scheduler
+        assert (scheduler.config.num_train_timesteps, list(scheduler.config.intermediate_sigmas)) == (40, [])
+
+
 def test_files_of_old_versions_of_pytorch_are_read(tmp_path):
     state = guided_unet.make((32,), (True,), 1)
     drawn = []

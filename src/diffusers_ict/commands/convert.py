@@ -26,7 +26,12 @@ def _convert(argv: Sequence[str] | None) -> None:
     parser = ArgumentParser("convert.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", help="file, folder, or id on the Hub")
     parser.add_argument("output_dir", type=Path, help="a folder that does not exist yet")
-    parser.add_argument("--intermediate_sigmas", type=float, nargs="+", help="noise levels between sampling steps")
+    parser.add_argument(
+        "--intermediate_sigmas",
+        type=float,
+        nargs="+",
+        help="noise levels between sampling steps; by default the published ones of files such as ct_imagenet64.pt",
+    )
     parser.add_argument("--resolution", type=int, help="image side, for files of networks that were not released")
     parser.add_argument("--attention_head_dim", type=int, help="channels of an attention head, likewise")
     parser.add_argument("--license", help="of the weights, for the model card: a Hub identifier such as mit")

@@ -13,6 +13,7 @@ from ..pipeline_consistency import ConsistencyPipeline, load_stock
 from ..scheduling_ict import ICTScheduler
 from ..time_embedding import fast_columns
 from . import act_release, openai_layout, unet_shape
+from .published import Published, published
 from .tensors import checked, shown
 from .time_refit import NETWORK_LEVELS, Refit, refit_time_embedding
 
@@ -50,8 +51,9 @@ def convert(
             stock consistency pipeline. Files are read without running code that they may hold.
         resolution: image side in pixels, for files of other networks than the released ones.
         attention_head_dim: channels of an attention head, for files of other networks than the released ones.
-        intermediate_sigmas: noise levels between sampling steps; by default those of the source, which for files is
-            the middle of the stock grid.
+        intermediate_sigmas: noise levels between sampling steps; by default those of the source, which for a file is
+            the published level of a network of openai/consistency_models that its name tells, such as
+            ct_imagenet64.pt, and otherwise the middle of the stock grid.
 
     Raises:
         UserError: the source cannot be converted; says why.
@@ -92,7 +94,8 @@ def _from_file(path: Path, resolution: int | None, head_dim: int | None, sigmas:
         )
     network = layout.read(checkpoint)
     config = _completed(network, name, resolution, head_dim)
-    scheduler, notes = _levels(sigmas)
+    found = published(path.name) if layout is openai_layout else None
+    scheduler, notes = _levels(found, sigmas)
     unet = unet_shape.build(config, network.state)
     refit = refit_time_embedding(unet, _sampling_levels(scheduler)) if layout is act_release else None
     if refit:
@@ -122,14 +125,25 @@ def _completed(network: unet_shape.Network, name: str, resolution: int | None, h
     return config
 
 
-def _levels(sigmas: list[float] | None) -> tuple[ICTScheduler, list[str]]:
+def _levels(found: Published | None, sigmas: list[float] | None) -> tuple[ICTScheduler, list[str]]:
     """The scheduler of a file's network, and what to say of its levels. `sigmas`: those the user wants, or None."""
-    scheduler = _scheduler({"intermediate_sigmas": sigmas or []})
-    if sigmas:
-        return scheduler, []
-    second = scheduler.sampling_sigmas(2)[1]
+    if found is None:
+        scheduler = _scheduler({"intermediate_sigmas": sigmas or []})
+        if sigmas:
+            return scheduler, []
+        second = scheduler.sampling_sigmas(2)[1]
+        return scheduler, [
+            f"Two steps go through {second:.4g}, stock diffusers' default: `intermediate_sigmas` sets another."
+        ]
+    wanted = [found.second_sigma] if sigmas is None else sigmas
+    scheduler = _scheduler({"num_train_timesteps": found.num_levels, "intermediate_sigmas": wanted})
+    second, middle = scheduler.sampling_sigmas(2)[1], found.num_levels // 2
     return scheduler, [
-        f"Two steps go through {second:.4g}, stock diffusers' default: `intermediate_sigmas` sets another."
+        f"Recognised by its name as OpenAI's {found.name}: two steps go through {second:.4g}"
+        f"{', the published level' if sigmas is None else ', as was asked for'}.",
+        f"timesteps=[{found.index}, 0] of diffusers_ict.ConsistencyPipeline goes through {found.second_sigma:.4g}, as "
+        f"published: its indices count the {found.num_levels} levels of rho 7. Stock diffusers has one grid only, in "
+        f"whose middle (index {middle}) lies the level of two steps; its other indices are not the published ones.",
     ]
 
 
