@@ -7,8 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 # One thread unless asked otherwise, also for subprocesses: sums in another order are other sums.
-THREADS = int(os.environ.get("TEST_THREADS", "1"))
-os.environ["OMP_NUM_THREADS"] = str(THREADS)
+os.environ["OMP_NUM_THREADS"] = os.environ.get("TEST_THREADS", "1")
 
 import json
 import sys
@@ -23,7 +22,7 @@ from diffusers import UNet2DModel
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "train_scripts"), str(ROOT / "examples"), str(ROOT / "benchmarks")]
-torch.set_num_threads(THREADS)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 TINY = {
     "sample_size": 8,

@@ -72,6 +72,7 @@ def test_it_finds_weights_that_are_not_numbers(healthy, capsys):
     assert "1 of its tensors hold values that are not numbers, conv_out.weight first" in wrong
 
 
+@pytest.mark.slow
 def test_it_finds_the_wrong_second_sigma_and_names_what_mends_it(healthy, capsys):
     change_json(healthy / "scheduler" / "scheduler_config.json", rho=7.0)
     code, wrong = diagnosis(healthy, capsys)
@@ -116,6 +117,7 @@ def test_it_finds_channels_that_do_not_agree(healthy, capsys):
     assert "1 channels in, 2 out" in wrong
 
 
+@pytest.mark.slow
 def test_unusual_constants_are_advice_and_can_be_mended(healthy, capsys):
     change_json(healthy / "scheduler" / "scheduler_config.json", sigma_data=1.0)
     code, advice = diagnosis(healthy, capsys, "advice")
@@ -126,6 +128,7 @@ def test_unusual_constants_are_advice_and_can_be_mended(healthy, capsys):
     assert json.loads((healthy / "scheduler" / "scheduler_config.json").read_text())["sigma_data"] == 0.5
 
 
+@pytest.mark.slow
 def test_a_card_that_is_missing_or_not_complete_is_advice(healthy, capsys):
     (healthy / "README.md").write_text(CARD.replace("license: mit\n", ""))
     code, advice = diagnosis(healthy, capsys, "advice")

@@ -1,6 +1,7 @@
 """Models made elsewhere draw the images that their own formulas draw."""
 
 import collections
+import json
 import math
 import re
 
@@ -13,8 +14,6 @@ from conftest import make_unet, write_npz
 from diffusers import (
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
-    DDPMPipeline,
-    DDPMScheduler,
     DiffusionPipeline,
     UNet2DModel,
 )
@@ -23,6 +22,7 @@ from short_run import run
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import check_repository, convert
+from diffusers_ict.conversion.time_refit import refit_time_embedding
 
 
 def f_by_formula(network, x, sigma, told):
@@ -130,6 +130,9 @@ def test_a_checkpoint_of_the_act_release_draws_the_images_of_its_formulas(six, c
     out = capsys.readouterr().out
     assert "Converted from a checkpoint of the ACT release" in out
     assert "was trained on sigma and not on 250 ln(sigma)" in out
+    card = (tmp_path / "model" / "README.md").read_text()
+    for text in (out, card):
+        assert ("The last 3 of them, which are the image, were kept" in text) == six
     labels = None if classes is None else torch.tensor([1, 3])
 
     @torch.no_grad()
@@ -147,6 +150,122 @@ def test_a_checkpoint_of_the_act_release_draws_the_images_of_its_formulas(six, c
     stock = images_by_pipeline(tmp_path / "model", DiffusionPipeline, 2, labels, num_inference_steps=2)
     expected = images_by_formula(network, 2, 16, [80.0, 0.821], told=lambda sigma: sigma)
     np.testing.assert_allclose(stock, expected, atol=3e-4)
+
+
+def sensitive_unet() -> UNet2DModel:
+    """A UNet whose output follows the noise level as closely as that of a trained one: large weights on the way."""
+    shape = {"in_channels": 3, "out_channels": 3, "block_out_channels": (128, 64), "norm_num_groups": 32}
+    unet = make_unet(3, **shape, attention_head_dim=8).eval()
+    with torch.no_grad():
+        unet.time_embedding.linear_1.weight *= 4
+        for name, weights in unet.named_parameters():
+            if "time_emb_proj" in name or "time_embedding.linear_2" in name:
+                weights *= 8
+    return unet
+
+
+def rms(error, wanted):
+    return ((error.double() ** 2).mean().sqrt() / wanted.double().std(0).square().mean().sqrt()).item()
+
+
+@torch.no_grad()
+def test_a_refitted_network_agrees_with_the_original_at_levels_between_those_of_the_samplers(tmp_path, capsys):
+    unet = sensitive_unet()
+    torch.save(act_checkpoint(unet, six=False), tmp_path / "act.ckpt")
+    flags = ["--resolution", "16", "--attention_head_dim", "8", "--intermediate_sigmas", "0.821"]
+    assert convert.main([str(tmp_path / "act.ckpt"), str(tmp_path / "model"), *flags]) == 0
+    pipeline = ConsistencyPipeline.from_pretrained(tmp_path / "model")
+    told = (0.002 * 40000 ** torch.rand(500, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).sort()[0]
+
+    def embedded(net, times):
+        return net.time_embedding(net.time_proj(times))
+
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(2)).expand(500, -1, -1, -1)
+    wanted, got = embedded(unet, told), embedded(pipeline.unet, 250 * told.log())
+    assert rms(got - wanted, wanted) < 3e-5
+    # One image at all levels: only the noise level makes the outputs differ.
+    wanted, got = unet(x, told).sample, pipeline.unet(x, 250 * told.log()).sample
+    assert rms(wanted - wanted.mean(0), wanted) > 0.9, "the network does not look at the noise level"
+    assert rms(got - wanted, wanted) < 1e-4
+
+    levels = torch.tensor([80.0, 0.821, *pipeline.scheduler.sampling_sigmas(40)], dtype=torch.float64)
+    wanted, got = embedded(unet, levels), embedded(pipeline.unet, 250 * levels.log())
+    assert (got - wanted).abs().max() < 2e-5 * wanted.abs().max()
+
+    stated = json.loads((tmp_path / "model" / "conversion.json").read_text())["refit"]
+    assert stated["levels"] == 40
+    assert stated["at_levels"] < 2e-5
+    assert 0 < stated["between_levels"] < 3e-5
+    assert 0 < stated["network_output"] < 3e-5
+    for text in (capsys.readouterr().out, (tmp_path / "model" / "README.md").read_text()):
+        for name in ("at_levels", "between_levels", "network_output"):
+            assert f"{stated[name]:.1e}" in text, name
+
+
+def test_more_levels_than_features_are_refused():
+    unet = make_unet()
+    with pytest.raises(ValueError, match="65 noise levels are too many for a time embedding of 64 features"):
+        refit_time_embedding(unet, torch.linspace(1, 80, 65, dtype=torch.float64))
+
+
+PUBLISHED = {  # levels of the grid, index of the second step, and its level, by scripts/launch.sh of the authors
+    "ct_imagenet64.pt": (201, 106, 1.913),
+    "ct_bedroom256.pt": (151, 67, 3.991),
+    "ct_cat256.pt": (151, 62, 5.249),
+    "cd_imagenet64_lpips.pt": (40, 22, 1.382),
+    "cd_bedroom256_l2.pt": (40, 18, 3.520),
+    "cd_bedroom256_lpips.pt": (40, 17, 4.366),
+    "cd_cat256_l2.pt": (40, 18, 3.520),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_networks_have_their_published_levels(name, tmp_path, capsys):
+    grid, index, level = PUBLISHED[name]
+    state = guided_unet.make((32,), (True,), 1)
+    torch.save(state, tmp_path / name)
+    sized = ["--resolution", "8", "--attention_head_dim", "8"]
+    assert convert.main([str(tmp_path / name), str(tmp_path / "model"), *sized]) == 0
+    said = capsys.readouterr().out
+    assert f"OpenAI's {name[:-3]}: two steps go through {level:.4g}, the published level" in said
+    ours = ConsistencyPipeline.from_pretrained(tmp_path / "model").scheduler
+    assert ours.config.num_train_timesteps == grid
+    assert list(ours.config.intermediate_sigmas) == [level]
+    # The published call, by the configuration of diffusers' own converter.
+    stock = CMStochasticIterativeScheduler(num_train_timesteps=grid)
+    for scheduler in (ours, stock):
+        scheduler.set_timesteps(timesteps=[index, 0])
+    assert torch.equal(ours.sigmas, stock.sigmas)
+    assert stock.sigmas[1].item() == pytest.approx(level, rel=3e-4)
+    # Two steps, here and in the stock scheduler that was saved.
+    stock = CMStochasticIterativeScheduler.from_pretrained(tmp_path / "model", subfolder="scheduler")
+    for scheduler in (ours, stock):
+        scheduler.set_timesteps(2)
+        assert scheduler.sigmas[1].item() == np.float32(level)
+    drawn = images_by_pipeline(tmp_path / "model", ConsistencyPipeline, 2, None, timesteps=[index, 0])
+    exact = 80 ** (1 / 7) + index / (grid - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))
+
+    def network(x, t):
+        return guided_unet.forward(state, x, t, head_dim=8, down_at=[], up_at=[])
+
+    np.testing.assert_allclose(drawn, images_by_formula(network, 2, 8, [80.0, exact**7]), atol=2e-4)
+
+
+def test_published_levels_give_way_to_those_asked_for_and_are_for_released_names_only(tmp_path, capsys):
+    state = guided_unet.make((32,), (True,), 1)
+    sized = ["--resolution", "8", "--attention_head_dim", "8"]
+    torch.save(state, tmp_path / "ct_cat256.pt")
+    own = ["--intermediate_sigmas", "2.5", "0.4"]
+    assert convert.main([str(tmp_path / "ct_cat256.pt"), str(tmp_path / "own"), *sized, *own]) == 0
+    assert "two steps go through 2.5, as was asked for" in capsys.readouterr().out
+    scheduler = ConsistencyPipeline.from_pretrained(tmp_path / "own").scheduler
+    assert (scheduler.config.num_train_timesteps, list(scheduler.sampling_sigmas(3))) == (151, [80.0, 2.5, 0.4])
+    for name in ("edm_imagenet64_ema.pt", "imagenet64.pt", "object256.pt"):
+        torch.save(state, tmp_path / name)
+        assert convert.main([str(tmp_path / name), str(tmp_path / name[:-3]), *sized]) == 0
+        assert "stock diffusers' default: --intermediate_sigmas sets another" in capsys.readouterr().out
+        scheduler = ConsistencyPipeline.from_pretrained(tmp_path / name[:-3]).scheduler
+        assert (scheduler.config.num_train_timesteps, list(scheduler.config.intermediate_sigmas)) == (40, [])
 
 
 def test_files_of_old_versions_of_pytorch_are_read(tmp_path):
@@ -203,57 +322,3 @@ def test_what_was_converted_can_be_trained_on(tmp_path):
     short = ["--max_train_steps", 8, "--num_validation_images", 2]
     assert run(*own, *short, "--output_dir", tmp_path / "tuned") == 0
     assert yaml.safe_load((tmp_path / "tuned" / "recipe.yaml").read_text())["pretrained_model_name_or_path"] == "model"
-
-
-class Harmful:
-    def __reduce__(self):
-        return (print, ("code of the checkpoint was run",))
-
-
-def refused(tmp_path, capsys, source, message, *flags):
-    before = sorted(tmp_path.rglob("*"))
-    assert convert.main([str(source), str(tmp_path / "out"), *flags]) == 2
-    streams = capsys.readouterr()
-    assert message in streams.err
-    assert streams.err.count("\n") == 1, streams.err
-    assert "code of the checkpoint was run" not in streams.out
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_what_cannot_be_converted_says_why(tmp_path, capsys):
-    good = guided_unet.make((32, 64), (False, True), 1)
-
-    def saved(content, name="model.pt"):
-        torch.save(content, tmp_path / name)
-        return tmp_path / name
-
-    sized = ["--resolution", "16", "--attention_head_dim", "16"]
-    refused(tmp_path, capsys, tmp_path / "nowhere.pt", "there is no file")
-    refused(tmp_path, capsys, saved({"state_dict": {"model_ema.unet.x": Harmful()}}, "x.ckpt"), "could run any code")
-    refused(tmp_path, capsys, saved([1, 2]), "must hold a dictionary of tensors, and holds a list")
-    refused(tmp_path, capsys, saved({"weight": torch.zeros(1)}), "its first entries are weight")
-    (tmp_path / "text.pt").write_text("no checkpoint")
-    refused(tmp_path, capsys, tmp_path / "text.pt", "text.pt")
-    refused(tmp_path, capsys, saved(good), "give --resolution")
-    refused(tmp_path, capsys, saved(good), "must divide 64", *sized[:2], "--attention_head_dim", "24")
-    refused(tmp_path, capsys, saved(good), "--intermediate_sigmas: ", *sized, "--intermediate_sigmas", "90")
-    refused(tmp_path, capsys, saved({**good, "encoder_kv.weight": torch.zeros(1)}), "has no place", *sized)
-    refused(tmp_path, capsys, saved({**good, "out.2.bias": torch.zeros(5)}), "conv_out.bias should be (3,)", *sized)
-    less = {key: tensor for key, tensor in good.items() if key != "input_blocks.1.0.out_layers.3.weight"}
-    refused(tmp_path, capsys, saved(less), "is incomplete: it has no input_blocks.1.0.out_layers.3.weight", *sized)
-    less = {key: tensor for key, tensor in good.items() if key != "out.0.weight"}
-    refused(tmp_path, capsys, saved(less), "conv_norm_out.weight should be (32,) and is absent", *sized)
-    pooled = {
-        key: tensor for key, tensor in good.items() if not key.startswith(("input_blocks.2.", "output_blocks.1.2"))
-    }
-    refused(tmp_path, capsys, saved(pooled), "sizes must be changed by residual blocks", *sized)
-    wide = {**good, "output_blocks.0.0.skip_connection.weight": torch.zeros(64, 128, 3, 3)}
-    refused(tmp_path, capsys, saved(wide), "shortcuts of 3x3 convolutions", *sized)
-    refused(tmp_path, capsys, tmp_path / "no-such-repository", "stock diffusers cannot load")
-    DDPMPipeline(make_unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    refused(tmp_path, capsys, tmp_path / "ddpm", "must hold a ConsistencyModelPipeline, and holds a DDPMPipeline")
-    learned = make_unet(time_embedding_type="fourier")
-    ConsistencyModelPipeline(learned, CMStochasticIterativeScheduler()).save_pretrained(tmp_path / "fourier")
-    refused(tmp_path, capsys, tmp_path / "fourier", "cannot be converted: a consistency model needs")
-    (tmp_path / "out").mkdir()
-    refused(tmp_path, capsys, tmp_path / "fourier", "exists; name a folder that does not")

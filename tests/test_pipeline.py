@@ -160,6 +160,7 @@ def test_a_pipeline_without_names_takes_none_and_leaves_none_behind(tmp_path):
         ConsistencyPipeline.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_stock_diffusers_loads_a_folder_with_names_without_a_word(tmp_path, python_without_us):
     pipeline = make_pipeline(num_class_embeds=5)
     pipeline.id2label = NAMES

@@ -167,6 +167,7 @@ def test_a_converted_model_is_published_with_a_card_that_names_the_repository(hu
     assert str(tmp_path).encode() not in b"".join(files.values())
 
 
+@pytest.mark.slow
 def test_every_program_takes_a_repository_by_its_id(hub, folder, tmp_path):
     assert push(hub, folder, tmp_path / "mine", "--license", "mit").returncode == 0
     real = ["--dataset_name", folder.parent / "data.npz"]
@@ -268,6 +269,7 @@ def test_a_folder_without_a_run_is_refused(hub, tmp_path):
     assert "must be the output folder of a training run or a conversion; it has no model_index.json" in done.stderr
 
 
+@pytest.mark.slow
 def test_training_publishes_in_the_background_and_leaks_nothing(hub, tmp_path):
     write_npz(tmp_path / "data.npz")
     own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint", "--checkpointing_steps", 2]
@@ -392,6 +394,7 @@ assert ConsistencyPipeline.from_pretrained("someone/unnamed", local_files_only=T
 """
 
 
+@pytest.mark.slow
 def test_names_of_classes_are_read_from_the_hub_and_from_its_cache(hub, folder, tmp_path):
     hub.add_folder(NAME, folder)
     hub.add_folder("someone/unnamed", folder)

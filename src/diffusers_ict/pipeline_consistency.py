@@ -128,7 +128,7 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
             class_labels: one class for all images, or one for each, by number or by name (`id2label`); drawn with
                 `generator` when the model is class-conditional and none are given.
             num_inference_steps: evaluations of the network; ignored where `timesteps` or `sigmas` are given.
-            timesteps: descending integer indices into the scheduler's grid, as stock diffusers takes them.
+            timesteps: descending integer indices into the grid of the scheduler's `rho`.
             generator: one, or a list with one for each image.
             latents: standard normal noise, [batch_size, C, height, width], instead of drawn noise.
             output_type: "pil", "np" ([B, H, W, C] in [0, 1]), "pt" ([B, C, H, W] in [0, 1]) or "latent" (in [-1, 1]).

@@ -21,11 +21,18 @@ CARRIED = ("rho", "intermediate_sigmas")
 class ICTScheduler(CMStochasticIterativeScheduler):
     """Multistep consistency sampling (CM, arXiv:2303.01469, Algorithm 1) at chosen noise levels, and the training side.
 
+    There are two Karras grids of `num_train_timesteps` levels. Integer `timesteps` index the one of curvature `rho`,
+    as the authors of CM and stock diffusers' own conversions count them: of 201 levels with rho 7, [106, 0] is 80 and
+    1.913. The stock twin has one grid for everything, so its rho (`stock_rho`) is the one whose middle is the first
+    intermediate sigma: it draws the same images with one and two steps, and integer `timesteps` are other levels there.
+    Without intermediate sigmas both grids are the same.
+
     Args:
-        num_train_timesteps: levels of the grid that integer `timesteps` index, and that stock diffusers uses.
+        num_train_timesteps: levels of the grids.
         sigma_min, sigma_max, sigma_data: noise levels and data deviation, for images in [-1, 1].
         s_noise: factor on the noise added between steps.
-        rho: curvature of the Karras grid that sampling uses where there are no intermediate sigmas.
+        rho: curvature of the grid that integer `timesteps` index, and that numbers of steps use where there are no
+            intermediate sigmas.
         clip_denoised: clip every estimate to [-1, 1].
         intermediate_sigmas: noise levels to return to between steps, in the order in which steps are added:
             n steps use the first n - 1. 0.821 is iCT's second level on CIFAR-10 (arXiv:2310.14189, Appendix A), 1.526
@@ -81,14 +88,14 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         chosen = list(self.config.intermediate_sigmas)[: steps - 1]
         if len(chosen) == steps - 1:
             return np.array([self.config.sigma_max, *sorted(chosen, reverse=True)])
-        levels = self._stock_grid(np.arange(steps) * (grid // steps))
+        levels = self._grid(np.arange(steps) * (grid // steps), self.stock_rho)
         return levels.clip(self.config.sigma_min, self.config.sigma_max)  # rounding may leave 80.00000000000003
 
-    def _stock_grid(self, indices: np.ndarray) -> np.ndarray:
-        """Levels of the stock twin's grid, index 0 being sigma_max, in the arithmetic of the stock scheduler."""
+    def _grid(self, indices: np.ndarray, rho: float) -> np.ndarray:
+        """Levels of a Karras grid, index 0 being sigma_max, in the arithmetic of the stock scheduler."""
         ramp = indices / (self.config.num_train_timesteps - 1)
-        low, high = (s ** (1 / self.stock_rho) for s in (self.config.sigma_min, self.config.sigma_max))
-        return (high + ramp * (low - high)) ** self.stock_rho
+        low, high = (s ** (1 / rho) for s in (self.config.sigma_min, self.config.sigma_max))
+        return (high + ramp * (low - high)) ** rho
 
     def set_timesteps(
         self,
@@ -102,8 +109,8 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         Args:
             num_inference_steps: number of steps; levels as in `sampling_sigmas`.
             device: where `timesteps` are put (`sigmas` stay on the CPU).
-            timesteps: descending indices into the grid of `num_train_timesteps` levels, as the stock scheduler takes
-                them: [22, 0] begins at index 0, which is sigma_max, and goes on to index 22.
+            timesteps: descending indices into the grid of `num_train_timesteps` levels with curvature `rho`: [22, 0]
+                begins at index 0, which is sigma_max, and goes on to index 22.
             sigmas: descending noise levels within [sigma_min, sigma_max], in units of images in [-1, 1].
 
         Raises:
@@ -116,7 +123,7 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         if sigmas is not None:
             levels = self._checked_sigmas(sigmas)
         elif timesteps is not None:
-            levels = self._stock_grid(self._checked_indices(timesteps)[::-1])
+            levels = self._grid(self._checked_indices(timesteps)[::-1], self.config.rho)
         elif num_inference_steps is not None:
             levels = self.sampling_sigmas(num_inference_steps)
 
@@ -211,7 +218,7 @@ class ICTScheduler(CMStochasticIterativeScheduler):
     # ------------------------------------------------------------------ to and from stock diffusers
 
     def to_stock(self) -> CMStochasticIterativeScheduler:
-        """The stock scheduler that draws the same images with one and two steps.
+        """The stock scheduler that draws the same images with one and two steps, by `num_inference_steps`.
 
         With more steps too, unless several intermediate sigmas were set: stock has no list of levels, only a grid,
         whose rho is chosen here so that its middle is the first intermediate sigma.

@@ -13,10 +13,9 @@ Exit codes: 0 done, 2 the model cannot be converted, and why.
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UserError
 from ..hub.licenses import check_license
 from ..settings import ArgumentParser
-from .program import run_program
+from .program import as_flags, run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,17 +27,21 @@ def _convert(argv: Sequence[str] | None) -> None:
     parser = ArgumentParser("convert.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", help="file, folder, or id on the Hub")
     parser.add_argument("output_dir", type=Path, help="a folder that does not exist yet")
-    parser.add_argument("--intermediate_sigmas", type=float, nargs="+", help="noise levels between sampling steps")
+    parser.add_argument(
+        "--intermediate_sigmas",
+        type=float,
+        nargs="+",
+        help="noise levels between sampling steps; by default the published ones of files such as ct_imagenet64.pt",
+    )
     parser.add_argument("--resolution", type=int, help="image side, for files of networks that were not released")
     parser.add_argument("--attention_head_dim", type=int, help="channels of an attention head, likewise")
     parser.add_argument("--license", help="of the weights, for the model card: a Hub identifier such as mit")
     options = parser.parse_args(argv)
-    if options.output_dir.exists():  # refused before the work, not after
-        raise UserError(f"{options.output_dir} exists; name a folder that does not.")
     if options.license is not None:
         check_license(options.license)
-    from ..conversion import convert, save_converted
+    from ..conversion import check_new, convert, save_converted
 
+    check_new(options.output_dir)  # refused before the work, not after
     converted = convert(
         options.source,
         resolution=options.resolution,
@@ -48,5 +51,5 @@ def _convert(argv: Sequence[str] | None) -> None:
     save_converted(converted, options.output_dir, options.source, options.license)
     print(f"Converted from {converted.origin} into {options.output_dir}.")
     for note in converted.notes:
-        print(note)
+        print(as_flags(note))
     print(f"Next: python train_scripts/check_repository.py {options.output_dir}")

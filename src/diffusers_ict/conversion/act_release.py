@@ -2,18 +2,16 @@
 
 Two things in them are not what a stock consistency pipeline expects. The CIFAR-10 network computes six channels, of
 which its forward pass returns the last three. And all three networks take the noise level sigma itself, not
-250 ln(sigma): see `refit_time_embedding`.
+250 ln(sigma): see `time_refit`.
 """
 
 from typing import Any
 
-import torch
-from diffusers import UNet2DModel
 from torch import Tensor
 
 from ..errors import UserError
-from ..preconditioning import c_noise
-from .unet_shape import Stages
+from .tensors import checked, length, tensor
+from .unet_shape import Network, Stages
 
 # The averaged weights, which the authors sample from.
 PREFIX = "model_ema.unet."
@@ -34,24 +32,41 @@ CHANNELS = 3
 def recognises(checkpoint: dict) -> bool:
     """Whether this is a training state of that kind."""
     state = checkpoint.get("state_dict")
-    return isinstance(state, dict) and any(key.startswith(PREFIX) for key in state)
+    return isinstance(state, dict) and any(str(key).startswith(PREFIX) for key in state)
 
 
-def unet_state(checkpoint: dict) -> dict[str, Tensor]:
-    """The weights of the averaged network; of six output channels the last three, which are the image."""
-    state = {
-        key.removeprefix(PREFIX).removeprefix("_orig_mod."): tensor
-        for key, tensor in checkpoint["state_dict"].items()
-        if key.startswith(PREFIX)
-    }
+def read(checkpoint: dict) -> Network:
+    """The averaged network of a training state.
+
+    Raises:
+        UserError: it is incomplete, or holds something else than tensors of floating point numbers.
+    """
+    state, notes = _unet_state(checkpoint["state_dict"])
+    stages = _read_stages(state)
+    return Network("a checkpoint of the ACT release", stages, _read_config(state, stages), state, notes)
+
+
+def _unet_state(state: dict) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights of the averaged network, and what to say of them: of six output channels three are the image."""
+    state = checked(
+        {
+            key.removeprefix(PREFIX).removeprefix("_orig_mod."): value
+            for key, value in state.items()
+            if isinstance(key, str) and key.startswith(PREFIX)
+        }
+    )
     if "conv_out.weight" not in state:
         raise UserError("this checkpoint's averaged network has no conv_out: it is not the generator of an ACT run.")
-    if len(state["conv_out.weight"]) == 2 * CHANNELS:
-        state |= {name: state[name][CHANNELS:] for name in ("conv_out.weight", "conv_out.bias")}
-    return state
+    if length(state, "conv_out.weight") != 2 * CHANNELS:
+        return state, []
+    state |= {name: tensor(state, name)[CHANNELS:] for name in ("conv_out.weight", "conv_out.bias")}
+    return state, [
+        f"The last layer of this network computes {2 * CHANNELS} channels. The last {CHANNELS} of them, which are the "
+        f"image, were kept, as the authors' forward pass does; the first {CHANNELS} were dropped."
+    ]
 
 
-def read_stages(state: dict[str, Tensor]) -> Stages:
+def _read_stages(state: dict[str, Tensor]) -> Stages:
     """The levels, from the names and shapes."""
 
     def count(what: str) -> int:
@@ -59,53 +74,22 @@ def read_stages(state: dict[str, Tensor]) -> Stages:
         return len({key.split(".")[place] for key in state if key.startswith(what)})
 
     levels = count("down_blocks.")
+    if levels == 0:
+        raise UserError("this checkpoint is incomplete: it has no down_blocks.")
     return Stages(
-        widths=tuple(len(state[f"down_blocks.{level}.resnets.0.conv2.weight"]) for level in range(levels)),
+        widths=tuple(length(state, f"down_blocks.{level}.resnets.0.conv2.weight") for level in range(levels)),
         attends=tuple(count(f"down_blocks.{level}.attentions.") > 0 for level in range(levels)),
         layers=count("down_blocks.0.resnets."),
     )
 
 
-def read_config(state: dict[str, Tensor], stages: Stages) -> dict:
+def _read_config(state: dict[str, Tensor], stages: Stages) -> dict[str, Any]:
     """Arguments of UNet2DModel; for a released network, also those that do not follow from its weights."""
+    classes = "class_embedding.weight"
     return {
         **stages.config(),
-        "in_channels": state["conv_in.weight"].shape[1],
-        "out_channels": len(state["conv_out.weight"]),
-        "num_class_embeds": len(state["class_embedding.weight"]) if "class_embedding.weight" in state else None,
+        "in_channels": length(state, "conv_in.weight", 1),
+        "out_channels": length(state, "conv_out.weight"),
+        "num_class_embeds": length(state, classes) if classes in state else None,
         **RELEASES.get(stages.widths, {}),
     }
-
-
-def refit_time_embedding(unet: UNet2DModel, sigmas: Tensor) -> float:
-    """Turn a network that takes sigma into one that takes 250 ln(sigma), with the same outputs at these levels.
-
-    The first layer of the time embedding computes W phi(sigma) + b from features phi. For phi(250 ln(sigma)) instead,
-    W' is the smallest matrix with W' phi(250 ln(sigma_k)) + b' = W phi(sigma_k) + b at every level: there are as many
-    features as the first block is wide, so up to that many levels can be met. Between them W' interpolates.
-
-    Args:
-        unet: changed in place.
-        sigmas: noise levels [n], float64.
-
-    Returns:
-        The largest relative error of the layer's outputs at these levels, from rounding.
-
-    Raises:
-        UserError: more levels than features.
-    """
-    layer = unet.time_embedding.linear_1
-    if len(sigmas) > layer.in_features:
-        raise UserError(
-            f"{len(sigmas)} noise levels are too many for a time embedding of {layer.in_features} features."
-        )
-    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
-    wanted = unet.time_proj(sigmas).double() @ weight.T + bias
-    given = unet.time_proj(c_noise(sigmas)).double()
-    mean = wanted.mean(0)  # what the interpolation falls back to between the levels
-    refitted = torch.linalg.lstsq(given, wanted - mean, driver="gelsd").solution.T
-    with torch.no_grad():
-        layer.weight.copy_(refitted)
-        layer.bias.copy_(mean)
-    reached = given @ layer.weight.double().T + layer.bias.double()
-    return ((reached - wanted).abs().max() / wanted.abs().max()).item()

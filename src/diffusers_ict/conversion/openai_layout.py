@@ -6,16 +6,17 @@ its residual blocks (attention beside them as module 1) and one block that halve
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import UserError
-from .unet_shape import Stages
+from .tensors import checked, length, shown
+from .unet_shape import GROUPS, Network, Stages
 
 # Image sizes of the released models, which do not follow from their weights.
 SIZES = {(192, 384, 576, 768): 64, (256, 256, 512, 512, 1024, 1024): 256}
-HEAD_DIM = 64  # of all of them
-GROUPS = 32  # of every group norm of this layout
+HEAD_DIM = 64  # of all of them, and of no other network for certain
 
 RESNET = {
     "in_layers.0": "norm1",
@@ -35,59 +36,66 @@ ENDS = {
 }
 
 
-def recognises(state: dict) -> bool:
+def recognises(checkpoint: dict) -> bool:
     """Whether this is a state dict of that kind."""
-    return "time_embed.0.weight" in state and "input_blocks.0.0.weight" in state
+    return "time_embed.0.weight" in checkpoint and "input_blocks.0.0.weight" in checkpoint
 
 
-def read_stages(state: dict[str, Tensor]) -> Stages:
-    """The levels, from the names and shapes.
+def read(checkpoint: dict) -> Network:
+    """The network of a state dict.
 
     Raises:
-        UserError: a variant of this layout that UNet2DModel cannot express.
+        UserError: it is incomplete, holds something else than tensors of floating point numbers, or is a variant of
+            this layout that UNet2DModel cannot express.
     """
+    state = checked(checkpoint)
+    stages = _read_stages(state)
+    config = _read_config(state, stages)
+    return Network("a checkpoint of openai/consistency_models", stages, config, _rename(state, stages))
+
+
+def _read_stages(state: dict[str, Tensor]) -> Stages:
+    """The levels, from the names and shapes."""
     inputs, outputs = (_numbers(state, side) for side in ("input_blocks", "output_blocks"))
     # On the way up the last block of every level but the finest holds a module more, which doubles the size.
     found = _resamplers(state, outputs)
     doubling = list(found)
     per_level = doubling[0] + 1 if doubling else outputs
-    levels = outputs // per_level
-    if inputs != outputs or outputs % per_level or len(doubling) != levels - 1:
+    levels = outputs // per_level if per_level else 0
+    if per_level < 2 or inputs != outputs or outputs % per_level or len(doubling) != levels - 1:
         raise UserError(
             f"this checkpoint's levels cannot be separated ({inputs} input blocks, {outputs} output blocks): sizes "
             "must be changed by residual blocks or by learned convolutions (resblock_updown or conv_resample)."
         )
     firsts = [1 + level * per_level for level in range(levels)]
     return Stages(
-        widths=tuple(len(state[f"input_blocks.{n}.0.out_layers.3.weight"]) for n in firsts),
+        widths=tuple(length(state, f"input_blocks.{n}.0.out_layers.3.weight") for n in firsts),
         attends=tuple(f"input_blocks.{n}.1.qkv.weight" in state for n in firsts),
         layers=per_level - 1,
         resnet_resampling=bool(doubling) and found[doubling[0]][1] == "resnet",
     )
 
 
-def read_config(state: dict[str, Tensor], stages: Stages) -> dict:
-    """Arguments of UNet2DModel, but for image size and size of the attention heads.
-
-    Raises:
-        UserError: residual blocks with 3x3 shortcuts, which UNet2DModel does not have.
-    """
+def _read_config(state: dict[str, Tensor], stages: Stages) -> dict[str, Any]:
+    """Arguments of UNet2DModel; image size and size of the attention heads only for a released network."""
     if any(state[key].shape[-1] != 1 for key in state if key.endswith("skip_connection.weight")):
         raise UserError("this checkpoint has shortcuts of 3x3 convolutions, which a UNet2DModel does not have.")
-    first = "input_blocks.1.0."
-    twice = len(state[first + "emb_layers.1.weight"]) == 2 * len(state[first + "out_layers.0.weight"])
+    first, classes = "input_blocks.1.0.", "label_emb.weight"
+    twice = length(state, first + "emb_layers.1.weight") == 2 * length(state, first + "out_layers.0.weight")
+    released = {"sample_size": SIZES.get(stages.widths), "attention_head_dim": HEAD_DIM}
     return {
         **stages.config(),
-        "in_channels": state["input_blocks.0.0.weight"].shape[1],
-        "out_channels": len(state["out.2.weight"]),
-        "num_class_embeds": len(state["label_emb.weight"]) if "label_emb.weight" in state else None,
+        "in_channels": length(state, "input_blocks.0.0.weight", 1),
+        "out_channels": length(state, "out.2.weight"),
+        "num_class_embeds": length(state, classes) if classes in state else None,
         "resnet_time_scale_shift": "scale_shift" if twice else "default",
         # Without it, UNet2DModel omits the norm of the middle attention when time scales and shifts.
         "attn_norm_num_groups": GROUPS,
+        **(released if stages.widths in SIZES else {}),
     }
 
 
-def rename(state: dict[str, Tensor], stages: Stages) -> dict[str, Tensor]:
+def _rename(state: dict[str, Tensor], stages: Stages) -> dict[str, Tensor]:
     """The same weights by UNet2DModel's names."""
     modules = {**ENDS, **dict(_modules(state, stages))}
     out: dict[str, Tensor] = {}
@@ -102,7 +110,7 @@ def rename(state: dict[str, Tensor], stages: Stages) -> dict[str, Tensor]:
         elif module in modules:
             out[f"{modules[module]}.{kind}"] = tensor
         else:
-            raise UserError(f"this checkpoint holds {key}, which has no place in a UNet2DModel.")
+            raise UserError(f"this checkpoint holds {shown(key)}, which has no place in a UNet2DModel.")
     return out
 
 

@@ -210,7 +210,7 @@ def _tune(steps: int, settings: EvaluationSettings, model: Model, evaluator: Eva
             f"{found.levels[: n - 1]}"
         )
     if found.improves and accelerator.is_main_process:
-        better = ICTScheduler.from_config({**scheduler.config, "intermediate_sigmas": found.levels})
+        better = ICTScheduler.from_config(scheduler.config, intermediate_sigmas=found.levels)
         better.to_stock().save_pretrained(folder / "scheduler")
     accelerator.wait_for_everyone()
     accelerator.print("Written into the scheduler." if found.improves else "No improvement: the old levels stay.")

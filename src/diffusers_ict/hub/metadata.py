@@ -69,6 +69,8 @@ class ConversionMetadata(Metadata):
     Attributes:
         origin: what kind of model the source was; source: its name; weights: SHA-256 of the converted weights.
         shape: (C, H, W) of the images; notes: what the model's user should know.
+        refit: of a network whose time embedding was refitted, the number of levels that are met and the measured
+            errors, as in `conversion.time_refit.Refit`; None for any other.
     """
 
     file_name: ClassVar[str] = "conversion.json"
@@ -84,3 +86,4 @@ class ConversionMetadata(Metadata):
     second_sigma: float
     notes: list[str]
     version: str
+    refit: dict[str, float] | None = None
