@@ -21,7 +21,7 @@ import torch
 from diffusers_ict import karras_sigmas
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.data.images import Images
-from diffusers_ict.data.pictures import as_pictures, image_grid
+from diffusers_ict.data.pictures import as_pictures, labelled_blocks
 from diffusers_ict.data.settings import DataSettings
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import analysis, make_extractor
@@ -83,7 +83,7 @@ def inspect(options: argparse.Namespace, data: DataSettings) -> None:
 
 
 def along_the_noise(model: Model, images: Images, folder: Path) -> dict:
-    """along_sigma.png and gap.png: one row of pictures for each image, noise growing to the right."""
+    """along_sigma.png and gap.png: the first noisy image, then f of six images, with noise growing to the right."""
     device = model.pipeline.device
     f = model.pipeline.scheduler.consistency_function(model.pipeline.unet)
     count = min(64, len(images))
@@ -93,9 +93,13 @@ def along_the_noise(model: Model, images: Images, folder: Path) -> dict:
     estimates = analysis.estimates_along(f, x, noise, sigmas, labels)
     gap = analysis.consistency_gap(estimates)
     analysis.plot_gap(sigmas, gap, folder / "gap.png")
-    shown = estimates[::4, :6].transpose(0, 1).flatten(0, 1)
-    picture = image_grid(as_pictures(shown), 11, zoom=max(1, 48 // x.shape[-1]))
-    picture.save(folder / "along_sigma.png")
+    levels, rows = sigmas[::4], 6
+    noisy = torch.stack([x[:rows] + sigma.to(x) * noise[:rows] for sigma in levels])
+    blocks = {
+        "x + sigma z": as_pictures(noisy[:, :1].flatten(0, 1)),
+        "f(x + sigma z, sigma)": as_pictures(estimates[::4, :rows].transpose(0, 1).flatten(0, 1)),
+    }
+    labelled_blocks(blocks, len(levels), [f"{sigma:.3g}" for sigma in levels]).save(folder / "along_sigma.png")
     worst = int(gap.argmax())
     return {
         "sigmas": sigmas.tolist(),
@@ -106,7 +110,7 @@ def along_the_noise(model: Model, images: Images, folder: Path) -> dict:
 
 
 def neighbours(model: Model, images: Images, extractor, count: int, folder: Path) -> dict:
-    """neighbours.png: the samples that are nearest to a training image, each above that image."""
+    """neighbours.png: the samples that are nearest to a training image, each above that image, by distance."""
     levels = [float(level) for level in model.pipeline.scheduler.sampling_sigmas(2)]
     draw = drawer(model, labels_of(model, images if model.classes else None, 0), 0, levels)
     drawn = torch.cat([draw(start, min(250, count - start)) for start in range(0, count, 250)]).cpu()
@@ -115,9 +119,10 @@ def neighbours(model: Model, images: Images, extractor, count: int, folder: Path
     )
     found = analysis.memorisation(features, training)
     first = found.distances.argsort()[:12]
-    pairs = torch.cat([drawn[first], images.pixels[found.indices[first]]]).float() / 127.5 - 1
-    picture = image_grid(as_pictures(pairs), len(first), zoom=max(1, 64 // images.shape[-1]))
-    picture.save(folder / "neighbours.png")
+    pair = {"sample": drawn[first], "nearest image": images.pixels[found.indices[first]]}
+    blocks = {name: as_pictures(pixels.float() / 127.5 - 1) for name, pixels in pair.items()}
+    distances = [f"{distance:.3g}" for distance in found.distances[first].tolist()]
+    labelled_blocks(blocks, len(first), distances).save(folder / "neighbours.png")
     return {
         "samples": count,
         "extractor": extractor.name,

@@ -90,11 +90,16 @@ def plot_losses_by_sigma(entries: list[dict[str, Any]], target: Path) -> None:
 
 
 def plot_gap(sigmas: Tensor, gap: Tensor, target: Path) -> None:
-    """The gap between neighbouring levels over sigma, as PNG."""
+    """The gap between neighbouring levels over sigma, as PNG. A consistent model has a small and smooth one."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(sigmas[1:].cpu(), gap.cpu(), marker=".")
-    axes.set(xscale="log", yscale="log", xlabel="sigma", ylabel=f"RMS gap between neighbours of {len(sigmas)} levels")
+    worst = int(gap.argmax())
+    axes.annotate(f"largest: {gap[worst]:.2g}", (sigmas[worst + 1].item(), gap[worst].item()), (6, 0),
+                  textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="sigma", ylabel="RMS difference of neighbouring outputs")
+    axes.set_title(f"Gap between neighbours of {len(sigmas)} levels: lower and smoother is better", fontsize=10)
+    axes.margins(x=0.15)
     figure.savefig(target, dpi=120)
