@@ -13,6 +13,7 @@ from short_run import final_tensors
 from diffusers_ict import ICTScheduler, Objective, squared_l2
 from diffusers_ict.data.images import read_images
 from diffusers_ict.data.source import Source
+from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation.evaluate import evaluate
 from diffusers_ict.evaluation.metric import FID, Metric
 from diffusers_ict.evaluation.settings import EvaluationSettings
@@ -67,6 +68,11 @@ def test_an_objective_without_a_grid_trains_resumes_and_is_logged(loss, tmp_path
     whole, resumed = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "resumed")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert any(name.startswith("teacher/") for name in whole)
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert "with an objective of its own, `Continuous(low=0.01, high=80.0)`" in card
+    other = Recipe(**settings, output_dir=str(tmp_path / "other"), resume_from_checkpoint=start)
+    with pytest.raises(UserError, match="the checkpoint was made with objective Continuous"):
+        train(other)
 
 
 def test_the_mean_weight_of_an_objective_without_a_grid_is_its_integral():
@@ -121,9 +127,14 @@ def drawn_squares(count: int) -> Source:
     return Source(pictures(), count, [number % 2 for number in range(count)], ("small", "large"))
 
 
-def test_a_data_source_is_one_object():
+def test_a_data_source_is_one_object(tmp_path):
     images = read_images(drawn_squares(6), class_conditional=True, resolution=8)
     assert images.pixels.shape == (6, 1, 8, 8)
     assert images.class_names == ("small", "large")
     large = images.pixels[images.labels == 1].float().mean()
     assert large > 2 * images.pixels[images.labels == 0].float().mean()
+
+    recipe = Recipe(max_train_steps=8, train_batch_size=4, num_validation_images=2, class_conditional=True,
+                    output_dir=str(tmp_path / "out"))  # fmt: skip
+    train(recipe, images=images)
+    assert json.loads((tmp_path / "out" / "labels.json").read_text())["id2label"] == {"0": "small", "1": "large"}

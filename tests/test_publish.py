@@ -309,7 +309,7 @@ def test_a_failing_hub_does_not_stop_training_and_publishing_is_finished_later(h
     done = client(hub, tmp_path / "cache", SCRIPTS / "train_ict.py", *flags(tmp_path), *own)
     assert done.returncode == 0
     assert len(re.findall("was not published", done.stderr)) == 1
-    assert "finish with train_scripts/publish.py" in done.stderr
+    assert "finish with diffusers-ict publish" in done.stderr
     hub.failures = []
     assert push(hub, tmp_path / "run", tmp_path / "cache").returncode == 0
 

@@ -7,7 +7,7 @@ from diffusers import UNet2DModel
 
 from diffusers_ict.commands.program import as_flags
 from diffusers_ict.errors import UserError
-from diffusers_ict.training.recipe import SHIPPED, Recipe, parse
+from diffusers_ict.training.recipe import SHIPPED, Recipe, check_resumes, parse
 from diffusers_ict.training.unets import read_config
 
 
@@ -141,9 +141,9 @@ def test_no_absolute_path_is_written_down():
 
 def test_resuming_allows_other_practical_settings_only():
     recipe = read("--seed", 1)
-    dataclasses.replace(recipe, checkpointing_steps=7, report_to="wandb").check_resumes(recipe.computed())
+    check_resumes(dataclasses.replace(recipe, checkpointing_steps=7, report_to="wandb").computed(), recipe.computed())
     with pytest.raises(UserError, match=r"made with learning_rate 0\.0001 and this run has 0\.5"):
-        dataclasses.replace(recipe, learning_rate=0.5).check_resumes(recipe.computed())
+        check_resumes(dataclasses.replace(recipe, learning_rate=0.5).computed(), recipe.computed())
 
 
 def test_every_setting_has_a_help_text():

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from .errors import first_line
+
 # Mean and standard deviation of ImageNet, for images in [-1, 1], as in the lpips package.
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
@@ -88,7 +90,7 @@ class LPIPS:
         try:
             backbone.load_state_dict(own)
         except RuntimeError as error:
-            raise ValueError(f"{Path(path).name} does not hold VGG16: {str(error).splitlines()[-1].strip()}") from error
+            raise ValueError(f"{Path(path).name} does not hold VGG16: {first_line(error)}") from error
         return cls(backbone, [weights[f"lin{i}.model.1.weight"] for i in range(len(VGG16_BLOCKS))], smallest)
 
     @classmethod

@@ -72,7 +72,7 @@ def default_of(item: dataclasses.Field) -> Any:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, but a mistake raises UserError instead of printing the usage and leaving the program.
+    """An argparse parser that raises UserError for invalid arguments, instead of leaving the program.
 
     Flags are not abbreviated: a new flag must not change what an old command means.
     """
@@ -99,7 +99,8 @@ def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
         else:
             options |= {"type": kind, "choices": item.metadata["choices"]}
         if (default := default_of(item)) is not None:
-            options["help"] += f" [{default}]"
+            shown = " ".join(map(str, default)) if isinstance(default, list) else default
+            options["help"] += f" [{shown}]"
         parser.add_argument(f"--{item.name}", **options)
 
 

@@ -52,4 +52,4 @@ def _convert(argv: Sequence[str] | None) -> None:
     print(f"Converted from {converted.origin} into {options.output_dir}.")
     for note in converted.notes:
         print(as_flags(note))
-    print(f"Next: python train_scripts/check_repository.py {options.output_dir}")
+    print(f"Next: diffusers-ict check {options.output_dir}")

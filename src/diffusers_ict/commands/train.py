@@ -61,12 +61,10 @@ def _train(argv: Sequence[str] | None) -> None:
     if not recipe.dry_run and os.environ.get("RANK", "0") == "0":
         folder = recipe.output_dir
         print(f"The model is in {folder}: samples in {folder}/samples, plot in {folder}/training.png, model card in")
-        print(
-            f"{folder}/README.md. Next: python train_scripts/evaluate.py {folder} with the data flags of this run, or"
-        )
-        print(f"python train_scripts/publish.py {folder} --hub_model_id you/{os.path.basename(folder)}")
+        print(f"{folder}/README.md. Next: diffusers-ict evaluate {folder} with the data flags of this run, or")
+        print(f"diffusers-ict publish {folder} --hub_model_id you/{os.path.basename(folder)}")
     if failure is not None:
-        again = f"train_scripts/publish.py {recipe.output_dir} --hub_model_id {recipe.hub_model_id}"
+        again = f"diffusers-ict publish {recipe.output_dir} --hub_model_id {recipe.hub_model_id}"
         print(f"{NAME}: {failure} Everything is in {recipe.output_dir}; finish with {again}", file=sys.stderr)
     elif recipe.push_to_hub and not recipe.dry_run:
         print(f"Published as {recipe.hub_model_id}.")

@@ -20,7 +20,7 @@ from .tensors import shown
 
 
 def save_converted(converted: Converted, folder: Path, source: str, license: str | None = None) -> None:
-    """Save the pipeline, conversion.json and README.md. The folder appears when it is complete, or not at all.
+    """Save the pipeline, conversion.json and README.md. The folder is written atomically.
 
     Args:
         folder: one that does not exist yet.

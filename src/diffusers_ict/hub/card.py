@@ -45,7 +45,7 @@ def make_card(folder: Path, repo_id: str, license: str | None = None) -> ModelCa
     trained = (folder / RunMetadata.file_name).is_file()
     name = repo_id.rstrip("/").split("/")[-1]
     data, text = _trained(folder, name, license) if trained else _converted(folder, license)
-    template = (TEMPLATES / ("trained.md" if trained else "converted.md")).read_text()
+    template = (TEMPLATES / ("trained.md" if trained else "converted.md")).read_text("utf-8")
     card = ModelCard.from_template(data, template_str=template, model_name=name, repo_id=repo_id, **text)
     return ModelCard(SECTION.sub(lambda m: _sealed(m[1], m[3]), card.content))
 
@@ -53,10 +53,12 @@ def make_card(folder: Path, repo_id: str, license: str | None = None) -> ModelCa
 def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardData, dict[str, Any]]:
     """(card metadata, values of the template trained.md) of a run."""
     run = RunMetadata.read(folder)
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    recipe = yaml.safe_load((folder / "recipe.yaml").read_text("utf-8"))
     report = sections.read_json(folder / "evaluation.json")
     levels = sections.read_levels(folder, STOCK_KEY, recipe)
-    method, paper = PAPERS[recipe["loss"]]
+    method = (
+        f"an objective of its own, `{run.objective}`" if run.objective else "[{}]({})".format(*PAPERS[recipe["loss"]])
+    )
     grids = sorted((folder / "samples").glob("*.png")) if (folder / "samples").is_dir() else []
     data = ModelCardData(
         license=license or recipe.get("license"),
@@ -69,10 +71,9 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
         eval_results=sections.results(report) or None,
     )
     return data, {
-        **sections.facts(run.shape, run.classes, run.parameters, sections.class_names(folder)),
+        **sections.describe_network(run.shape, run.classes, run.parameters, sections.class_names(folder)),
         "resolution": run.shape[2],
         "method": method,
-        "paper": paper,
         "sample_grid": f"samples/{grids[-1].name}" if grids else None,
         "second_sigma": sections.second_level(folder, levels),
         "levels_note": sections.levels_note(levels),
@@ -81,12 +82,14 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
         "results": sections.table(report),
         "quality_plot": "evaluation.png" if (folder / "evaluation.png").is_file() else None,
         "inspection": sections.inspection(folder),
-        "citation": "\n".join(f"- {CITATIONS[key]}" for key in dict.fromkeys([recipe["loss"], "ct"])),
+        "citation": "\n".join(
+            f"- {CITATIONS[key]}" for key in dict.fromkeys(["ct"] if run.objective else [recipe["loss"], "ct"])
+        ),
     }
 
 
 def _training(run: RunMetadata) -> dict[str, Any]:
-    """The facts of the section on training."""
+    """The values of the section on training."""
     return {
         "dataset": run.dataset,
         "image_count": f"{run.images:,}",
@@ -117,7 +120,10 @@ def _converted(folder: Path, license: str | None) -> tuple[ModelCardData, dict[s
     if note := sections.levels_note(sections.read_levels(folder, STOCK_KEY, {})):
         text["notes"] = [*conversion.notes, note]
     names = sections.class_names(folder)
-    return data, {**text, **sections.facts(conversion.shape, conversion.classes, conversion.parameters, names)}
+    return data, {
+        **text,
+        **sections.describe_network(conversion.shape, conversion.classes, conversion.parameters, names),
+    }
 
 
 def merge(edited: str, fresh: str, license: str | None = None) -> str:
@@ -152,13 +158,13 @@ def write_card(folder: Path, repo_id: str | None = None, license: str | None = N
 
     Without `repo_id` it is the recipe's, or the folder's name. `license` replaces the one that the card has.
     """
-    recipe = yaml.safe_load(path.read_text()) if (path := folder / "recipe.yaml").is_file() else {}
+    recipe = yaml.safe_load(path.read_text("utf-8")) if (path := folder / "recipe.yaml").is_file() else {}
     repo_id = repo_id or recipe.get("hub_model_id") or folder.resolve().name
     # Sampling at any noise levels for those who have diffusers only.
-    write_text(folder / "pipeline.py", (TEMPLATES / "pipeline.py").read_text())
+    write_text(folder / "pipeline.py", (TEMPLATES / "pipeline.py").read_text("utf-8"))
     card = folder / "README.md"
     fresh = make_card(folder, repo_id, license).content
-    write_text(card, merge(card.read_text(), fresh, license) if card.exists() else fresh)
+    write_text(card, merge(card.read_text("utf-8"), fresh, license) if card.exists() else fresh)
 
 
 def _hash(text: str) -> str:

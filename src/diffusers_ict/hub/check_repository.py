@@ -166,7 +166,7 @@ def _card(repository: str) -> Finding:
     path = _file(repository, "README.md")
     if path is None:
         return Finding("card", Severity.ADVICE, "there is no README.md.", Remedy.LICENSE)
-    card = ModelCard(path.read_text(), ignore_metadata_errors=True)
+    card = ModelCard(path.read_text("utf-8"), ignore_metadata_errors=True)
     known = card.data.to_dict()
     missing = [key for key in CARD_KEYS if not known.get(key)]
     if "from_pretrained" not in card.text:

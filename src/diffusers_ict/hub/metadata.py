@@ -26,7 +26,7 @@ class Metadata:
             FileNotFoundError: the folder has none.
         """
         known = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        entries = json.loads((folder / cls.file_name).read_text())
+        entries = json.loads((folder / cls.file_name).read_text("utf-8"))
         return cls(**{name: value for name, value in entries.items() if name in known})
 
 
@@ -39,6 +39,7 @@ class RunMetadata(Metadata):
         shape: (C, H, W) of the images; classes, class_names: or None.
         batch_size: images of one optimizer step on all processes together.
         command: repeats the run; commit: of the code, where it is a checkout.
+        objective: description of the user's own objective, or None for one of the recipe.
     """
 
     file_name: ClassVar[str] = "run.json"
@@ -60,6 +61,7 @@ class RunMetadata(Metadata):
     version: str
     commit: str | None
     command: str
+    objective: str | None = None
 
 
 @dataclass(frozen=True)

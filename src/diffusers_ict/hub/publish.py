@@ -150,7 +150,7 @@ def _merge_published_card(staged: Path, repo_id: str, token: str | None, license
     except EntryNotFoundError:
         return
     card = staged / "README.md"
-    card.write_text(merge(Path(path).read_text(), card.read_text(), license))
+    card.write_text(merge(Path(path).read_text("utf-8"), card.read_text("utf-8"), license))
 
 
 def _persist(step: Callable[[], Any], repo_id: str, attempts: int, pause: float) -> Any:

@@ -21,7 +21,7 @@ def class_names(folder: Path) -> dict[int, str]:
     return dict(sorted((int(number), name) for number, name in names.items()))
 
 
-def facts(shape: list[int], classes: int | None, parameters: int, names: dict[int, str]) -> dict[str, str]:
+def describe_network(shape: list[int], classes: int | None, parameters: int, names: dict[int, str]) -> dict[str, str]:
     """Facts about a network that both kinds of card state.
 
     Args:

@@ -91,7 +91,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def find_corruption(path: Path) -> str | None:
     """The corruption of a checkpoint folder, in a few words; None when every file is as it was written."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text("utf-8"))
         for name, expected in manifest.items():
             file = path / name
             if not file.is_file():
@@ -114,7 +114,7 @@ def load(path: Path) -> Checkpoint:
     if reason := find_corruption(path):
         raise UserError(f"the checkpoint {path} cannot be used: {reason}; resume from another one or from 'latest'.")
     tensors = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
-    return Checkpoint(json.loads((path / STATE).read_text()), tensors)
+    return Checkpoint(json.loads((path / STATE).read_text("utf-8")), tensors)
 
 
 def load_latest(folder: Path) -> Checkpoint:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import TrainingDiverged
+from ..files import write_text
 
 # Edges of the bins by which losses are reported, in units of sigma.
 BIN_EDGES = (0.002, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 80.0)
@@ -148,9 +149,9 @@ class JSONLines:
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if (step := _step(line)) is not None and step <= first_step]
-        path.write_text("".join(line + "\n" for line in kept))
+        write_text(path, "".join(line + "\n" for line in kept))
 
     def write(self, entry: dict[str, Any]) -> None:
         with self.path.open("a") as file:
@@ -166,7 +167,7 @@ def _step(line: str) -> int | None:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The entries of a log."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def flat(entry: dict[str, Any]) -> dict[str, float]:

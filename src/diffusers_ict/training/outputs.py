@@ -17,7 +17,7 @@ from .samples import export, sample_picture
 def save_run(run: Run, step: int) -> None:
     """Write a checkpoint after `step` optimizer steps."""
     recipe = run.recipe
-    run.state.save(run.output_dir, step, run.metrics.train_seconds, recipe.computed(), recipe.checkpoints_total_limit)
+    run.state.save(run.output_dir, step, run.metrics.train_seconds, run.settings, recipe.checkpoints_total_limit)
 
 
 def sample_run(run: Run, step: int) -> None:
@@ -47,7 +47,8 @@ def export_run(run: Run, step: int) -> None:
     start = recipe.pretrained_model_name_or_path
     base, base_on_hub = (None, False) if start is None else public_name(start)
     RunMetadata(
-        dataset=dataset,
+        objective=run.settings["objective"],
+        dataset=dataset or "images of its own",
         dataset_on_hub=dataset_on_hub and recipe.dataset_name is not None,
         base_model=base,
         base_model_on_hub=base_on_hub,

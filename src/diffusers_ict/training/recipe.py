@@ -50,12 +50,14 @@ class Recipe(DataSettings):
     lpips_weights: str | None = setting(None, "safetensors of VGG16 and LPIPS [those of the installed lpips package]")
     intermediate_sigmas: list[float] = setting([0.821], "noise levels between sampling steps, in order of use")
 
-    # The discriminator, with --loss act.
+    # The discriminator of ACT.
     consistency: str = setting("ct", "ACT: consistency term, CT as published or iCT", choices=("ct", "ict"))
     adversarial_weight: float = setting(0.3, "ACT: w, share of the adversarial term at the largest noise")
     adversarial_weight_mid: float = setting(0.3, "ACT: w_mid, its share in the middle of the grid")
     discriminator_config_name_or_path: str | None = setting(None, "ACT: its config [one like the UNet's encoder]")
-    discriminator_learning_rate: float = setting(None, "ACT: of its RAdam [that of the generator]", above=0)
+    discriminator_learning_rate: float = setting(
+        None, "ACT: learning rate of its RAdam [that of the generator]", above=0
+    )
     discriminator_beta1: float = setting(0.0, "ACT: first beta of its RAdam", at_least=0, below=1)
     discriminator_beta2: float = setting(0.9318, "ACT: second beta of its RAdam", at_least=0, below=1)
     discriminator_time_weight: bool = setting(False, "ACT: weight its losses by noise level too, as for ImageNet")
@@ -67,11 +69,11 @@ class Recipe(DataSettings):
     augment: bool = setting(False, "ACT-Aug: augment what the discriminator sees")
     augment_signal: str = setting(
         "penalty",
-        "ACT-Aug: sign of overfitting, the gradient penalty or (ADA) the sign of D on images",
+        "ACT-Aug: signal of overfitting: the gradient penalty, or the mean sign of D on images (ADA)",
         choices=("penalty", "sign"),
     )
     augment_tau: float = setting(
-        None, "ACT-Aug: signal above which augmentation grows [penalty TAU, sign 0.6]", above=0
+        None, "ACT-Aug: signal above which augmentation grows [penalty 0.05, sign 0.6]", above=0
     )
     augment_horizon: int = setting(500_000, "ACT-Aug: images over which its strength could go from 0 to 1", at_least=1)
 
@@ -96,7 +98,7 @@ class Recipe(DataSettings):
     gradient_accumulation_steps: int = setting(1, "micro batches of one optimizer step on each process", at_least=1)
     max_train_steps: int = setting(100_000, "optimizer steps K; the curriculum stretches over them", at_least=1)
     num_train_epochs: float | None = setting(None, "passes over the data, instead of max_train_steps", above=0)
-    learning_rate: float = setting(1e-4, "of RAdam", above=0)
+    learning_rate: float = setting(1e-4, "learning rate of RAdam", above=0)
     lr_scheduler: str = setting(
         "constant", "learning rate after the warm-up; published: constant", choices=("constant", "linear", "cosine")
     )
@@ -138,11 +140,9 @@ class Recipe(DataSettings):
     )
     logging_steps: int = setting(10, "steps between log lines", at_least=1, changeable=True)
     dry_run: bool = setting(False, "print parameters, steps, stages and memory, and stop", changeable=True)
-    license: str | None = setting(
-        None, "of the weights, for the model card: a Hub identifier such as cc-by-4.0", changeable=True
-    )
+    license: str | None = setting(None, "licence of the weights, a Hub identifier such as cc-by-4.0", changeable=True)
     push_to_hub: bool = setting(False, "publish the result on the Hub", changeable=True)
-    hub_model_id: str = setting(None, "where: user/name or organisation/name", changeable=True)
+    hub_model_id: str = setting(None, "repository: user/name or organisation/name", changeable=True)
     hub_private_repo: bool = setting(False, "if the repository has to be created, create it private", changeable=True)
     hub_token: str | None = setting(
         None, "better left to `hf auth login` or HF_TOKEN; never written to a file", changeable=True
@@ -191,19 +191,6 @@ class Recipe(DataSettings):
         changeable = {item.name for item in dataclasses.fields(self) if item.metadata["changeable"]}
         return {key: value for key, value in self.as_dict().items() if key not in changeable}
 
-    def check_resumes(self, earlier: dict[str, Any]) -> None:
-        """Check that a checkpoint with the settings `earlier`, its `computed()`, was made with this recipe.
-
-        Raises:
-            UserError: naming the first setting that differs.
-        """
-        for key, value in self.computed().items():
-            if earlier.get(key) != value:
-                raise UserError(
-                    f"the checkpoint was made with {key} {earlier.get(key)} and this run has {value}: resume with the "
-                    "same recipe, or begin a new run in another `output_dir`."
-                )
-
     def command(self) -> str:
         """The command line of this recipe: every setting that is not the default, absolute paths by their last part."""
         plain = Recipe(loss=self.loss, consistency=self.consistency).computed()
@@ -220,6 +207,20 @@ class Recipe(DataSettings):
             if value != plain[key]:
                 words += as_flag(key, value)
         return shlex.join([*words, *as_flag("output_dir", portable(self.output_dir))])
+
+
+def check_resumes(now: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Check that a run with the settings `now` may continue a checkpoint with the settings `earlier`.
+
+    Raises:
+        UserError: naming the first setting that differs.
+    """
+    for key, value in now.items():
+        if earlier.get(key) != value:
+            raise UserError(
+                f"the checkpoint was made with {key} {earlier.get(key)} and this run has {value}: resume with the same "
+                "recipe, or begin a new run in another `output_dir`."
+            )
 
 
 def parse(argv: Sequence[str] | None, program: str, description: str) -> Recipe:
@@ -265,7 +266,7 @@ def find_shipped(name_or_path: str) -> Path:
 def _file_as_flags(path: Path) -> list[str]:
     """The entries of a YAML file as command line flags; files that it names are looked for beside it."""
     try:
-        entries = yaml.safe_load(path.read_text())
+        entries = yaml.safe_load(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the recipe {path} cannot be read: {reason}.") from error
@@ -275,7 +276,9 @@ def _file_as_flags(path: Path) -> list[str]:
     flags: list[str] = []
     for key, value in entries.items():
         if key not in known:
-            raise UserError(f"the recipe {path} has the unknown key {key!r}; run with `help` for those that exist.")
+            raise UserError(
+                f"the recipe {path} has the unknown key {key!r}; see the help of the program for those that exist."
+            )
         if key.endswith("_config_name_or_path") and value and (path.parent / value).is_file():
             value = str(path.parent / value)
         if value is not None:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -30,7 +31,7 @@ from .ema import EMA
 from .estimate import describe
 from .log import Metrics
 from .objectives import check_curriculum, make_objective
-from .recipe import Recipe
+from .recipe import Recipe, check_resumes
 from .samples import make_pipeline
 from .state import RunState, claim_output_dir
 from .unets import describe_dropout, make_unet
@@ -47,6 +48,7 @@ class Run:
         adversary: ACT's discriminator, or None.
         pipeline: draws samples, with a UNet of its own for the averaged weights.
         first_step: optimizer steps done before the run was resumed.
+        settings: those that a resumed run must agree in; "objective" describes one of the user's own.
     """
 
     recipe: Recipe
@@ -66,6 +68,7 @@ class Run:
     metrics: Metrics
     publisher: BackgroundPublisher
     first_step: int
+    settings: dict[str, Any]
 
     @property
     def output_dir(self) -> Path:
@@ -90,17 +93,18 @@ class Run:
         )
 
 
-def open_run(recipe: Recipe, objective: Objective | None = None) -> Run:
+def open_run(recipe: Recipe, objective: Objective | None = None, images: Images | None = None) -> Run:
     """Check a recipe, print a summary, and build everything. A dry run writes nothing.
 
     Args:
-        objective: instead of the one that the recipe names.
+        objective, images: instead of those that the recipe names.
 
     Raises:
         UserError: the recipe or the data cannot be used; nothing is written.
     """
     accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir)
     recipe.mixed_precision = accelerator.mixed_precision  # the effective one, which accelerate's config may have set
+    own_objective = None if objective is None else repr(objective)
     objective = objective or make_objective(recipe, accelerator.device)
     if recipe.num_train_epochs is None:
         check_curriculum(objective, recipe.max_train_steps)  # before the data are read
@@ -108,7 +112,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None) -> Run:
     if recipe.push_to_hub:
         check_repo_id(recipe.hub_model_id)
     claim_output_dir(Path(recipe.output_dir), resuming=recipe.resume_from_checkpoint is not None)
-    images = recipe.load(recipe.class_conditional)
+    images = images or recipe.load(recipe.class_conditional)
     batch_size = _batch_size(recipe, accelerator, images)
     if recipe.num_train_epochs is not None:
         recipe.max_train_steps = max(1, round(recipe.num_train_epochs * len(images) / batch_size))
@@ -130,7 +134,8 @@ def open_run(recipe: Recipe, objective: Objective | None = None) -> Run:
     )
     ema = EMA(unet.named_parameters(), recipe.ema_decays, recipe.ema_warmup)
     state = _state(unet, optimizer, ema, teacher, adversary, accelerator)
-    first_step, seconds = _resume(recipe, state)
+    settings = {**recipe.computed(), "objective": own_objective}
+    first_step, seconds = _resume(recipe, state, settings)
 
     def consistency_function(net: UNet2DModel) -> ConsistencyFunction:
         return scheduler.consistency_function(_in_precision(net, accelerator, recipe.torch_compile))
@@ -157,6 +162,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None) -> Run:
             )
         ),
         first_step=first_step,
+        settings=settings,
     )
 
 
@@ -291,12 +297,12 @@ def _state(unet, optimizer, ema: EMA, teacher, adversary: Adversary | None, acce
     return RunState(modules, optimizers, ema, accelerator.scaler, strength)
 
 
-def _resume(recipe: Recipe, state: RunState) -> tuple[int, float]:
+def _resume(recipe: Recipe, state: RunState, settings: dict[str, Any]) -> tuple[int, float]:
     """Continue from the checkpoint that the recipe names, if any: (steps done, seconds trained)."""
     wanted = recipe.resume_from_checkpoint
     if wanted is None:
         return 0, 0.0
     saved = checkpoint.load_latest(Path(recipe.output_dir)) if wanted == "latest" else checkpoint.load(Path(wanted))
-    recipe.check_resumes(saved.state["recipe"])
+    check_resumes(settings, saved.state["recipe"])
     state.load(saved)
     return saved.state["step"], saved.state["train_seconds"]

@@ -1,6 +1,7 @@
 """Consistency training as the papers' algorithms have it: iCT, CT and ACT in one loop."""
 
 from ..data.draw import FAKES, GENERATOR, REALS
+from ..data.images import Images
 from ..objective import Objective, consistency_pair
 from ..processes import average_gradients
 from .ema import move_towards
@@ -11,11 +12,12 @@ from .run import open_run
 from .schedule import is_due, is_sample_step, last_step
 
 
-def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
+def train(recipe: Recipe, objective: Objective | None = None, images: Images | None = None) -> str | None:
     """Train as a recipe says, from reading the data to the exported folder.
 
     Args:
         objective: one of your own, instead of the one that the recipe names.
+        images: of your own, instead of those that the recipe names; see `read_images`.
 
     Returns:
         Why publishing failed, or None: a failed upload never interrupts training, and loses nothing.
@@ -24,7 +26,7 @@ def train(recipe: Recipe, objective: Objective | None = None) -> str | None:
         UserError: the recipe or the data cannot be used; nothing is written.
         TrainingDiverged: a loss or a weight is not a number; the checkpoints stay.
     """
-    run = open_run(recipe, objective)
+    run = open_run(recipe, objective, images)
     accelerator, metrics, optimizer, ema = run.accelerator, run.metrics, run.optimizer, run.ema
     objective, adversary, total_steps = run.objective, run.adversary, recipe.max_train_steps
     rate = learning_rate_factor(recipe.lr_scheduler, recipe.lr_warmup_steps, total_steps)

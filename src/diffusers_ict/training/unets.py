@@ -74,7 +74,7 @@ def read_config(name_or_path: str) -> dict:
     path = find_shipped(name_or_path)
     try:
         if path.suffix == ".json":
-            config = json.loads(path.read_text())
+            config = json.loads(path.read_text("utf-8"))
         else:
             config = UNet2DModel.load_config(name_or_path, subfolder=_subfolder(name_or_path))
     except (OSError, ValueError) as error:
