@@ -59,7 +59,7 @@ def test_inception_is_that_of_torch_fidelity_with_local_weights(images, inceptio
 
 
 def test_inception_weights_are_read_without_running_what_they_hold(tmp_path, capsys):
-    from test_convert import Harmful
+    from test_convert_refusals import Harmful
 
     torch.save({"fc.weight": Harmful()}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match="cannot be read"):
