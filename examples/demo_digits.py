@@ -3,7 +3,7 @@
 
     python examples/demo_digits.py --output_dir runs/digits
 
-The data are the 1,797 real 8x8 digits inside scikit-learn; the recipe is `digits`. Leaves the model, its card with the
+The data are the 1,797 real 8x8 digits inside scikit-learn; the recipe is `digits`. Writes the model, its card with the
 figures of train_scripts/evaluate.py, digits.png (real | 1 step | 2 steps, a column for each class), training.png and
 demo.json.
 """

@@ -3,7 +3,7 @@
 
     python examples/inspect_model.py my-model --train_data_dir my_images --output_dir inspection
 
-Leaves along_sigma.png (f(x + sigma z, sigma) for one noise and ever more of it), gap.png (how much neighbouring levels
+Writes along_sigma.png (f(x + sigma z, sigma) for one noise and ever more of it), gap.png (how much neighbouring levels
 disagree), neighbours.png (samples, and below each the training image nearest to it), for a folder of train_ict.py
 losses_by_sigma.png, and inspection.json. A model that is a folder gets a copy of inspection.json; the card of a run is
 renewed with its findings. Exit codes: 0 done, 2 bad input.

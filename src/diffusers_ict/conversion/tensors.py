@@ -1,4 +1,4 @@
-"""What a checkpoint may hold: dense, finite tensors of floating point numbers, by name."""
+"""Checks of the tensors in a checkpoint, which must be dense, finite and floating point, by name."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -15,7 +15,7 @@ Allocate = Callable[[tuple[int, ...]], np.ndarray]
 
 @dataclass(frozen=True)
 class Decoded:
-    """What was made of the pictures of a source.
+    """The decoded pictures of a source.
 
     Attributes:
         pixels: uint8 [n, C, H, W].

@@ -15,7 +15,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 @dataclass(frozen=True)
 class PictureFormat:
-    """What every picture of a data set is made into.
+    """The form that every picture of a data set is converted to.
 
     Attributes:
         resolution: side in pixels, or None for the picture's own.

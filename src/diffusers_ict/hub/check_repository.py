@@ -30,7 +30,7 @@ class Severity(Enum):
 
 
 class Remedy(Enum):
-    """What mends a finding."""
+    """The remedy of a finding."""
 
     LEVELS = "search or set the noise levels between steps"
     SCHEDULER = "save the scheduler again, with the settings of the finding"

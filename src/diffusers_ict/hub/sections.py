@@ -1,4 +1,4 @@
-"""What a model card says in its sections, from the files of a model's folder."""
+"""Text of the sections of a model card, from the files of a model's folder."""
 
 import json
 import re

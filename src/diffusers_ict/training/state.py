@@ -1,4 +1,4 @@
-"""Everything a run must remember: written into a checkpoint, and put back."""
+"""The state of a run, as written to a checkpoint and read from it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from .ema import EMA
 
 @dataclass
 class RunState:
-    """The parts of a run that change as it trains. Chance is not among them: it is a function of the step.
+    """The parts of a run that change as it trains. Randomness is not part of the state: it is a function of the step.
 
     Attributes:
         modules: networks in training, and teachers, by name.
