@@ -48,7 +48,7 @@ def test_a_wheel_trains_evaluates_converts_checks_and_publishes(program, tmp_pat
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| 1 | published |" in card
     run("convert", "model", "converted", "--license", "mit")
-    assert "ok    sampling" in run("check", "converted")
+    assert "\nok     sampling: " in run("check", "converted")
     with serve(Hub()) as hub:
         where = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_x"}
         run("publish", "model", "--hub_model_id", "someone/digits", **where, HF_HUB_DISABLE_XET="1")
