@@ -1,8 +1,12 @@
 """Training runs of seconds, in this process, and what they saved."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 
 from diffusers_ict.commands import train as train_ict
@@ -22,3 +26,16 @@ def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def run(*flags) -> int:
     return train_ict.main([str(flag) for flag in flags])
+
+
+def two_processes(script: str, *flags) -> subprocess.CompletedProcess:
+    """One of train_scripts/ on two processes that know of each other."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
+    return subprocess.run(
+        [*command, str(ROOT / "train_scripts" / script), *(str(flag) for flag in flags)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )

@@ -1,16 +1,19 @@
 """Bad input gets one sentence and exit code 2, and nothing is written."""
 
 import json
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import inspect_model
 import numpy as np
 import pytest
 import yaml
 from accelerate.state import AcceleratorState
-from conftest import TINY, write_npz
+from conftest import ROOT, TINY, write_npz
 from safetensors.torch import save_file
-from short_run import ICT, run
+from short_run import ICT, run, two_processes
 from test_lpips import weights as lpips_weights
 
 from diffusers_ict.commands import check_repository, convert, evaluate, publish
@@ -18,6 +21,25 @@ from diffusers_ict.commands import train as train_ict
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.errors import UserError
 from diffusers_ict.training import checkpoint
+
+
+@pytest.mark.slow
+def test_two_processes_tell_bad_input_once(tmp_path):
+    done = two_processes("train_ict.py", "--train_data_dir", "nowhere", "--output_dir", tmp_path / "out")
+    assert done.returncode != 0
+    assert done.stderr.count("train_ict.py: --train_data_dir must be a folder of images, got nowhere.") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_quiet_launcher_adds_nothing_to_the_sentence(tmp_path):
+    script = [ROOT / "train_scripts" / "train_ict.py", "--train_data_dir", "nowhere", "--output_dir", tmp_path / "out"]
+    launcher = [Path(sys.executable).parent / "accelerate", "launch", "--quiet", "--num_processes", "1"]
+    more = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = subprocess.run([*launcher, *more, *script], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr == "train_ict.py: --train_data_dir must be a folder of images, got nowhere.\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_tracker_that_is_not_installed_shuts_the_door(flags, tmp_path, capsys):

@@ -1,7 +1,6 @@
 """The command that measures: the same figures however it is run, and a sentence for what cannot be measured."""
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -17,7 +16,7 @@ from conftest import ROOT, make_unet, write_npz
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from short_run import run
+from short_run import run, two_processes
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import evaluate
@@ -102,15 +101,8 @@ def test_twice_is_the_same_and_the_report_tells_what_was_measured(run_folder, tm
 @pytest.mark.slow
 def test_two_processes_give_exactly_the_figures_of_one(run_folder, tmp_path):
     one = figures(run_folder, tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [str(ROOT / "train_scripts" / "evaluate.py"), *arguments(run_folder, tmp_path / "two")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
-    done = subprocess.run(
-        [*command, *script, "--output_dir", str(tmp_path / "two" / "out")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+    done = two_processes(
+        "evaluate.py", *arguments(run_folder, tmp_path / "two"), "--output_dir", tmp_path / "two" / "out"
     )
     assert done.returncode == 0, done.stderr[-3000:]
     two = json.loads((tmp_path / "two" / "out" / "evaluation.json").read_text())["rows"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from short_run import ACT, CT, ICT, final_tensors, run
+from short_run import ACT, CT, ICT, final_tensors, run, two_processes
 
 from diffusers_ict.training import checkpoint
 from diffusers_ict.training.log import read_log
@@ -134,16 +134,8 @@ def test_accumulated_parts_equal_one_large_batch(flags, tmp_path):
 def test_two_processes_equal_one(flags, tmp_path):
     own = ["--dropout", "0", "--max_train_steps", "6", "--gradient_accumulation_steps", "1"]
     assert run("--loss", "ict", *flags, *own, "--train_batch_size", 8, "--output_dir", tmp_path / "one") == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [str(ROOT / "train_scripts" / "train_ict.py"), "--loss", "ict", *flags, *own, "--train_batch_size", "4"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
-    done = subprocess.run(
-        [*command, *script, "--output_dir", str(tmp_path / "two")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    script = ["train_ict.py", "--loss", "ict", *flags, *own, "--train_batch_size", "4"]
+    done = two_processes(*script, "--output_dir", tmp_path / "two")
     assert done.returncode == 0, done.stderr[-3000:]
     whole, split = final_tensors(tmp_path / "one"), final_tensors(tmp_path / "two")
     assert whole.keys() == split.keys()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train a consistency model from images: iCT, CT or ACT.
 
-accelerate launch train_scripts/train_ict.py --train_data_dir my_images --resolution 64 --output_dir my-model
+accelerate launch --quiet train_scripts/train_ict.py --train_data_dir my_images --resolution 64 --output_dir my-model
 
 The same program as `diffusers-ict train`; see src/diffusers_ict/commands/train.py.
 """

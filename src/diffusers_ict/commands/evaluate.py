@@ -1,7 +1,7 @@
 """Measure a consistency model: FID, KID, Inception score, precision, recall, density and coverage, in one command.
 
     python train_scripts/evaluate.py my-model --train_data_dir my_images --num_samples 50000 --steps 1 2 4
-    accelerate launch train_scripts/evaluate.py you/my-model --dataset_name cifar10 --metrics fid kid is pr
+    accelerate launch --quiet train_scripts/evaluate.py you/my-model --dataset_name cifar10 --metrics fid kid is pr
     python train_scripts/evaluate.py my-model --train_data_dir my_images --tune_sigmas 3
 
 Every step count and every average of the weights is measured on the same noise. A stopped evaluation continues where it

@@ -1,13 +1,19 @@
 """Exit codes and error messages of all command line programs."""
 
+import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable
 
 from ..errors import TrainingDiverged, UserError
 
 SETTING = re.compile(r"`(\w+)`")
+
+# How long the other processes of a machine wait before they complain, too. Bad input is the same for all, and once the
+# first one has ended, its launcher ends them, so that its sentence stands on the screen once.
+PATIENCE_SECONDS = 3.0
 
 
 def as_flags(message: str) -> str:
@@ -25,6 +31,8 @@ def run_program(name: str, body: Callable[[], int | None]) -> int:
     try:
         return body() or 0
     except UserError as error:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(PATIENCE_SECONDS)
         print(f"{name}: {as_flags(str(error))}", file=sys.stderr)
         return 2
     except TrainingDiverged as error:

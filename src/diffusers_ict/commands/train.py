@@ -1,6 +1,6 @@
 """Train a consistency model from images: iCT, CT or ACT.
 
-accelerate launch train_scripts/train_ict.py --train_data_dir my_images --resolution 64 --output_dir my-model
+accelerate launch --quiet train_scripts/train_ict.py --train_data_dir my_images --resolution 64 --output_dir my-model
 
 Exit codes: 0 done, 1 the training diverged, 2 bad input (nothing was written).
 """
