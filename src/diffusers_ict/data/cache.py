@@ -24,7 +24,7 @@ LAYOUT = 1  # to be raised when the same pictures are decoded to other bytes tha
 BLOCK = 1 << 18  # bytes read at once
 
 
-def fingerprint(identity: Any, form: PictureFormat) -> str:
+def cache_key(identity: Any, form: PictureFormat) -> str:
     """A name for the pixels of the pictures with this identity, in this form: 32 hexadecimal digits.
 
     Pillow is part of it, because its versions decode and resize in slightly different ways.
@@ -86,10 +86,10 @@ def _load(file: Path, facts: Path) -> Decoded | None:
         said = json.loads(facts.read_text(encoding="utf-8"))
         shape = tuple(int(size) for size in said["shape"])
         with file.open("rb") as opened:
-            if os.fstat(opened.fileno()).st_size != math.prod(shape) or _digest(opened) != said["sha256"]:
+            if os.fstat(opened.fileno()).st_size != math.prod(shape) or (digest := _digest(opened)) != said["sha256"]:
                 return None
             pixels = np.memmap(opened, np.uint8, "r", shape=shape)
-        return Decoded(pixels, int(said["enlarged"]), int(said["smallest"]))
+        return Decoded(pixels, int(said["enlarged"]), int(said["smallest"]), digest)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -99,9 +99,10 @@ def _finish(decoded: Decoded, file: Path, facts: Path) -> Decoded:
     cast(np.memmap, decoded.pixels).flush()
     shape = decoded.pixels.shape
     with file.open("rb") as opened:
+        digest = _digest(opened)
         own = {"enlarged": decoded.enlarged, "smallest": decoded.smallest}
-        write_json(facts, {"shape": list(shape), "sha256": _digest(opened), **own})
-        return replace(decoded, pixels=np.memmap(opened, np.uint8, "r", shape=shape))
+        write_json(facts, {"shape": list(shape), "sha256": digest, **own})
+        return replace(decoded, pixels=np.memmap(opened, np.uint8, "r", shape=shape), sha256=digest)
 
 
 def _digest(file: BinaryIO) -> str:

@@ -20,11 +20,13 @@ class Decoded:
     Attributes:
         pixels: uint8 [n, C, H, W].
         enlarged: how many pictures were smaller than the resolution; smallest: the least side of these in pixels, or 0.
+        sha256: of the bytes of `pixels`, where it is known.
     """
 
     pixels: np.ndarray
     enlarged: int = 0
     smallest: int = 0
+    sha256: str | None = None
 
 
 def in_memory(shape: tuple[int, ...]) -> np.ndarray:

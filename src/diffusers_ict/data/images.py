@@ -5,9 +5,11 @@ run begins and kept as bytes: 154 MB for CIFAR-10, 15.7 GB for ImageNet 64x64. `
 larger than memory are mapped from a file.
 """
 
+import hashlib
+import json
 import warnings
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,14 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .cache import cached, fingerprint, in_temporary_file
+from .cache import cache_key, cached, in_temporary_file
 from .decode import Decoded, decode
 from .hub_data import check_hub_settings, read_dataset
 from .npz import read_npz
 from .picture_format import PictureFormat
 from .source import Source
+
+BLOCK = 1 << 24  # bytes hashed at once
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Images:
         if device.type == "cuda" and self.pixels.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
             return self
         labels = None if self.labels is None else self.labels.to(device)
-        return Images(self.pixels.to(device), labels, self.num_classes, self.class_names)
+        moved = replace(self, pixels=self.pixels.to(device), labels=labels)
+        return moved._knowing(vars(self).get("pixels_sha256"))
 
     def batch(self, indices: Tensor, flips: Tensor | None, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
         """Images in [-1, 1], float32 [B, C, H, W], and labels [B], on `device`; those in `flips` are mirrored."""
@@ -63,6 +68,26 @@ class Images:
         if flips is not None:
             x = torch.where(flips.to(device)[:, None, None, None], x.flip(-1), x)
         return x, None if self.labels is None else self.labels[indices].to(device)
+
+    def fingerprint(self) -> str:
+        """What the images are, in 32 hexadecimal digits: the same for the same pixels, shape, labels and class names.
+
+        Where they were read from, and the device, are no part of it. The pixels are hashed on the first call alone.
+        """
+        labels = None if self.labels is None else _sha256(self.labels)
+        facts = [list(self.pixels.shape), self.pixels_sha256, labels, self.class_names]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+    @cached_property
+    def pixels_sha256(self) -> str:
+        """SHA-256 of the bytes of `pixels`, in their order."""
+        return _sha256(self.pixels)
+
+    def _knowing(self, sha256: str | None) -> "Images":
+        """These images, which will not hash pixels of a known SHA-256 again."""
+        if sha256 is not None:
+            vars(self)["pixels_sha256"] = sha256
+        return self
 
 
 def load_images(
@@ -148,7 +173,7 @@ def _read(source: Source, form: PictureFormat, class_conditional: bool, folder: 
     _warn_of_form(decoded, form)
     pixels = _as_tensor(decoded.pixels)
     if not class_conditional:
-        return Images(pixels)
+        return Images(pixels)._knowing(decoded.sha256)
     labels, classes = _checked_labels(np.asarray(source.labels), source.class_names)
     if classes == 1:
         warnings.warn(
@@ -156,7 +181,7 @@ def _read(source: Source, form: PictureFormat, class_conditional: bool, folder: 
             "for each class, or leave it out.",
             stacklevel=3,
         )
-    return Images(pixels, labels, classes, source.class_names)
+    return Images(pixels, labels, classes, source.class_names)._knowing(decoded.sha256)
 
 
 def _decode(source: Source, form: PictureFormat, folder: str | None) -> Decoded:
@@ -165,7 +190,7 @@ def _decode(source: Source, form: PictureFormat, folder: str | None) -> Decoded:
         return decode(source, form)
     if source.identity is None:
         return decode(source, form, partial(in_temporary_file, Path(folder)))
-    return cached(Path(folder), fingerprint(source.identity(), form), partial(decode, source, form))
+    return cached(Path(folder), cache_key(source.identity(), form), partial(decode, source, form))
 
 
 def _warn_of_form(decoded: Decoded, form: PictureFormat) -> None:
@@ -183,6 +208,14 @@ def _warn_of_form(decoded: Decoded, form: PictureFormat) -> None:
             "them on a `background`, or RGBA if this is meant.",
             stacklevel=4,
         )
+
+
+def _sha256(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes, read in blocks so that no copy of all of them is made."""
+    found = hashlib.sha256()
+    for block in tensor.split(max(1, BLOCK * len(tensor) // max(1, tensor.nbytes))):
+        found.update(block.cpu().contiguous().numpy().data)
+    return found.hexdigest()
 
 
 def _as_tensor(pixels: np.ndarray) -> Tensor:
