@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -69,9 +71,57 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_passed_over_with_a_warning(
         assert checkpoint.load_latest(tmp_path).state["step"] == 1
 
 
-def test_nothing_to_resume_from_is_said(tmp_path):
-    with pytest.raises(UserError, match="holds no usable checkpoint"):
-        checkpoint.load_latest(tmp_path / "nowhere")
+def test_without_a_checkpoint_there_is_nothing_to_load(tmp_path):
+    assert checkpoint.load_latest(tmp_path / "nowhere") is None
+    assert checkpoint.describe_newest(tmp_path / "nowhere") == "there is no checkpoint"
+
+
+def test_any_flipped_bit_of_any_file_is_found(tmp_path):
+    path = checkpoint.save(tmp_path, 1, some(1))
+    for file in sorted(path.iterdir()):
+        raw = file.read_bytes()
+        for at in range(len(raw)):
+            file.write_bytes(raw[:at] + bytes([raw[at] ^ (1 << at % 8)]) + raw[at + 1 :])
+            # A manifest may change where it says nothing: in the white space between its entries.
+            if checkpoint.find_corruption(path) is None:
+                assert file.name == "manifest.json"
+                assert checkpoint.load(path).state == {"step": 1}
+        file.write_bytes(raw)
+    assert checkpoint.find_corruption(path) is None
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"state.json": {}}', '{"state.json": 3}'])
+def test_a_manifest_that_says_too_little_is_damage(tmp_path, text):
+    path = checkpoint.save(tmp_path, 1, some(1))
+    (path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match="cannot be used"):
+        checkpoint.load(path)
+
+
+def test_damaged_checkpoints_do_not_count_when_older_ones_are_pruned(tmp_path):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, some(step), keep=2)
+    damage_flip(checkpoint.save(tmp_path, 9, some(9)))  # of a run that was resumed from checkpoint-2
+    damage_flip(tmp_path / "checkpoint-1")
+    checkpoint.save(tmp_path, 3, some(3), keep=2)
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-2"]
+    damage_flip(tmp_path / "checkpoint-3")
+    checkpoint.save(tmp_path, 4, some(4), keep=2)
+    assert checkpoint.load_latest(tmp_path).state["step"] == 4
+    assert checkpoint.describe_newest(tmp_path) == "checkpoint-4 is the newest checkpoint"
+
+
+@pytest.mark.parametrize("name", ["save_file", "_flush"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, name):
+    checkpoint.save(tmp_path, 1, some(1))
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint, name, full)
+    with pytest.raises(UserError, match="checkpoint-2 cannot be written: No space left on device; checkpoint-1 is"):
+        checkpoint.save(tmp_path, 2, some(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1"]
 
 
 def test_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):

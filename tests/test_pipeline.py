@@ -35,17 +35,16 @@ def test_saved_form_is_stock(tmp_path):
 @pytest.mark.parametrize("classes", [None, 5])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_stock_pipeline_gives_identical_images_from_a_directory(tmp_path, steps, classes):
-    ours = make_pipeline(num_class_embeds=classes)
-    ours.save_pretrained(tmp_path)
+    in_memory = make_pipeline(num_class_embeds=classes)
+    in_memory.save_pretrained(tmp_path)
     labels = {"class_labels": [0, 1, 2, 4]} if classes else {}
-    expected = images(ours, steps, **labels)
-    for loaded in (
-        ConsistencyPipeline.from_pretrained(tmp_path),
-        DiffusionPipeline.from_pretrained(tmp_path),
-        ConsistencyModelPipeline.from_pretrained(tmp_path),
-    ):
-        assert np.abs(images(loaded, steps, **labels) - expected).max() == 0.0
-    assert type(loaded) is ConsistencyModelPipeline
+    ours = images(ConsistencyPipeline.from_pretrained(tmp_path), steps, **labels)
+    for kind in (DiffusionPipeline, ConsistencyModelPipeline):
+        stock = kind.from_pretrained(tmp_path)
+        assert type(stock) is ConsistencyModelPipeline
+        assert np.abs(images(stock, steps, **labels) - ours).max() == 0.0
+    # Loaded weights lie unaligned in memory, where some CPUs' matrix products round otherwise.
+    np.testing.assert_allclose(images(in_memory, steps, **labels), ours, atol=1e-5)
 
 
 def test_second_sigma_in_the_stock_pipeline_is_that_of_ict(tmp_path):
@@ -59,6 +58,7 @@ def test_stock_repositories_made_elsewhere_load_and_give_their_own_images(tmp_pa
     unet = make_unet().eval()
     stock = ConsistencyModelPipeline(unet, CMStochasticIterativeScheduler(num_train_timesteps=151))
     stock.save_pretrained(tmp_path)
+    stock = ConsistencyModelPipeline.from_pretrained(tmp_path)
     ours = ConsistencyPipeline.from_pretrained(tmp_path)
     assert isinstance(ours.scheduler, ICTScheduler)
     for steps in (1, 2, 4):
@@ -220,8 +220,9 @@ def test_variants_are_saved_and_loaded(tmp_path):
     make_pipeline(seed=0).save_pretrained(tmp_path)
     main = ConsistencyPipeline.from_pretrained(tmp_path)
     other = ConsistencyPipeline.from_pretrained(tmp_path, variant="ema999")
-    assert np.array_equal(images(main, 1), images(make_pipeline(seed=0), 1))
-    assert np.array_equal(images(other, 1), images(make_pipeline(seed=1), 1))
+    for loaded, seed in ((main, 0), (other, 1)):
+        for name, weight in make_pipeline(seed=seed).unet.state_dict().items():
+            assert torch.equal(loaded.unet.state_dict()[name], weight), name
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from diffusers import UNet2DModel
 
 from diffusers_ict.commands.program import as_flags
 from diffusers_ict.errors import UserError
-from diffusers_ict.training.recipe import SHIPPED, Recipe, check_resumes, parse
+from diffusers_ict.training.recipe import SHIPPED, Recipe, parse
 from diffusers_ict.training.unets import read_config
 
 
@@ -83,7 +83,7 @@ def test_a_saved_recipe_gives_the_same_recipe(tmp_path):
         (["--seed", -1], "--seed must be at least 0"),
         (["--augment_tau", 0], "--augment_tau must be greater than 0"),
         (["--mixed_precision", "fp8"], "invalid choice"),
-        (["--learning_rate", "nan"], "--learning_rate must be greater than 0, got nan"),
+        (["--learning_rate", "nan"], "--learning_rate must be finite, got nan"),
         (["--config", "ict_cifar100"], "--config must be a YAML file, or one of act_cifar10, "),
     ],
 )
@@ -137,13 +137,6 @@ def test_no_absolute_path_is_written_down():
     assert (written["dataset_name"], written["output_dir"]) == ("pictures.npz", "run")
     assert written["train_data_dir"] == "a/b"
     assert recipe.dataset_name == "/home/someone/pictures.npz"
-
-
-def test_resuming_allows_other_practical_settings_only():
-    recipe = read("--seed", 1)
-    check_resumes(dataclasses.replace(recipe, checkpointing_steps=7, report_to="wandb").computed(), recipe.computed())
-    with pytest.raises(UserError, match=r"made with learning_rate 0\.0001 and this run has 0\.5"):
-        check_resumes(dataclasses.replace(recipe, learning_rate=0.5).computed(), recipe.computed())
 
 
 def test_every_setting_has_a_help_text():

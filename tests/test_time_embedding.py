@@ -80,7 +80,7 @@ def test_stock_diffusers_loads_and_computes_the_same(tmp_path):
     unet.save_pretrained(tmp_path)
     stock = UNet2DModel.from_pretrained(tmp_path).eval()
     x, t = torch.randn(2, 1, 8, 8), c_noise(torch.tensor([0.5, 80.0]))
-    assert torch.equal(unet(x, t).sample, stock(x, t).sample)
+    torch.testing.assert_close(stock(x, t).sample, unet(x, t).sample, rtol=0, atol=1e-5)  # loaded weights are unaligned
     assert not uses_fast_columns(stock)
 
 

@@ -9,7 +9,11 @@ class UserError(ValueError):
 
 
 class TrainingDiverged(RuntimeError):
-    """A loss or a weight is no longer a number. Programs print it and exit with 1."""
+    """A loss, a weight or a moment is no longer finite. Programs print it and exit with 1."""
+
+
+class TrainingStopped(RuntimeError):
+    """A run was asked to stop before its end, and wrote a checkpoint. Programs print it and exit with 3."""
 
 
 def first_line(error: BaseException) -> str:

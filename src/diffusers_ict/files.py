@@ -5,6 +5,7 @@ A reader of an atomically written file sees the old content or the new, never ha
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,29 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(folder: Path, last: str) -> Iterator[Path]:
+    """A temporary folder in `folder`, whose files take their places there, one by one, when the block ends well.
+
+    Whoever reads `folder`, at whatever moment, finds whole files, each the old one or the new one.
+
+    Args:
+        last: name of the file that makes the folder complete; it comes last.
+    """
+    temporary = folder / ".staged.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for file in sorted(temporary.rglob("*"), key=lambda path: path.name == last):
+            if file.is_file():
+                target = folder / file.relative_to(temporary)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

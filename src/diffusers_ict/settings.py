@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import operator
 import types
 import typing
@@ -20,7 +21,7 @@ def setting(
     at_least: float | None = None,
     above: float | None = None,
     below: float | None = None,
-    changeable: bool = False,
+    changes: str = "result",
     published: dict[str, Any] | None = None,
 ) -> Any:
     """A dataclass field that is also a command line flag and a key of a YAML file.
@@ -29,14 +30,15 @@ def setting(
         help: one line for --help.
         choices: the values it may take.
         at_least, above, below: bounds of a number.
-        changeable: it does not change what is computed, so a resumed run may have another value.
+        changes: what another value changes: "result"; "rounding" alone; "content" where it names something, such as
+            images, whose content counts and not its name; or "nothing" that is computed. See training/resume.py.
         published: its value by loss where it is left out (None).
     """
     metadata = {
         "help": help,
         "choices": choices,
         "bounds": (at_least, above, below),
-        "changeable": changeable,
+        "changes": changes,
         "published": published or {},
     }
     if isinstance(default, list):
@@ -45,14 +47,17 @@ def setting(
 
 
 def check_bounds(settings: Any) -> None:
-    """Check every number of a dataclass made of settings against its bounds.
+    """Check that every number of a dataclass made of settings is finite and within its bounds.
 
     Raises:
-        UserError: naming the first value out of bounds; NaN is out of any.
+        UserError: naming the first value that is not.
     """
     for item in dataclasses.fields(settings):
         at_least, above, below = item.metadata["bounds"]
         value = getattr(settings, item.name)
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise UserError(f"`{item.name}` must be finite, got {value}.")
         if value is None or item.metadata["bounds"] == (None, None, None):
             continue
         rules = [

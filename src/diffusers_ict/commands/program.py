@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 
-from ..errors import TrainingDiverged, UserError
+from ..errors import TrainingDiverged, TrainingStopped, UserError
 
 SETTING = re.compile(r"`(\w+)`")
 
@@ -22,8 +22,9 @@ def as_flags(message: str) -> str:
 
 
 def run_program(name: str, body: Callable[[], int | None]) -> int:
-    """Run a program's body and translate its errors: exit code 0 done, 1 training diverged, 2 bad input.
+    """Run a program's body and translate its errors into one sentence and an exit code.
 
+    0 done, 1 training diverged, 2 bad input or a file that cannot be read or written, 3 training stopped early.
     Warnings are one line, without the place in the code that they come from.
     """
     plain = warnings.formatwarning
@@ -35,9 +36,18 @@ def run_program(name: str, body: Callable[[], int | None]) -> int:
             time.sleep(PATIENCE_SECONDS)
         print(f"{name}: {as_flags(str(error))}", file=sys.stderr)
         return 2
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"{name}: a file cannot be read or written: {error.strerror or error}{where}.", file=sys.stderr)
+        return 2
     except TrainingDiverged as error:
-        # The line of an open progress bar ends first.
-        print(f"\n{name}: {error}; the last good checkpoint is kept.", file=sys.stderr)
+        print(f"{name}: {as_flags(str(error))}.", file=sys.stderr)
         return 1
+    except TrainingStopped as error:
+        print(
+            f"{name}: {as_flags(str(error))}; the same command with --resume_from_checkpoint latest goes on.",
+            file=sys.stderr,
+        )
+        return 3
     finally:
         warnings.formatwarning = plain

@@ -2,7 +2,8 @@
 
 accelerate launch --quiet train_scripts/train_ict.py --train_data_dir my_images --resolution 64 --output_dir my-model
 
-Exit codes: 0 done, 1 the training diverged, 2 bad input (nothing was written).
+Exit codes: 0 done; 1 the training diverged; 2 bad input (nothing was written), or a file that cannot be written;
+3 stopped early by a signal or by --max_train_minutes, with a checkpoint.
 """
 
 import os
@@ -39,6 +40,7 @@ FROM_DIFFUSERS = {
     "--save_images_epochs": "choose the steps between sample grids with --validation_steps",
     "--validation_epochs": "choose the steps between sample grids with --validation_steps",
     "--save_model_epochs": "choose the steps between checkpoints with --checkpointing_steps",
+    "--hub_token": "log in with `hf auth login`, or set HF_TOKEN; process lists and trackers show command lines",
     "--overwrite_output_dir": "nothing is overwritten: name another --output_dir, or delete the folder",
     "--scale_lr": "multiply --learning_rate yourself",
     "--local_rank": "accelerate and torchrun set the rank through the environment",

@@ -103,6 +103,7 @@ def _training(run: RunMetadata) -> dict[str, Any]:
         "version": run.version,
         "commit": f", commit {run.commit[:10]}" if run.commit else "",
         "command": run.command,
+        "changes": [f"after step {c['step']}, `{c['setting']}` from {c['from']} to {c['to']}" for c in run.changes],
     }
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..files import write_json
 
@@ -40,6 +40,7 @@ class RunMetadata(Metadata):
         batch_size: images of one optimizer step on all processes together.
         command: repeats the run; commit: of the code, where it is a checkout.
         objective: description of the user's own objective, or None for one of the recipe.
+        changes: of settings, by resumes: {"step", "setting", "from", "to"} each, `step` steps having been done.
     """
 
     file_name: ClassVar[str] = "run.json"
@@ -62,6 +63,7 @@ class RunMetadata(Metadata):
     commit: str | None
     command: str
     objective: str | None = None
+    changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Checkpoints: folders of safetensors and JSON, written atomically, without pickle.
 
 A checkpoint is written under a temporary name, flushed to disk, then renamed; older ones are pruned after that. A
-manifest holds the size and SHA-256 of every file, so that damage is detected.
+manifest holds the size and SHA-256 of every file, so that damage is detected. An older checkpoint is deleted only when
+enough newer ones have been read back and are as they were written.
 """
 
 import hashlib
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -56,28 +58,53 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int | None = Non
     """Write `folder/checkpoint-{step}` and prune all but the newest `keep` (None keeps all).
 
     A process killed at any moment leaves either the complete new checkpoint or the old ones untouched.
+
+    Raises:
+        UserError: it cannot be written; the old ones are untouched, and nothing else is left.
     """
     target = folder / f"checkpoint-{step}"
     temporary = folder / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _write(temporary, checkpoint)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{target.name} cannot be written: {reason}; {describe_newest(folder)}.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if keep is not None:
+        _prune(folder, keep)
+    return target
+
+
+def _write(folder: Path, checkpoint: Checkpoint) -> None:
+    """All files of a checkpoint, the manifest last, flushed to disk."""
     for name, tensors in checkpoint.tensors.items():
         # safetensors refuses views that share memory, and hashes need a fixed layout.
         tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        save_file(tensors, temporary / f"{name}.safetensors")
-    (temporary / STATE).write_text(json.dumps(checkpoint.state, indent=1))
-    files = sorted(temporary.iterdir())
+        save_file(tensors, folder / f"{name}.safetensors")
+    (folder / STATE).write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
+    files = sorted(folder.iterdir())
     manifest = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    for file in (*files, temporary / MANIFEST, temporary):
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for file in (*files, folder / MANIFEST, folder):
         _flush(file)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-    _flush(folder)
-    if keep is not None:
-        for old in list_checkpoints(folder)[keep:]:
-            shutil.rmtree(old)
-    return target
+
+
+def _prune(folder: Path, keep: int) -> None:
+    """Delete what is older than the newest `keep` good checkpoints, and the damaged ones among these."""
+    good: list[Path] = []
+    rest: list[Path] = []
+    for path in list_checkpoints(folder):
+        usable = len(good) < keep and find_corruption(path) is None
+        (good if usable else rest).append(path)
+    if len(good) == keep:
+        for path in rest:
+            shutil.rmtree(path, ignore_errors=True)  # what is left is found damaged, and goes the next time
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -98,9 +125,13 @@ def find_corruption(path: Path) -> str | None:
                 return f"{name} is missing"
             if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
                 return f"{name} is not as it was written"
-    except FileNotFoundError:
+        if {file.name for file in path.iterdir()} != {*manifest, MANIFEST} or STATE not in manifest:
+            return "its manifest names other files than it has"
+    except (FileNotFoundError, NotADirectoryError):
         return "it does not exist or has no manifest"
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
         return "its manifest cannot be read"
     return None
 
@@ -117,20 +148,20 @@ def load(path: Path) -> Checkpoint:
     return Checkpoint(json.loads((path / STATE).read_text("utf-8")), tensors)
 
 
-def load_latest(folder: Path) -> Checkpoint:
-    """Read the newest good checkpoint of a run; a damaged one is passed over with a warning that names it.
-
-    Raises:
-        UserError: there is none.
-    """
+def load_latest(folder: Path) -> Checkpoint | None:
+    """Read the newest good checkpoint of a run, or None; a damaged one is passed over with a warning that names it."""
     for path in list_checkpoints(folder):
         reason = find_corruption(path)
         if reason is None:
             return load(path)
         warnings.warn(f"passing over the checkpoint {path.name}: {reason}.", stacklevel=2)
-    raise UserError(
-        f"{folder} holds no usable checkpoint to resume from; to begin a new run, remove `resume_from_checkpoint`."
-    )
+    return None
+
+
+def describe_newest(folder: Path) -> str:
+    """The newest good checkpoint of a run, for a sentence about a run that ended early."""
+    newest = next((path.name for path in list_checkpoints(folder) if find_corruption(path) is None), None)
+    return f"{newest} is the newest checkpoint" if newest else "there is no checkpoint"
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

@@ -1,14 +1,19 @@
 """The files that a run writes: checkpoints, samples, and the published folder."""
 
+import dataclasses
+
 import numpy as np
+from safetensors import SafetensorError
 
 from ..data.draw import VALIDATION, derive_seed
-from ..files import public_name
+from ..errors import UserError, first_line
+from ..files import public_name, staged_folder
 from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
 from ..hub.provenance import code_commit, hardware
 from ..hub.publish import stage
 from ..version import __version__
+from .checkpoint import describe_newest
 from .plots import plot_training
 from .run import Run
 from .samples import export, sample_picture
@@ -16,8 +21,8 @@ from .samples import export, sample_picture
 
 def save_run(run: Run, step: int) -> None:
     """Write a checkpoint after `step` optimizer steps."""
-    recipe = run.recipe
-    run.state.save(run.output_dir, step, run.metrics.train_seconds, run.settings, recipe.checkpoints_total_limit)
+    facts = dataclasses.asdict(run.identity)
+    run.state.save(run.output_dir, step, run.metrics.train_seconds, facts, run.recipe.checkpoints_total_limit)
 
 
 def sample_run(run: Run, step: int) -> None:
@@ -39,15 +44,19 @@ def export_run(run: Run, step: int) -> None:
     """Write the published files: pipeline, variants, discriminator, plot, metadata and card after `step` steps."""
     folder, recipe = run.output_dir, run.recipe
     run.pipeline.id2label = dict(enumerate(run.images.class_names)) if run.images.class_names else None
-    export(run.pipeline, run.ema, folder, run.teacher)
-    if run.adversary is not None:
-        run.adversary.model.save_pretrained(folder / "discriminator")
+    try:
+        with staged_folder(folder, last="model_index.json") as staged:
+            export(run.pipeline, run.ema, staged, run.teacher)
+            if run.adversary is not None:
+                run.adversary.model.save_pretrained(staged / "discriminator")
+    except SafetensorError as error:  # a full disk, in the words of this library
+        raise UserError(f"the model cannot be written: {first_line(error)}; {describe_newest(folder)}.") from error
     plot_training(folder / "log.jsonl", folder / "training.png")
     dataset, dataset_on_hub = public_name(recipe.data_name)
     start = recipe.pretrained_model_name_or_path
     base, base_on_hub = (None, False) if start is None else public_name(start)
     RunMetadata(
-        objective=run.settings["objective"],
+        objective=run.own_objective,
         dataset=dataset or "images of its own",
         dataset_on_hub=dataset_on_hub and recipe.dataset_name is not None,
         base_model=base,
@@ -65,6 +74,7 @@ def export_run(run: Run, step: int) -> None:
         version=__version__,
         commit=code_commit(),
         command=recipe.command(),
+        changes=run.identity.changes,
     ).write(folder)
     write_card(folder)
 

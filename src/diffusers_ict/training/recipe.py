@@ -28,7 +28,7 @@ class Recipe(DataSettings):
     """Settings of a training run. None is resolved from the data, or from what was published for the loss."""
 
     config: str | None = setting(
-        None, "YAML file of settings, or the name of a shipped recipe; flags win over it", changeable=True
+        None, "YAML file of settings, or the name of a shipped recipe; flags win over it", changes="nothing"
     )
 
     # The objective.
@@ -54,7 +54,9 @@ class Recipe(DataSettings):
     consistency: str = setting("ct", "ACT: consistency term, CT as published or iCT", choices=("ct", "ict"))
     adversarial_weight: float = setting(0.3, "ACT: w, share of the adversarial term at the largest noise")
     adversarial_weight_mid: float = setting(0.3, "ACT: w_mid, its share in the middle of the grid")
-    discriminator_config_name_or_path: str | None = setting(None, "ACT: its config [one like the UNet's encoder]")
+    discriminator_config_name_or_path: str | None = setting(
+        None, "ACT: its config [one like the UNet's encoder]", changes="content"
+    )
     discriminator_learning_rate: float = setting(
         None, "ACT: learning rate of its RAdam [that of the generator]", above=0
     )
@@ -64,7 +66,10 @@ class Recipe(DataSettings):
     r1_gamma: float = setting(10.0, "ACT: weight of the gradient penalty", at_least=0)
     r1_interval: int = setting(16, "ACT: steps between gradient penalties", at_least=1)
     discriminator_batch_size: int = setting(
-        None, "ACT: fakes, and as many images, of its micro batch [train_batch_size]; published: half", at_least=1
+        None,
+        "ACT: fakes, and as many images, of its micro batch [train_batch_size]; published: half",
+        at_least=1,
+        changes="rounding",
     )
     augment: bool = setting(False, "ACT-Aug: augment what the discriminator sees")
     augment_signal: str = setting(
@@ -82,8 +87,12 @@ class Recipe(DataSettings):
     random_flip: bool = setting(False, "mirror half of the images, at random")
 
     # The network and its optimizer.
-    model_config_name_or_path: str | None = setting(None, "UNet2DModel config [one that suits the resolution]")
-    pretrained_model_name_or_path: str | None = setting(None, "start from the weights of this model or pipeline")
+    model_config_name_or_path: str | None = setting(
+        None, "UNet2DModel config [one that suits the resolution]", changes="content"
+    )
+    pretrained_model_name_or_path: str | None = setting(
+        None, "start from the weights of this model or pipeline", changes="content"
+    )
     insensitive_time_embedding: bool = setting(True, "keep fast frequencies out of the time embedding, as iCT does")
     dropout: float | None = setting(
         None, "dropout probability of the UNet [that of its config, else iCT 0.3, else 0]", at_least=0, below=1
@@ -91,11 +100,17 @@ class Recipe(DataSettings):
     dropout_resolution: int | None = setting(
         None, "dropout only at feature maps of at most this size [all]", at_least=1
     )
-    allow_tf32: bool = setting(False, "let float32 matrix products use TF32 on a GPU: faster, 10 bits of mantissa")
-    gradient_checkpointing: bool = setting(False, "recompute activations: less memory, more time")
-    torch_compile: bool = setting(False, "compile the networks")
-    train_batch_size: int = setting(64, "micro batch: images per process and accumulation step", at_least=1)
-    gradient_accumulation_steps: int = setting(1, "micro batches of one optimizer step on each process", at_least=1)
+    allow_tf32: bool = setting(
+        False, "let float32 matrix products use TF32 on a GPU: faster, 10 bits of mantissa", changes="rounding"
+    )
+    gradient_checkpointing: bool = setting(False, "recompute activations: less memory, more time", changes="rounding")
+    torch_compile: bool = setting(False, "compile the networks", changes="rounding")
+    train_batch_size: int = setting(
+        64, "micro batch: images per process and accumulation step", at_least=1, changes="rounding"
+    )
+    gradient_accumulation_steps: int = setting(
+        1, "micro batches of one optimizer step on each process", at_least=1, changes="rounding"
+    )
     max_train_steps: int = setting(100_000, "optimizer steps K; the curriculum stretches over them", at_least=1)
     num_train_epochs: float | None = setting(None, "passes over the data, instead of max_train_steps", above=0)
     learning_rate: float = setting(1e-4, "learning rate of RAdam", above=0)
@@ -124,31 +139,36 @@ class Recipe(DataSettings):
     seed: int = setting(0, "everything random follows from it", at_least=0)
 
     # The run.
-    output_dir: str = setting("consistency-model", "where everything goes", changeable=True)
+    output_dir: str = setting("consistency-model", "where everything goes", changes="nothing")
     validation_steps: int | None = setting(
         None,
         "steps between samples [at 1, 3, 10, 30 and 100 percent of the run, and every checkpoint]",
         at_least=1,
-        changeable=True,
+        changes="nothing",
     )
-    num_validation_images: int = setting(16, "images of a sample grid", at_least=1, changeable=True)
-    checkpointing_steps: int = setting(1000, "steps between checkpoints", at_least=1, changeable=True)
-    checkpoints_total_limit: int | None = setting(2, "newest checkpoints to keep", at_least=1, changeable=True)
-    resume_from_checkpoint: str | None = setting(None, "'latest', or a checkpoint folder", changeable=True)
+    num_validation_images: int = setting(16, "images of a sample grid", at_least=1, changes="nothing")
+    checkpointing_steps: int = setting(1000, "steps between checkpoints", at_least=1, changes="nothing")
+    checkpoints_total_limit: int | None = setting(2, "newest checkpoints to keep", at_least=1, changes="nothing")
+    max_train_minutes: float | None = setting(
+        None, "stop with a checkpoint after so many minutes [never]", above=0, changes="nothing"
+    )
+    resume_from_checkpoint: str | None = setting(
+        None, "'latest' (the beginning, if there is none), or a checkpoint folder", changes="nothing"
+    )
+    resume_with_changes: bool = setting(
+        False, "let a resumed run differ from its checkpoint, and record how", changes="nothing"
+    )
     report_to: str | None = setting(
-        None, "tracker beside the JSON lines", choices=("tensorboard", "wandb", "trackio"), changeable=True
+        None, "tracker beside the JSON lines", choices=("tensorboard", "wandb", "trackio"), changes="nothing"
     )
-    logging_steps: int = setting(10, "steps between log lines", at_least=1, changeable=True)
-    dry_run: bool = setting(False, "print parameters, steps, stages and memory, and stop", changeable=True)
-    license: str | None = setting(None, "licence of the weights, a Hub identifier such as cc-by-4.0", changeable=True)
-    push_to_hub: bool = setting(False, "publish the result on the Hub", changeable=True)
-    hub_model_id: str = setting(None, "repository: user/name or organisation/name", changeable=True)
-    hub_private_repo: bool = setting(False, "if the repository has to be created, create it private", changeable=True)
-    hub_token: str | None = setting(
-        None, "better left to `hf auth login` or HF_TOKEN; never written to a file", changeable=True
-    )
+    logging_steps: int = setting(10, "steps between log lines", at_least=1, changes="nothing")
+    dry_run: bool = setting(False, "print parameters, steps, stages and memory, and stop", changes="nothing")
+    license: str | None = setting(None, "licence of the weights, a Hub identifier such as cc-by-4.0", changes="nothing")
+    push_to_hub: bool = setting(False, "publish the result on the Hub", changes="nothing")
+    hub_model_id: str = setting(None, "repository: user/name or organisation/name", changes="nothing")
+    hub_private_repo: bool = setting(False, "if the repository has to be created, create it private", changes="nothing")
     hub_strategy: str = setting(
-        "end", "publish at the end, or at every checkpoint too", choices=("end", "checkpoint"), changeable=True
+        "end", "publish at the end, or at every checkpoint too", choices=("end", "checkpoint"), changes="nothing"
     )
 
     def __post_init__(self) -> None:
@@ -162,12 +182,18 @@ class Recipe(DataSettings):
                 if getattr(self, item.name) is None and loss in item.metadata["published"]:
                     setattr(self, item.name, item.metadata["published"][loss])
         self._check()
-        if self.discriminator_learning_rate is None:
-            self.discriminator_learning_rate = self.learning_rate
-        if self.discriminator_batch_size is None:
-            self.discriminator_batch_size = self.train_batch_size
-        if self.augment_tau is None:
-            self.augment_tau = AUGMENT_TAU[self.augment_signal]
+        if self.loss == "act":
+            for name, value in self._followed().items():
+                if getattr(self, name) is None:
+                    setattr(self, name, value)
+
+    def _followed(self) -> dict[str, Any]:
+        """Settings of the discriminator that follow others where they are left out."""
+        return {
+            "discriminator_learning_rate": self.learning_rate,
+            "discriminator_batch_size": self.train_batch_size,
+            "augment_tau": AUGMENT_TAU[self.augment_signal],
+        }
 
     def _check(self) -> None:
         check_bounds(self)
@@ -175,29 +201,37 @@ class Recipe(DataSettings):
             raise UserError(f"`push_to_hub` needs `hub_model_id` USER/NAME, got {self.hub_model_id or 'none'}.")
         if self.license is not None:
             check_license(self.license)
+        if not self.intermediate_sigmas:
+            raise UserError("`intermediate_sigmas` must name the second noise level of two steps, got none.")
         if self.s1 < self.s0:
             raise UserError(f"`s1` must be at least `s0`, got s1 {self.s1} and s0 {self.s0}.")
         decays = self.ema_decays
         if not decays or len(set(decays)) < len(decays) or not all(0 < decay < 1 for decay in decays):
             raise UserError(f"`ema_decays` must be different numbers between 0 and 1, got {decays}.")
 
+    def fakes_in_step(self, batch_size: int) -> int:
+        """ACT: fakes that the discriminator judges in a step whose generator sees so many images."""
+        return batch_size // self.train_batch_size * self.discriminator_batch_size
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON types by flag name, as written to files: no token, and of an absolute path the last part only."""
-        entries = {key: value for key, value in dataclasses.asdict(self).items() if key != "hub_token"}
-        return {key: portable(value) if isinstance(value, str) else value for key, value in entries.items()}
+        """Plain JSON types by flag name, as written to files; of an absolute path the last part only."""
+        entries = dataclasses.asdict(self).items()
+        return {key: portable(value) if isinstance(value, str) else value for key, value in entries}
+
+    def changing(self, *kinds: str) -> dict[str, Any]:
+        """The settings that change the "result", the "rounding", the "content", or "nothing" of a run."""
+        chosen = {item.name for item in dataclasses.fields(self) if item.metadata["changes"] in kinds}
+        return {key: value for key, value in self.as_dict().items() if key in chosen}
 
     def computed(self) -> dict[str, Any]:
-        """The settings that decide what is computed; a resumed run must agree in all of them."""
-        changeable = {item.name for item in dataclasses.fields(self) if item.metadata["changeable"]}
-        return {key: value for key, value in self.as_dict().items() if key not in changeable}
+        """The settings that decide what is computed."""
+        return self.changing("result", "content", "rounding")
 
     def command(self) -> str:
         """The command line of this recipe: every setting that is not the default, absolute paths by their last part."""
         plain = Recipe(loss=self.loss, consistency=self.consistency).computed()
-        # These follow other settings.
-        plain["discriminator_learning_rate"] = self.learning_rate
-        plain["discriminator_batch_size"] = self.train_batch_size
-        plain["augment_tau"] = AUGMENT_TAU[self.augment_signal]
+        if self.loss == "act":
+            plain |= self._followed()
         words = ["accelerate", "launch", "train_scripts/train_ict.py"]
         if self.loss != "ict":
             words += as_flag("loss", self.loss)
@@ -207,20 +241,6 @@ class Recipe(DataSettings):
             if value != plain[key]:
                 words += as_flag(key, value)
         return shlex.join([*words, *as_flag("output_dir", portable(self.output_dir))])
-
-
-def check_resumes(now: dict[str, Any], earlier: dict[str, Any]) -> None:
-    """Check that a run with the settings `now` may continue a checkpoint with the settings `earlier`.
-
-    Raises:
-        UserError: naming the first setting that differs.
-    """
-    for key, value in now.items():
-        if earlier.get(key) != value:
-            raise UserError(
-                f"the checkpoint was made with {key} {earlier.get(key)} and this run has {value}: resume with the same "
-                "recipe, or begin a new run in another `output_dir`."
-            )
 
 
 def parse(argv: Sequence[str] | None, program: str, description: str) -> Recipe:

@@ -4,12 +4,12 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from accelerate import Accelerator
 from diffusers import UNet2DModel
+from filelock import BaseFileLock
 
 from ..act import AdaptiveStrength, AdversarialWeight
 from ..data.batch import GlobalBatch
@@ -25,15 +25,16 @@ from ..preconditioning import ConsistencyFunction
 from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
 from ..time_embedding import uses_fast_columns
-from . import checkpoint
 from .adversary import Adversary, build_discriminator
 from .ema import EMA
 from .estimate import describe
 from .log import Metrics
 from .objectives import check_curriculum, make_objective
-from .recipe import Recipe, check_resumes
+from .output_dir import check_output_dir, lock_output_dir
+from .recipe import Recipe
+from .resume import Identity, circumstances, decisive, resume
 from .samples import make_pipeline
-from .state import RunState, claim_output_dir
+from .state import RunState
 from .unets import describe_dropout, make_unet
 
 
@@ -48,7 +49,9 @@ class Run:
         adversary: ACT's discriminator, or None.
         pipeline: draws samples, with a UNet of its own for the averaged weights.
         first_step: optimizer steps done before the run was resumed.
-        settings: those that a resumed run must agree in; "objective" describes one of the user's own.
+        identity: what the run is compared by when it is resumed.
+        own_objective: description of the user's own, or None.
+        lock: on the output folder; None on processes that do not write.
     """
 
     recipe: Recipe
@@ -68,18 +71,31 @@ class Run:
     metrics: Metrics
     publisher: BackgroundPublisher
     first_step: int
-    settings: dict[str, Any]
+    identity: Identity
+    own_objective: str | None
+    lock: BaseFileLock | None
 
     @property
     def output_dir(self) -> Path:
         """Where everything goes."""
         return Path(self.recipe.output_dir)
 
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End the progress bar and the trackers, and let go of the output folder."""
+        self.metrics.progress.close()
+        self.accelerator.end_training()
+        if self.lock is not None:
+            self.lock.release()
+
     def draw_batch(self, step: int, role: int) -> GlobalBatch:
         """The images, noise and noise levels of a step; `role` is GENERATOR, FAKES or REALS."""
         recipe = self.recipe
-        micro_batch = recipe.train_batch_size if role == GENERATOR else recipe.discriminator_batch_size
-        size = self.batch_size // recipe.train_batch_size * micro_batch
+        micro_batch, size = recipe.train_batch_size, self.batch_size
+        if role != GENERATOR:
+            micro_batch, size = recipe.discriminator_batch_size, recipe.fakes_in_step(self.batch_size)
         return GlobalBatch(
             Draw(recipe.seed, step, size, self.accelerator.device, role),
             self.images,
@@ -111,7 +127,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     scheduler, weight = _scheduler(recipe), _adversarial_weight(recipe)
     if recipe.push_to_hub:
         check_repo_id(recipe.hub_model_id)
-    claim_output_dir(Path(recipe.output_dir), resuming=recipe.resume_from_checkpoint is not None)
+    check_output_dir(Path(recipe.output_dir), resuming=recipe.resume_from_checkpoint is not None)
     images = images or recipe.load(recipe.class_conditional)
     batch_size = _batch_size(recipe, accelerator, images)
     if recipe.num_train_epochs is not None:
@@ -134,8 +150,13 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     )
     ema = EMA(unet.named_parameters(), recipe.ema_decays, recipe.ema_warmup)
     state = _state(unet, optimizer, ema, teacher, adversary, accelerator)
-    settings = {**recipe.computed(), "objective": own_objective}
-    first_step, seconds = _resume(recipe, state, settings)
+    networks = {"unet": unet.config} | ({} if discriminator is None else {"discriminator": discriminator.config})
+    identity = Identity(
+        decisive(recipe, images.fingerprint(), batch_size, networks, own_objective), circumstances(recipe, accelerator)
+    )
+    first_step, seconds = resume(recipe, state, identity)
+    writing = accelerator.is_main_process and not recipe.dry_run
+    own_lock = lock_output_dir(Path(recipe.output_dir)) if writing else None
 
     def consistency_function(net: UNet2DModel) -> ConsistencyFunction:
         return scheduler.consistency_function(_in_precision(net, accelerator, recipe.torch_compile))
@@ -157,12 +178,12 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
         state=state,
         metrics=_open_log(recipe, accelerator, first_step, seconds),
         publisher=BackgroundPublisher(
-            lambda staged: push(
-                staged, recipe.hub_model_id, token=recipe.hub_token, private=recipe.hub_private_repo or None
-            )
+            lambda staged: push(staged, recipe.hub_model_id, private=recipe.hub_private_repo or None)
         ),
         first_step=first_step,
-        settings=settings,
+        identity=identity,
+        own_objective=own_objective,
+        lock=own_lock,
     )
 
 
@@ -295,14 +316,3 @@ def _state(unet, optimizer, ema: EMA, teacher, adversary: Adversary | None, acce
         optimizers["discriminator_optimizer"] = (adversary.optimizer, adversary.model)
     strength = None if adversary is None else adversary.strength
     return RunState(modules, optimizers, ema, accelerator.scaler, strength)
-
-
-def _resume(recipe: Recipe, state: RunState, settings: dict[str, Any]) -> tuple[int, float]:
-    """Continue from the checkpoint that the recipe names, if any: (steps done, seconds trained)."""
-    wanted = recipe.resume_from_checkpoint
-    if wanted is None:
-        return 0, 0.0
-    saved = checkpoint.load_latest(Path(recipe.output_dir)) if wanted == "latest" else checkpoint.load(Path(wanted))
-    check_resumes(settings, saved.state["recipe"])
-    state.load(saved)
-    return saved.state["step"], saved.state["train_seconds"]

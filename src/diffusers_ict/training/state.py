@@ -33,28 +33,35 @@ class RunState:
     strength: AdaptiveStrength | None = None
 
     def save(
-        self, folder: Path, step: int, train_seconds: float, settings: dict[str, Any], keep: int | None = None
+        self, folder: Path, step: int, train_seconds: float, facts: dict[str, Any], keep: int | None = None
     ) -> Path:
         """Write a checkpoint after `step` optimizer steps.
 
         Args:
-            settings: those that a resumed run must agree in.
+            facts: about the run, as JSON types; what a resumed run is compared by.
             keep: newest checkpoints that stay.
 
         Raises:
-            TrainingDiverged: a weight is not a number; nothing is written.
+            TrainingDiverged: some tensor is not finite; nothing is written.
+            UserError: it cannot be written.
         """
-        if not all(p.isfinite().all() for p in self.modules["unet"].parameters()):
-            raise TrainingDiverged(f"a weight is not a number after step {step - 1}")
-        state: dict[str, Any] = {"step": step, "train_seconds": train_seconds, "recipe": settings}
+        tensors = self._tensors()
+        if (name := _not_finite(tensors)) is not None:
+            raise TrainingDiverged(f"{name} is not finite after step {step}")
+        state: dict[str, Any] = {"step": step, "train_seconds": train_seconds, **facts}
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
         if self.strength is not None:
             state["augmentation"] = self.strength.state()
-        return checkpoint.save(folder, step, Checkpoint(state, self._tensors()), keep)
+        return checkpoint.save(folder, step, Checkpoint(state, tensors), keep)
 
     def load(self, saved: Checkpoint) -> None:
-        """Put back what `save` wrote."""
+        """Put back what `save` wrote.
+
+        Raises:
+            UserError: it holds other networks or averages than this run has; nothing is changed.
+        """
+        self._check_fits(saved)
         for name, module in self.modules.items():
             module.load_state_dict(saved.tensors[name])
         for name, (optimizer, module) in self.optimizers.items():
@@ -74,17 +81,24 @@ class RunState:
             tensors[f"ema_{number}"] = self.ema.state_dict(decay)
         return tensors
 
+    def _check_fits(self, saved: Checkpoint) -> None:
+        own = self._tensors()
+        if own.keys() != saved.tensors.keys():
+            raise UserError(
+                f"the checkpoint holds {', '.join(sorted(saved.tensors))} and this run has {', '.join(sorted(own))}: "
+                "resume with the same `loss`, `consistency` and `ema_decays`."
+            )
+        for part in own.keys() - self.optimizers.keys():  # an optimizer has no moments before its first step
+            shapes, there = ({k: tuple(t.shape) for k, t in of[part].items()} for of in (own, saved.tensors))
+            if shapes != there:
+                name = next(k for k in sorted({*shapes, *there}) if shapes.get(k) != there.get(k))
+                raise UserError(
+                    f"the checkpoint does not fit this run's networks: {part} {name} has the shape {there.get(name)} "
+                    f"there and {shapes.get(name)} here."
+                )
 
-def claim_output_dir(folder: Path, resuming: bool) -> None:
-    """Check that this run may write into `folder`. Nothing is created.
 
-    Raises:
-        UserError: it holds another run, or is a file.
-    """
-    if folder.is_file():
-        raise UserError(f"`output_dir` must be a folder, and {folder} is a file.")
-    if not resuming and folder.is_dir() and any(folder.iterdir()):
-        raise UserError(
-            f"`output_dir` {folder} holds another run: add `resume_from_checkpoint` latest to continue it, or name "
-            "another folder."
-        )
+def _not_finite(tensors: dict[str, dict[str, Tensor]]) -> str | None:
+    """The name of a tensor with a value that is not finite, or None."""
+    named = ((f"{part} {name}", value) for part, own in tensors.items() for name, value in own.items())
+    return next((name for name, value in named if not value.isfinite().all()), None)

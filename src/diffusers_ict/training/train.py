@@ -2,13 +2,16 @@
 
 from ..data.draw import FAKES, GENERATOR, REALS
 from ..data.images import Images
+from ..errors import TrainingDiverged, TrainingStopped
 from ..objective import Objective, consistency_pair
 from ..processes import average_gradients
+from .checkpoint import describe_newest
 from .ema import move_towards
+from .interruption import Interruption
 from .optimization import learning_rate_factor, set_learning_rate
 from .outputs import export_run, publish_run, sample_run, save_run
 from .recipe import Recipe
-from .run import open_run
+from .run import Run, open_run
 from .schedule import is_due, is_sample_step, last_step
 
 
@@ -23,11 +26,34 @@ def train(recipe: Recipe, objective: Objective | None = None, images: Images | N
         Why publishing failed, or None: a failed upload never interrupts training, and loses nothing.
 
     Raises:
-        UserError: the recipe or the data cannot be used; nothing is written.
-        TrainingDiverged: a loss or a weight is not a number; the checkpoints stay.
+        UserError: the recipe or the data cannot be used, and nothing is written; or the disk is full.
+        TrainingDiverged: a loss or a tensor of the state is not finite; the checkpoints stay.
+        TrainingStopped: by a signal, a time limit, or the end of its launcher; a checkpoint of the last step is there.
     """
-    run = open_run(recipe, objective, images)
-    accelerator, metrics, optimizer, ema = run.accelerator, run.metrics, run.optimizer, run.ema
+    with open_run(recipe, objective, images) as run:
+        try:
+            with Interruption(run.accelerator, recipe.max_train_minutes) as interruption:
+                _train_steps(run, interruption)
+        except TrainingDiverged as error:
+            raise TrainingDiverged(
+                f"{error}; {describe_newest(run.output_dir)}; go on with `resume_from_checkpoint` latest, "
+                "`resume_with_changes`, and a lower `learning_rate` or another `seed`"
+            ) from error
+        if recipe.dry_run:
+            run.accelerator.print(run.metrics.time_estimate(recipe.max_train_steps))
+            return None
+        failure = None
+        if run.accelerator.is_main_process:
+            export_run(run, recipe.max_train_steps)
+            if recipe.push_to_hub:
+                publish_run(run)
+                failure = run.publisher.finish()
+        return failure
+
+
+def _train_steps(run: Run, interruption: Interruption) -> None:
+    """The training loop, from the first step of the run to its last, or to the one that is interrupted."""
+    recipe, accelerator, metrics, optimizer, ema = run.recipe, run.accelerator, run.metrics, run.optimizer, run.ema
     objective, adversary, total_steps = run.objective, run.adversary, recipe.max_train_steps
     rate = learning_rate_factor(recipe.lr_scheduler, recipe.lr_warmup_steps, total_steps)
 
@@ -73,8 +99,9 @@ def train(recipe: Recipe, objective: Objective | None = None, images: Images | N
         if recipe.dry_run:
             continue
         last = step + 1 == total_steps
-        saving = last or is_due(step, recipe.checkpointing_steps)
-        sampling = is_sample_step(recipe, step)
+        stopping = None if last else interruption.reason()
+        saving = last or stopping is not None or is_due(step, recipe.checkpointing_steps)
+        sampling = stopping is None and is_sample_step(recipe, step)
         if sampling or saving or is_due(step, recipe.logging_steps):
             metrics.write(step + 1, objective.mean_weight(step, total_steps), objective.schedule(step, total_steps))
             if accelerator.is_main_process:
@@ -82,22 +109,10 @@ def train(recipe: Recipe, objective: Objective | None = None, images: Images | N
                     save_run(run, step + 1)
                 if sampling:
                     sample_run(run, step + 1)
-                if saving and not last and recipe.push_to_hub and recipe.hub_strategy == "checkpoint":
+                if saving and not (last or stopping) and recipe.push_to_hub and recipe.hub_strategy == "checkpoint":
                     export_run(run, step + 1)
                     publish_run(run)
             accelerator.wait_for_everyone()
             metrics.start_clock()
-    metrics.progress.close()
-    if recipe.dry_run:
-        accelerator.print(metrics.time_estimate(total_steps))
-        return None
-
-    # ---------------------------------------------------------------- the export
-    failure = None
-    if accelerator.is_main_process:
-        export_run(run, total_steps)
-        if recipe.push_to_hub:
-            publish_run(run)
-            failure = run.publisher.finish()
-    accelerator.end_training()
-    return failure
+        if stopping is not None:
+            raise TrainingStopped(f"{stopping}, and stopped after step {step + 1} of {total_steps} with a checkpoint")
