@@ -1,6 +1,7 @@
 """Bad input gets one sentence and exit code 2, and nothing is written."""
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -21,6 +22,20 @@ from diffusers_ict.commands import train as train_ict
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.errors import UserError
 from diffusers_ict.training import checkpoint
+
+
+def test_an_impossible_output_folder_shuts_the_door(flags, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("")
+    shut(tmp_path, capsys, "must be a folder, and", *flags, "--output_dir", file)
+    shut(tmp_path, capsys, f"{file} is a file", *flags, "--output_dir", file / "out")
+    shut(tmp_path, capsys, "File name too long", *flags, "--output_dir", tmp_path / ("x" * 300))
+    shut(tmp_path, capsys, "cannot be written", *flags, "--output_dir", "/proc/out")
+
+
+def test_a_read_only_output_folder_shuts_the_door(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *args, **kwargs: False)  # root may write everywhere
+    shut(tmp_path, capsys, "cannot be written: ", *flags, "--output_dir", tmp_path / "out")
 
 
 @pytest.mark.slow

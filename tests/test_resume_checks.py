@@ -1,6 +1,7 @@
 """What a resume refuses, warns of and allows; runs that begin, go on or stop by one command line."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -16,11 +17,12 @@ import pytest
 import torch
 from conftest import ROOT
 from filelock import FileLock
+from safetensors import SafetensorError
 from short_run import ACT, CT, ICT, final_tensors, run
 
-from diffusers_ict.training import checkpoint, train
+from diffusers_ict.training import checkpoint, outputs, train
 from diffusers_ict.training.interruption import Interruption
-from diffusers_ict.training.log import Metrics, read_log
+from diffusers_ict.training.log import JSONLines, Metrics, read_log
 
 LATEST = ["--resume_from_checkpoint", "latest"]
 
@@ -256,6 +258,42 @@ def test_a_run_that_diverges_without_a_checkpoint_says_so(flags, tmp_path, monke
     monkeypatch.undo()
     own = [*LATEST, "--resume_with_changes", "--learning_rate", 5e-4, "--max_train_steps", 4]
     assert run(*ICT, *flags, "--output_dir", tmp_path / "out", *own) == 0
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "message"),
+    [
+        ((JSONLines, "write"), FULL, "a file cannot be read or written: No space left on device"),
+        (
+            (checkpoint, "save_file"),
+            SafetensorError("Error while serializing: I/O error: No space left"),
+            "checkpoint-5 cannot",
+        ),
+        ((outputs, "export"), SafetensorError("I/O error: No space left"), "the model cannot be written: I/O error"),
+        ((outputs, "write_card"), FULL, "a file cannot be read or written: No space left on device"),
+    ],
+    ids=["log", "checkpoint", "export", "card"],
+)
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(
+    flags, place, error, message, tmp_path, monkeypatch, capsys
+):
+    own = [*ICT, *flags, "--max_train_steps", 12, *LATEST]
+    assert run(*own, "--output_dir", tmp_path / "whole") == 0
+
+    def full(*args, **kwargs):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*place, full)
+        assert run(*own, "--output_dir", tmp_path / "out") == 2
+    assert message in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+    assert run(*own, "--output_dir", tmp_path / "out") == 0
+    whole, out = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "out")
+    assert all(torch.equal(whole[name], out[name]) for name in whole)
 
 
 def test_checkpoints_of_other_versions_are_refused(begun, tmp_path, capsys):

@@ -16,7 +16,7 @@ from ..data.batch import GlobalBatch
 from ..data.draw import FAKES, GENERATOR, INIT, Draw, derive_seed
 from ..data.images import Images
 from ..discriminator import ConsistencyDiscriminator
-from ..errors import UserError
+from ..errors import TrainingStopped, UserError
 from ..files import write_text
 from ..hub.publish import BackgroundPublisher, check_repo_id, push
 from ..objective import Objective
@@ -83,10 +83,11 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """End the progress bar and the trackers, and let go of the output folder."""
         self.metrics.progress.close()
-        self.accelerator.end_training()
+        if kind in (None, TrainingStopped):  # else the other processes are still at work, and would be waited for
+            self.accelerator.end_training()
         if self.lock is not None:
             self.lock.release()
 
