@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_ict.data.decode import in_memory
 from diffusers_ict.data.images import load_images, read_images
 from diffusers_ict.data.source import Source
 from diffusers_ict.errors import UserError
@@ -314,6 +315,12 @@ def test_columns_are_found_or_asked_for(tmp_path):
     assert len(load_images(dataset_name=name, image_column="b")) == 1
     with pytest.raises(UserError, match="no column 'c'"):
         load_images(dataset_name=name, image_column="c")
+
+
+@pytest.mark.parametrize("side", [2**21, 2**31])
+def test_more_images_than_memory_holds_are_refused(side):
+    with pytest.raises(UserError, match=f"^16 images of {side}x{side} do not fit into memory: lower `resolution`, or"):
+        in_memory((16, 3, side, side))
 
 
 def test_no_more_memory_is_taken_than_the_images_need(tmp_path):

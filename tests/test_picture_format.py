@@ -152,6 +152,7 @@ def test_sixteen_bits_that_are_not_what_they_seem_are_refused(tmp_path):
     files = {
         "bits.tiff": (tiff.getvalue().replace(bits, bits[:8] + b"\x0c\0"), "integers of 12 bits"),
         "white.tiff": (tiff.getvalue().replace(photometric, photometric[:8] + b"\0\0"), "0 must be black"),
+        "colour.png": (png_of_16_bits(np.full((4, 4, 3), 9999, np.uint16), b"\x27\x0f" * 3), "has 16 bits: save it"),
         "clear.png": (png_of_16_bits(np.zeros((4, 4), np.uint16), b"\0\1"), "transparency an alpha channel"),
     }
     for name, (content, message) in files.items():

@@ -61,7 +61,7 @@ class PictureFormat:
 
         Raises:
             UserError: a picture that is not square, without `center_crop`; `name` gives its name.
-            Exception: it cannot be read or converted.
+            ValueError: it cannot be converted; and whatever Pillow raises for one that it cannot read.
         """
         if isinstance(picture, np.ndarray):
             array, mode = _as_array(picture), str(picture.dtype)
@@ -82,6 +82,9 @@ class PictureFormat:
     def _in_mode(self, picture: Image.Image) -> Image.Image:
         """A picture in mode L, RGB or RGBA; by default in the one that loses nothing."""
         transparent = picture.mode in WITH_ALPHA or "transparency" in picture.info
+        colour = picture.info.get("transparency")
+        if isinstance(colour, tuple) and max(colour) > 255:  # Pillow would look for it among colours of 8 bits
+            raise ValueError("its transparent colour has 16 bits: save it with an alpha channel")
         if self.mode is not None:
             if transparent and self.mode != "RGBA":
                 canvas = Image.new("RGBA", picture.size, self.background)
