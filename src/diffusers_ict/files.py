@@ -31,6 +31,25 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(setting: str, folder: Path) -> None:
+    """Check that files can be written into a folder, which need not exist yet. Nothing is created.
+
+    Args:
+        setting: the name of the setting that names the folder.
+
+    Raises:
+        UserError: it is a file or within one, or it is read-only.
+    """
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise UserError(f"`{setting}` {folder} cannot be used: {error.strerror}; name another folder.") from error
+    if not existing.is_dir():
+        raise UserError(f"`{setting}` must be a folder, and {existing} is a file; name another one.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"`{setting}` {folder} cannot be written: {existing} is read-only; name another folder.")
+
+
 @contextmanager
 def staged_folder(folder: Path, last: str) -> Iterator[Path]:
     """A temporary folder in `folder`, whose files take their places there, one by one, when the block ends well.

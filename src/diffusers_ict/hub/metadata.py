@@ -28,7 +28,8 @@ class Metadata:
         """
         items = dataclasses.fields(cls)  # type: ignore[arg-type]
         entries = read_json(folder / cls.file_name)
-        required = {item.name for item in items if item.default is dataclasses.MISSING}
+        defaults = {item.name: (item.default, item.default_factory) for item in items}
+        required = {name for name, default in defaults.items() if default == (dataclasses.MISSING,) * 2}
         if missing := required - entries.keys():
             raise UserError(f"{folder / cls.file_name} lacks {', '.join(sorted(missing))}.")
         return cls(**{item.name: entries[item.name] for item in items if item.name in entries})

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ..files import read_json
+from ..stock_grid import middle_level
 
 SHOWN_CLASSES = 20  # at most, by name
 
@@ -69,11 +70,9 @@ def second_level(folder: Path, levels: list[float]) -> float:
     """The level that two steps go through: the first of `levels`, otherwise the middle of the scheduler's grid."""
     if levels:
         return levels[0]
-    usual = {"num_train_timesteps": 40, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
-    config = {**usual, **entries(folder / "scheduler" / "scheduler_config.json")}
-    ramp = (config["num_train_timesteps"] // 2) / (config["num_train_timesteps"] - 1)
-    low, high = (config[name] ** (1 / config["rho"]) for name in ("sigma_min", "sigma_max"))
-    return float(f"{(high + ramp * (low - high)) ** config['rho']:.4g}")
+    config = entries(folder / "scheduler" / "scheduler_config.json")
+    names = ("num_train_timesteps", "sigma_min", "sigma_max", "rho")
+    return float(f"{middle_level(**{name: config[name] for name in names if name in config}):.4g}")
 
 
 def levels_note(levels: list[float]) -> str:
