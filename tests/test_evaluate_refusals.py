@@ -193,6 +193,21 @@ def test_an_empty_list_is_refused(run_folder, tmp_path, capsys):
         refused(capsys, f"--{name} needs at least one value", *arguments(run_folder, tmp_path, f"--{name}"))
 
 
+def test_a_plot_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def cut_off(self, target, **options):
+        Path(target).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Figure, "savefig", cut_off)
+    row = {"num_inference_steps": 1, "variant": None, "metrics": {"kid": 1.0}}
+    facts = {"reference_images": 1, "dataset": "x", "samples": 1, "extractor": "y", "higher_is_better": []}
+    with pytest.raises(KeyboardInterrupt):
+        report.plot_quality({"rows": [row], **facts}, tmp_path / "evaluation.png")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_levels_found_are_written_whole_or_not_at_all(run_folder, tmp_path, monkeypatch):
     model = shutil.copytree(run_folder, tmp_path / "run")
     before = {path.name: path.read_bytes() for path in (model / "scheduler").iterdir()}

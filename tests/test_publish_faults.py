@@ -309,6 +309,23 @@ def test_the_background_publisher_waits_for_a_bounded_time(tmp_path):
     assert publisher.finish() is None
 
 
+LEAVES = """
+import sys, time
+from pathlib import Path
+from diffusers_ict.hub.publish import BackgroundPublisher
+publisher = BackgroundPublisher(lambda staged: time.sleep(1000))
+Path(sys.argv[1]).mkdir()
+publisher.submit(lambda: Path(sys.argv[1]))
+print(publisher.finish(0.01))
+"""
+
+
+def test_a_program_that_ends_before_its_upload_leaves_no_staged_folder(hub, tmp_path):
+    done = client(hub, tmp_path / "cache", "-c", LEAVES, tmp_path / "staged")
+    assert done.stdout == "publishing did not end within 0.01 seconds.\n", done.stderr
+    assert not (tmp_path / "staged").exists()
+
+
 TRAIN = """
 import sys
 from diffusers_ict.commands import train

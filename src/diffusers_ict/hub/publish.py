@@ -1,5 +1,6 @@
 """Publishing a model: one commit to the Hub with pipeline, variants, samples, recipe and card."""
 
+import atexit
 import json
 import os
 import shutil
@@ -211,6 +212,7 @@ class BackgroundPublisher:
         staged: Path | Exception
         try:
             staged = make_staged()
+            atexit.register(shutil.rmtree, staged, ignore_errors=True)  # where the program ends before the upload
         except Exception as error:  # on a full disk training goes on
             staged = error
         with self.lock:
