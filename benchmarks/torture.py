@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 # One thread for whatever is imported from here on: sums in another order are other sums, and threads survive no fork.
-os.environ |= {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 from faults import damage, full_disk, kills, several, signals
 from faults.children import Lost, adopt_orphans

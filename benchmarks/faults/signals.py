@@ -1,6 +1,7 @@
 """Signals that ask a run to stop: to the process, to its launcher, or to both."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,8 @@ from provenance import ROOT
 from diffusers_ict.training import checkpoint
 from diffusers_ict.training.log import JSONLines
 
-from .children import HANG_SECONDS, Child, Lost, in_child
-from .compare import check_nothing_left, check_same, content
+from .children import HANG_SECONDS, Lost, in_child
+from .compare import check_same, content
 from .several import SHORT, _whole, train
 from .workshop import LOSSES, STEPS, Fault, Workshop
 
@@ -86,13 +87,9 @@ def launched(command: list[str], loss: str, shop: Workshop, place: Path, *more: 
     script = str(ROOT / "train_scripts" / "train_ict.py")
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "TMPDIR": str(place / "tmp"), "GLOO_SOCKET_IFNAME": "lo"}
     (place / "tmp").mkdir()
-    return subprocess.Popen(
-        [*command, script, *shop.command(loss, place / "out", *more)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    words = [*command, script, *shop.command(loss, place / "out", *more)]
+    with (place / "printed").open("w") as printed:
+        return subprocess.Popen(words, env=environment, stdout=printed, stderr=printed, start_new_session=True)
 
 
 def send(target: str, number: int, launcher: subprocess.Popen) -> None:
@@ -106,26 +103,32 @@ def send(target: str, number: int, launcher: subprocess.Popen) -> None:
         next(child for child in children if "train_ict.py" in " ".join(child.cmdline())).send_signal(number)
 
 
-def _wait(condition: Callable[[], bool], launcher: subprocess.Popen) -> None:
-    deadline = time.monotonic() + HANG_SECONDS
-    while not condition():
+def _wait_for_steps(steps: int, place: Path, launcher: subprocess.Popen) -> None:
+    """Wait until a launched run has logged so many steps.
+
+    Raises:
+        Lost: it ends before that, or hangs.
+    """
+    log, deadline = place / "out" / "log.jsonl", time.monotonic() + HANG_SECONDS
+    while not log.exists() or log.read_text().count("\n") < steps:
         if launcher.poll() is not None or time.monotonic() > deadline:
-            raise Lost(f"it ended by itself, or hangs: {launcher.poll()}")
+            raise Lost(f"it ended by itself ({launcher.poll()}), or hangs: {(place / 'printed').read_text()[-2000:]}")
         time.sleep(0.005)
 
 
 def by_launcher(target: str, command: list[str], count: int) -> Callable[[Workshop, Path, int, Random], int]:
-    """A trial that sends SIGTERM or SIGKILL to `target` of a launched run, at a random step; then goes on to the end."""
+    """A trial that sends SIGTERM to `target` of a launched run after a random step; then goes on to the end."""
 
     def trial(shop: Workshop, place: Path, number: int, random: Random) -> int:
-        loss, asking = list(LOSSES)[number % 3], signal.SIGTERM
+        loss = list(LOSSES)[number % 3]
         own = [] if count == 1 else [*SHORT, "--train_batch_size", 4 // count]
-        launcher, log = launched(command, loss, shop, place, *own), place / "out" / "log.jsonl"
-        at = random.randrange(1, 4)
-        _wait(lambda: log.exists() and log.read_text().count("\n") >= at, launcher)
-        send(target, asking, launcher)
+        launcher = launched(command, loss, shop, place, *own)
+        _wait_for_steps(random.randrange(1, 4), place, launcher)
+        send(target, signal.SIGTERM, launcher)
         launcher.wait(HANG_SECONDS)
         shop.check_alone()
+        for logs in (place / "tmp").glob("torchelastic_*"):  # torchrun's own
+            shutil.rmtree(logs)
         stopped = bool(checkpoint.list_checkpoints(place / "out"))
         if stopped:
             _check_stopped(place / "out")
@@ -151,5 +154,3 @@ FAULTS = [
     *(Fault(f"SIGTERM, accelerate launch: {where}", 3, by_launcher(where, ACCELERATE, 1)) for where in TARGETS),
     *(Fault(f"SIGTERM, torchrun with 2 processes: {where}", 3, by_launcher(where, TORCHRUN, 2)) for where in TARGETS),
 ]
-
-__all__ = ["FAULTS", "Child", "check_nothing_left"]
