@@ -117,7 +117,7 @@ def test_data_that_cannot_be_used_shuts_the_door(flags, tmp_path, capsys):
         *own,
         *out,
     )
-    shut(tmp_path, capsys, "cannot be opened", "--train_data_dir", tmp_path / "empty", *own, *out)
+    shut(tmp_path, capsys, "holds no images", "--train_data_dir", tmp_path / "empty", *own, *out)
     shut(tmp_path, capsys, "images have 3 channels", "--dataset_name", colour, *own, *out)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from test_images import folder
 
 from diffusers_ict.data import cache, images
-from diffusers_ict.data.hub_data import read_dataset
+from diffusers_ict.data.folder import read_folder
 from diffusers_ict.data.images import load_images, read_images
 from diffusers_ict.data.source import Source
 from diffusers_ict.errors import UserError
@@ -197,7 +197,7 @@ def test_runs_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
         return finish(*args)
 
     monkeypatch.setattr(cache, "_finish", together)
-    sources = [read_dataset(None, None, where, "train", None, None, False) for _ in range(4)]
+    sources = [read_folder(Path(where), False) for _ in range(4)]
     with ThreadPoolExecutor(4) as runs:
         loaded = list(runs.map(lambda source: read_images(source, image_cache_dir=str(target)), sources))
     assert all(torch.equal(one.pixels, expected) for one in loaded)

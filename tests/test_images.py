@@ -1,3 +1,4 @@
+import io
 import tracemalloc
 
 import numpy as np
@@ -5,7 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_ict.data.images import load_images
+from diffusers_ict.data.decode import in_memory
+from diffusers_ict.data.images import load_images, read_images
+from diffusers_ict.data.source import Source
 from diffusers_ict.errors import UserError
 
 
@@ -90,8 +93,6 @@ def test_parquet_arrow_and_saved_data_sets_hold_the_same(tmp_path):
 
 
 def test_parquet_of_plain_bytes_written_by_other_programs(tmp_path):
-    import io
-
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -151,7 +152,7 @@ IMAGES = np.zeros((4, 8, 8), np.uint8)
     [
         ({"images": IMAGES}, {"class_conditional": True}, "needs labels and the data has none"),
         ({"images": IMAGES, "labels": np.array([0, 1, -1, 2])}, {"class_conditional": True}, "within 0 and 2, got -1"),
-        ({"images": IMAGES.astype(float)}, {}, "holds no images"),
+        ({"labels": np.arange(4)}, {}, r"holds no images: an array of uint8, .*, got labels \(int64 \[4\]\)"),
         ({"images": IMAGES[:0]}, {}, "holds no images"),
         ({"a": IMAGES, "b": IMAGES}, {}, "several arrays that could be meant by `image_column`: a, b"),
         ({"a": IMAGES}, {"image_column": "c"}, "no array 'c'"),
@@ -176,7 +177,7 @@ def test_enlarged_images_give_a_warning_with_their_sizes(tmp_path):
 
 
 def test_a_single_class_gives_a_warning(tmp_path):
-    where = folder(tmp_path, {"1.png": solid(), "2.png": solid()})
+    where = folder(tmp_path, {"a/1.png": solid(), "a/2.png": solid()})
     with pytest.warns(UserWarning, match="single class, so `class_conditional` has nothing to learn") as caught:
         assert load_images(train_data_dir=where, class_conditional=True).num_classes == 1
     assert len(caught) == 1
@@ -223,6 +224,84 @@ def test_missing_data_is_said(tmp_path):
         load_images(train_data_dir=str(tmp_path / "none"))
 
 
+def parquet(tmp_path, **columns) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns), tmp_path / "d.parquet")
+    return str(tmp_path / "d.parquet")
+
+
+def encoded(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ([1, 2], "`image_column` must name a column of images, .*, and own holds int64"),
+        ([0.5, 1.0], "own holds float64"),
+        ([{"a": 1}, {"a": 2}], "own holds dict"),
+        ([[1, 2], [3]], "own holds List|own holds list"),
+        ([{"bytes": 1}, {"bytes": 2}], "own holds dict"),
+        ([encoded(solid()), None], r"number 1 cannot be read \(it is empty\)"),
+        ([b"", encoded(solid())], r"number 0 cannot be read \(it is empty\)"),
+        ([b"no image", b""], r"number 0 cannot be read \(its content is in no format"),
+        ([{"bytes": None, "path": None}, {"bytes": encoded(solid()), "path": "x.png"}], "number 0 .*it is empty"),
+        ([{"bytes": b"?", "path": "x.png"}, {"bytes": encoded(solid()), "path": None}], r"image x\.png cannot be read"),
+        (["gone.png", "x.png"], r"gone\.png cannot be read \(.*No such file"),
+    ],
+)
+def test_columns_and_rows_that_hold_no_images_are_refused(tmp_path, column, message):
+    with pytest.raises(UserError, match=message):
+        load_images(dataset_name=parquet(tmp_path, own=column), image_column="own")
+
+
+@pytest.mark.parametrize(
+    ("labels", "got"),
+    [
+        ([0, None, 1], "None"),
+        ([True, False, True], "True"),
+        (["cat", "dog", "cat"], "'cat'"),
+        ([0.0, 1.0, 2.0], "0.0"),
+        ([[0], [1, 2], [2]], "lists of different lengths"),
+        ([[0], [1], [2]], r"\[3, 1\]"),
+    ],
+)
+def test_labels_that_are_no_integers_are_refused(tmp_path, labels, got):
+    where = parquet(tmp_path, image=[encoded(solid())] * 3, label=labels)
+    with pytest.raises(UserError, match=f"^labels must be .* got {got}; give another `label_column`"):
+        load_images(dataset_name=where, class_conditional=True)
+
+
+def test_a_source_that_miscounts_is_refused():
+    pictures = [solid()] * 3
+    for count, message in ((2, "its `count` says, 2, and holds more"), (4, "its `count` says, 4, and holds 3")):
+        with pytest.raises(UserError, match=message):
+            read_images(Source(pictures, count))
+    with pytest.raises(UserError, match=r"one integer for each of the 3 images, got \[2\]"):
+        read_images(Source(pictures, 3, [0, 1]), class_conditional=True)
+
+
+def test_splits_of_saved_data_sets_are_taken_by_name_or_refused(tmp_path):
+    import datasets
+
+    own = datasets.Features({"image": datasets.Image()})
+    parts = {
+        name: datasets.Dataset.from_dict({"image": [solid("L", colour=value)]}, features=own)
+        for value, name in enumerate(("train", "test"))
+    }
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "both")
+    parts["train"].save_to_disk(tmp_path / "one")
+    assert load_images(dataset_name=str(tmp_path / "both"), dataset_split="test").pixels[0, 0, 0, 0] == 1
+    with pytest.raises(UserError, match=r"`dataset_split` must be one of train, test for .*both, got x"):
+        load_images(dataset_name=str(tmp_path / "both"), dataset_split="x")
+    with pytest.raises(UserError, match=r"`dataset_split` must be left out, because .*one has no splits, got test"):
+        load_images(dataset_name=str(tmp_path / "one"), dataset_split="test")
+
+
 def test_columns_are_found_or_asked_for(tmp_path):
     import datasets
 
@@ -236,6 +315,12 @@ def test_columns_are_found_or_asked_for(tmp_path):
     assert len(load_images(dataset_name=name, image_column="b")) == 1
     with pytest.raises(UserError, match="no column 'c'"):
         load_images(dataset_name=name, image_column="c")
+
+
+@pytest.mark.parametrize("side", [2**21, 2**31])
+def test_more_images_than_memory_holds_are_refused(side):
+    with pytest.raises(UserError, match=f"^16 images of {side}x{side} do not fit into memory: lower `resolution`, or"):
+        in_memory((16, 3, side, side))
 
 
 def test_no_more_memory_is_taken_than_the_images_need(tmp_path):

@@ -1,5 +1,9 @@
 """Single pictures: transparency, orientation, and values of more than 8 bits."""
 
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,20 +94,135 @@ def test_sixteen_bits_become_eight_by_their_range(tmp_path, suffix, options):
     assert len(pixels[0]) == (3 if options.get("image_mode") == "RGB" else 1)
 
 
-def test_integers_and_floats_are_taken_by_their_range_or_refused(tmp_path):
-    rows = {
-        "integers": (np.int32, [0, 257, 25700, 65535], [0, 1, 100, 255]),
-        "shares": (np.float32, [0, 0.2, 0.5, 1], [0, 51, 128, 255]),
-        "levels": (np.float32, [0, 0.6, 127.4, 255], [0, 1, 127, 255]),
-        "negative": (np.float32, [-1, 0, 0, 1], "floats from -1 to 1 and must lie within 0 and 1, or within 0 and 255"),
-        "large": (np.float32, [0, 0, 0, 1000], "floats from 0 to 1000 and must"),
-        "nan": (np.float32, [0, 0, np.nan, 1], "floats from nan to nan and must"),
-        "too_large": (np.int32, [0, 0, 0, 70000], "integers from 0 to 70000 and must lie within 0 and 65535"),
+def png_of_16_bits(values: np.ndarray, transparent: bytes = b"") -> bytes:
+    """A file by hand, because Pillow writes no colours of 16 bits: [H, W] or [H, W, 3]."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">2I5B", values.shape[1], values.shape[0], 16, 2 if values.ndim == 3 else 0, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    colour = chunk(b"tRNS", transparent) if transparent else b""
+    parts = [chunk(b"IHDR", header), colour, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_colours_of_sixteen_bits(tmp_path):
+    values = np.zeros((4, 4, 3), np.uint16)
+    values[0, 0] = 0, 25700, 65535
+    (tmp_path / "1.png").write_bytes(png_of_16_bits(values))
+    assert load_images(train_data_dir=str(tmp_path)).pixels[0, :, 0, 0].tolist() == [0, 100, 255]
+
+
+@pytest.mark.parametrize("most", [65535, 1000])
+def test_levels_of_a_pgm_file_are_shares_of_its_maximum(tmp_path, most):
+    values = np.array([[0, most // 5, most // 2, most]] * 4, ">u2")
+    (tmp_path / "1.pgm").write_bytes(b"P5 4 4 %d\n" % most + values.tobytes())
+    pixels = load_images(train_data_dir=str(tmp_path)).pixels
+    assert pixels[0, 0, 0].tolist() == [0, 51, 127 if most == 65535 else 128, 255]
+
+
+@pytest.mark.parametrize("options", [{}, {"image_mode": "L"}, {"image_mode": "RGB"}])
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        (np.float32, [0, 0.2, 0.5, 1], [0, 51, 128, 255]),
+        (np.float32, [0, 0.6, 127.4, 255], "float32 from 0 to 255 and must be uint8, uint16 or floats from 0 to 1"),
+        (np.float32, [-1, 0, 0, 1], "float32 from -1 to 1 and must"),
+        (np.float32, [0, 0, np.nan, 1], "float32 from nan to nan and must"),
+        (np.int32, [0, 100, 200, 255], "integers of 32 bits, whose range is not known, and must have 8 or 16 bits"),
+        (np.int32, [0, 0, 0, 65535], "integers of 32 bits"),
+    ],
+)
+def test_integers_and_floats_are_taken_by_their_range_or_refused(tmp_path, options, kind, values, expected):
+    where = folder(tmp_path, {"1.tiff": Image.fromarray(np.array([values] * 4, kind))})
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=rf"1\.tiff cannot be read \(its values are {expected}"):
+            load_images(train_data_dir=where, **options)
+    else:
+        assert load_images(train_data_dir=where, **options).pixels[0, 0, 0].tolist() == expected
+
+
+def test_sixteen_bits_that_are_not_what_they_seem_are_refused(tmp_path):
+    """Pillow gives the levels of these files without saying what they mean."""
+    tiff = io.BytesIO()
+    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(tiff, "TIFF")
+    bits, photometric = (struct.pack("<2HIH", tag, 3, 1, value) for tag, value in ((258, 16), (262, 1)))
+    assert tiff.getvalue().count(bits) == tiff.getvalue().count(photometric) == 1
+    files = {
+        "bits.tiff": (tiff.getvalue().replace(bits, bits[:8] + b"\x0c\0"), "integers of 12 bits"),
+        "white.tiff": (tiff.getvalue().replace(photometric, photometric[:8] + b"\0\0"), "0 must be black"),
+        "colour.png": (png_of_16_bits(np.full((4, 4, 3), 9999, np.uint16), b"\x27\x0f" * 3), "has 16 bits: save it"),
+        "clear.png": (png_of_16_bits(np.zeros((4, 4), np.uint16), b"\0\1"), "transparency an alpha channel"),
     }
-    for name, (kind, values, expected) in rows.items():
-        where = folder(tmp_path / name, {"1.tiff": Image.fromarray(np.array([values] * 4, kind))})
-        if isinstance(expected, str):
-            with pytest.raises(UserError, match=rf"1\.tiff cannot be read \(its values are {expected}"):
-                load_images(train_data_dir=where, image_mode="L")
-        else:
-            assert load_images(train_data_dir=where).pixels[0, 0, 0].tolist() == expected, name
+    for name, (content, message) in files.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(content)
+        for options in ({}, {"image_mode": "RGB"}):
+            with pytest.raises(UserError, match=message):
+                load_images(train_data_dir=str(tmp_path / name), **options)
+
+
+QUADRANTS = np.kron(np.array([[0, 80], [160, 240]], np.uint8), np.ones((8, 8), np.uint8))
+TURNED = {  # what the orientation says has been done to the picture, which is undone here in NumPy
+    1: QUADRANTS,
+    2: QUADRANTS[:, ::-1],
+    3: QUADRANTS[::-1, ::-1],
+    4: QUADRANTS[::-1],
+    5: QUADRANTS.T,
+    6: np.rot90(QUADRANTS, -1),
+    7: QUADRANTS[::-1, ::-1].T,
+    8: np.rot90(QUADRANTS),
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "jpg", "webp"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_every_orientation_is_undone(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"lossless": True} if suffix == "webp" else {"quality": 100} if suffix == "jpg" else {}
+    Image.fromarray(QUADRANTS).save(tmp_path / f"1.{suffix}", exif=exif, **lossless)
+    pixels = load_images(train_data_dir=str(tmp_path)).pixels[0, 0].numpy()
+    assert np.abs(pixels.astype(int) - TURNED[orientation]).max() <= 1
+
+
+@pytest.mark.parametrize("name", ["1.gif", "1.png", "1.tiff", "1.webp"])
+def test_of_several_frames_the_first_is_read(tmp_path, name):
+    first, *others = (Image.new("RGB", (8, 8), (value, 0, 0)) for value in (255, 0, 128))
+    options = {"lossless": True} if name == "1.webp" else {}
+    first.save(tmp_path / name, save_all=True, append_images=others, **options)
+    with Image.open(tmp_path / name) as written:
+        assert written.n_frames == 3
+    assert load_images(train_data_dir=str(tmp_path)).pixels[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.filterwarnings("ignore:the images have four channels")
+@pytest.mark.parametrize("mode", ["LA", "P", "RGB", "L"])
+def test_transparent_pictures_keep_their_transparency(tmp_path, mode):
+    """An alpha channel, a transparent entry of a palette, and one transparent colour."""
+    if mode in ("LA", "P"):
+        see_through(mode).save(tmp_path / "1.png")
+    else:
+        hidden, shown = (30, 200) if mode == "L" else ((255, 0, 0), (200, 100, 50))
+        picture = Image.new(mode, (8, 8), hidden)
+        picture.paste(shown, (4, 0, 8, 8))
+        picture.save(tmp_path / "1.png", transparency=hidden)
+    pixels = load_images(train_data_dir=str(tmp_path)).pixels[0]
+    assert pixels[:, 0, 7].tolist() == ([200, 200, 200, 255] if mode in ("LA", "L") else [200, 100, 50, 255])
+    assert pixels[3, 0, 0] == 0
+
+
+def test_two_colours_are_black_and_white(tmp_path):
+    picture = Image.new("1", (8, 8))
+    picture.putpixel((3, 0), 1)
+    for number, options in enumerate(({}, {"image_mode": "L"})):
+        where = folder(tmp_path / str(number), {"1.png": picture})
+        assert load_images(train_data_dir=where, **options).pixels[0, 0, 0].tolist() == [0, 0, 0, 255, 0, 0, 0, 0]
+
+
+def test_other_modes_are_converted_or_refused(tmp_path):
+    where = folder(tmp_path, {"1.tiff": Image.new("CMYK", (8, 8), (0, 255, 255, 0))})
+    with pytest.raises(UserError, match=r"its mode CMYK is not one of L, RGB, RGBA: convert it with `image_mode`"):
+        load_images(train_data_dir=where)
+    assert load_images(train_data_dir=where, image_mode="RGB").pixels[0, :, 0, 0].tolist() == [255, 0, 0]

@@ -18,9 +18,10 @@ import PIL
 from ..errors import UserError
 from ..files import write_json
 from .decode import Allocate, Decoded
+from .originals import Originals
 from .picture_format import PictureFormat
 
-LAYOUT = 1  # to be raised when the same pictures are decoded to other bytes than before
+LAYOUT = 2  # to be raised when the same pictures are decoded to other bytes than before
 BLOCK = 1 << 18  # bytes read at once
 
 
@@ -89,7 +90,7 @@ def _load(file: Path, facts: Path) -> Decoded | None:
             if os.fstat(opened.fileno()).st_size != math.prod(shape) or (digest := _digest(opened)) != said["sha256"]:
                 return None
             pixels = np.memmap(opened, np.uint8, "r", shape=shape)
-        return Decoded(pixels, int(said["enlarged"]), int(said["smallest"]), digest)
+        return Decoded(pixels, Originals.from_json(said["originals"]), digest)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -100,8 +101,7 @@ def _finish(decoded: Decoded, file: Path, facts: Path) -> Decoded:
     shape = decoded.pixels.shape
     with file.open("rb") as opened:
         digest = _digest(opened)
-        own = {"enlarged": decoded.enlarged, "smallest": decoded.smallest}
-        write_json(facts, {"shape": list(shape), "sha256": digest, **own})
+        write_json(facts, {"shape": list(shape), "sha256": digest, "originals": asdict(decoded.originals)})
         return replace(decoded, pixels=np.memmap(opened, np.uint8, "r", shape=shape), sha256=digest)
 
 

@@ -1,4 +1,4 @@
-"""Data sets read through the `datasets` library: Hub names, folders of images, parquet and arrow files."""
+"""Data sets read through the `datasets` library: Hub names, folders of `save_to_disk`, parquet and arrow files."""
 
 import io
 from collections.abc import Iterator
@@ -9,15 +9,25 @@ from PIL import Image
 
 from ..errors import UserError, first_line
 from .cache import state_of_files
+from .folder import holds_images
+from .picture_file import open_picture
 from .source import Source
 
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
-def check_hub_settings(name: str | None, folder: str | None, config_name: str | None, split: str) -> None:
-    """Refuse settings of Hub data sets where the data is a folder of images, a file, or saved by `save_to_disk`.
+def check_hub_settings(
+    name: str | None,
+    folder: str | None,
+    config_name: str | None,
+    split: str,
+    image_column: str | None,
+    label_column: str | None,
+) -> None:
+    """Refuse settings that choose among parts which the data has not.
 
-    A local copy of a Hub data set has configurations and splits, and what was saved may have splits.
+    A local copy of a Hub data set has configurations and splits, and what was saved by `save_to_disk` may have splits.
+    Folders of images have no columns.
 
     Raises:
         UserError: naming the setting.
@@ -36,17 +46,14 @@ def check_hub_settings(name: str | None, folder: str | None, config_name: str | 
             f"`dataset_config_name` chooses a configuration of a Hub data set, and {what} has none, got {config_name}: "
             "leave it out."
         )
-    if split != "train" and not _is_saved(path):
+    if split != "train" and (folder is not None or not _is_saved(path)):
         raise UserError(
             f"`dataset_split` chooses a split of a Hub data set, and {what} has none, got {split}: name the folder or "
             "file of that split itself."
         )
-
-
-def holds_images(folder: Path) -> bool:
-    """Whether a folder, or one in it, holds files that are images by their names."""
-    readable = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return any(path.suffix.lower() in readable for path in folder.rglob("*"))
+    for setting, column in (("image_column", image_column), ("label_column", label_column)):
+        if folder is not None and column is not None:
+            raise UserError(f"`{setting}` names a column or an array, and {what} has none, got {column}: leave it out.")
 
 
 def _is_saved(path: Path) -> bool:
@@ -55,25 +62,24 @@ def _is_saved(path: Path) -> bool:
 
 
 def read_dataset(
-    name: str | None,
+    name: str,
     config_name: str | None,
-    folder: str | None,
     split: str,
     image_column: str | None,
     label_column: str | None,
     with_labels: bool,
 ) -> Source:
-    """The images of a Hub data set, a folder or a file, and their labels where they are wanted.
+    """The images of a Hub data set or a file, and their labels where they are wanted.
 
     Args:
-        name: data set on the Hub, folder of `save_to_disk`, or file; folder: of images. One of the two.
+        name: data set on the Hub, folder of `save_to_disk`, or file.
 
     Raises:
-        UserError: the data set cannot be opened, or a column is missing or ambiguous.
+        UserError: the data set cannot be opened, or a column is missing, ambiguous or of the wrong kind.
     """
     import datasets
 
-    data = _open(datasets, name, config_name, folder, split, with_labels)
+    data = _open(datasets, name, config_name, split)
     original = data._fingerprint
     column = _image_column(datasets, data, image_column)
     # Undecoded, so that a broken file can be named when its turn comes.
@@ -81,10 +87,10 @@ def read_dataset(
     labels, names = _labels(datasets, data, label_column) if with_labels else (None, None)
 
     def where(index: int) -> str:
-        return data[index][column]["path"] or f"number {index}"
+        return (data[index][column] or {}).get("path") or f"number {index}"
 
     def identity() -> list[Any]:
-        path = Path(folder or name or "")
+        path = Path(name)
         known = [str(path.resolve()), _state(data, column, path)] if path.exists() else [name, original]
         return ["datasets", *known, config_name, split, column]
 
@@ -92,18 +98,17 @@ def read_dataset(
 
 
 def _pictures(data: Any, column: str) -> Iterator[Image.Image]:
-    """The stored images, each open until the next one is asked for; a broken file raises OSError."""
+    """The stored images, each open until the next one is asked for; a broken file raises OSError or ValueError."""
     for row in data.select_columns([column]):
-        stored = row[column]
-        with Image.open(io.BytesIO(stored["bytes"]) if stored["bytes"] else stored["path"]) as picture:
+        stored = row[column] or {}
+        if not (stored.get("bytes") or stored.get("path")):
+            raise ValueError("it is empty")
+        with open_picture(io.BytesIO(stored["bytes"]) if stored["bytes"] else Path(stored["path"])) as picture:
             yield picture
 
 
 def _state(data: Any, column: str, path: Path) -> str:
-    """What changes when local files of the data change: the files of `path`, and those that the rows name.
-
-    For a folder of images, these are the images alone, so that other files may come and go there.
-    """
+    """What changes when local files of the data change: the files of `path`, and those that the rows name."""
     stored = data.data.column(column)
     fields = {field.name: values for field, values in zip(stored.type, stored.flatten())}
     absent = fields["bytes"].is_null().to_pylist() if fields["bytes"].null_count else []
@@ -114,33 +119,48 @@ def _state(data: Any, column: str, path: Path) -> str:
     return state_of_files(file.absolute() for file in [*own, *named])
 
 
-def _open(datasets: Any, name, config_name, folder, split, with_labels):
-    path = Path(folder or name)
+def _open(datasets: Any, name: str, config_name: str | None, split: str) -> Any:
+    path = Path(name)
     try:
-        if folder is not None:
-            if not path.is_dir():
-                raise UserError(f"`train_data_dir` must be a folder of images, got {folder}.")
-            return datasets.load_dataset("imagefolder", data_dir=folder, split="train", drop_labels=not with_labels)
         if path.suffix in FILES:
             if not path.is_file():
                 raise UserError(f"there is no file {name}.")
             return datasets.load_dataset(FILES[path.suffix], data_files=str(path), split="train")
         if _is_saved(path):
-            data = datasets.load_from_disk(name)
-            return data[split] if isinstance(data, datasets.DatasetDict) else data
+            return _split_of(datasets, datasets.load_from_disk(name), name, split)
+        if path.is_dir() and not (path / "README.md").exists() and holds_images(path):
+            # The library would guess splits from names of folders and files, and leave out the other images.
+            raise UserError(f"a folder of images is given as `train_data_dir`, got `dataset_name` {name}.")
         return datasets.load_dataset(name, config_name, split=split)
     except UserError:
         raise
     except Exception as error:  # the library raises its own kinds, and OSError, ValueError, KeyError
-        raise UserError(f"the data set {folder or name} cannot be opened: {first_line(error)}") from error
+        raise UserError(f"the data set {name} cannot be opened: {first_line(error)}") from error
 
 
-def _image_column(datasets: Any, data, wanted: str | None) -> str:
+def _split_of(datasets: Any, saved: Any, name: str, split: str) -> Any:
+    """The wanted split of what was saved, which may be one split alone."""
+    if not isinstance(saved, datasets.DatasetDict):
+        if split not in ("train", str(saved.split)):
+            raise UserError(f"`dataset_split` must be left out, because {name} has no splits, got {split}.")
+        return saved
+    if split not in saved:
+        raise UserError(f"`dataset_split` must be one of {', '.join(saved)} for {name}, got {split}.")
+    return saved[split]
+
+
+def _image_column(datasets: Any, data: Any, wanted: str | None) -> str:
     """The wanted column, or the only one that holds images."""
     features = data.features
     if wanted is not None:
         if wanted not in features:
             raise UserError(f"the data has no column {wanted!r} for `image_column`; it has {', '.join(features)}.")
+        feature = features[wanted]
+        if not (isinstance(feature, datasets.Image) or _holds_bytes(feature) or _holds_paths(feature)):
+            raise UserError(
+                f"`image_column` must name a column of images, encoded files as bytes, or paths of files, and {wanted} "
+                f"holds {getattr(feature, 'dtype', None) or type(feature).__name__}."
+            )
         return wanted
     found = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     # Parquet files written by other programs hold images as plain bytes, or as {"bytes", "path"}.
@@ -155,11 +175,15 @@ def _image_column(datasets: Any, data, wanted: str | None) -> str:
 
 def _holds_bytes(feature: Any) -> bool:
     if isinstance(feature, dict):
-        return "bytes" in feature
+        return _holds_bytes(feature.get("bytes"))
     return getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
-def _labels(datasets: Any, data, wanted: str | None) -> tuple[list | None, tuple[str, ...] | None]:
+def _holds_paths(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def _labels(datasets: Any, data: Any, wanted: str | None) -> tuple[list | None, tuple[str, ...] | None]:
     """(labels, class names): the wanted column, the only ClassLabel, or a column of integers called label(s)."""
     features = data.features
     if wanted is not None and wanted not in features:

@@ -19,8 +19,11 @@ from torch import Tensor
 from ..errors import UserError
 from .cache import cache_key, cached, in_temporary_file
 from .decode import Decoded, decode
+from .folder import read_folder
 from .hub_data import check_hub_settings, read_dataset
+from .labels import checked_labels
 from .npz import read_npz
+from .originals import Originals
 from .picture_format import PictureFormat
 from .source import Source
 
@@ -36,12 +39,14 @@ class Images:
         labels: int64 [n] in 0 .. num_classes - 1, or None.
         num_classes: or None.
         class_names: one for each class where the data set names them.
+        originals: what the pictures were before they were converted, where it is known.
     """
 
     pixels: Tensor
     labels: Tensor | None = None
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
+    originals: Originals | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -109,9 +114,9 @@ def load_images(
 
     Args:
         dataset_name: a data set on the Hub, a folder made by `save_to_disk`, or a local .parquet, .arrow or .npz file
-            (.npz: an array of images, uint8 [n, H, W] or [n, H, W, C] or [n, C, H, W], and one of labels).
+            (.npz: an array of images, [n, H, W] or [n, H, W, C] or [n, C, H, W], and one of labels).
         dataset_config_name, dataset_split: of a Hub data set, or of a local copy of one.
-        train_data_dir: a folder of images; for labels, one sub-folder for each class.
+        train_data_dir: a folder of images, at any depth; for labels, one sub-folder for each class.
         image_column, label_column: where they are not the only ones of their kind.
         image_mode: convert every image to "L", "RGB" or "RGBA"; by default they must all agree.
         background: colour behind transparent pixels where `image_mode` has no alpha: a name, or #rrggbb.
@@ -126,22 +131,17 @@ def load_images(
         UserError: nothing there, no images, mixed channels, a broken file, labels missing or out of range, or settings
             that mean nothing for this data.
     """
-    if (dataset_name is None) == (train_data_dir is None):
+    if bool(dataset_name) == bool(train_data_dir):
         raise UserError("give the data as `dataset_name` or as `train_data_dir`, one of the two.")
     form = PictureFormat(resolution, center_crop, image_mode, background)
-    check_hub_settings(dataset_name, train_data_dir, dataset_config_name, dataset_split)
-    if dataset_name is not None and dataset_name.endswith(".npz"):
-        source = read_npz(Path(dataset_name), image_column, label_column)
+    config, split, columns = dataset_config_name, dataset_split, (image_column, label_column)
+    check_hub_settings(dataset_name, train_data_dir, config, split, *columns)
+    if not dataset_name:
+        source = read_folder(Path(train_data_dir or ""), class_conditional)
+    elif dataset_name.endswith(".npz"):
+        source = read_npz(Path(dataset_name), *columns, class_conditional)
     else:
-        source = read_dataset(
-            dataset_name,
-            dataset_config_name,
-            train_data_dir,
-            dataset_split,
-            image_column,
-            label_column,
-            class_conditional,
-        )
+        source = read_dataset(dataset_name, config, split, *columns, class_conditional)
     return _read(source, form, class_conditional, image_cache_dir)
 
 
@@ -164,24 +164,24 @@ def read_images(
 
 
 def _read(source: Source, form: PictureFormat, class_conditional: bool, folder: str | None) -> Images:
-    if class_conditional and source.labels is None and source.count > 0:  # before decoding, which may take long
-        raise UserError(
-            "`class_conditional` needs labels and the data has none; give `label_column`, or one sub-folder for each "
-            "class."
-        )
+    labels, classes, names = None, None, None
+    if class_conditional and source.count > 0:  # before decoding, which may take long
+        if source.labels is None:
+            raise UserError(
+                "`class_conditional` needs labels and the data has none; give `label_column`, or one sub-folder for "
+                "each class."
+            )
+        names = source.class_names
+        labels, classes = checked_labels(source.labels, source.count, names)
     decoded = _decode(source, form, folder)
     _warn_of_form(decoded, form)
-    pixels = _as_tensor(decoded.pixels)
-    if not class_conditional:
-        return Images(pixels)._knowing(decoded.sha256)
-    labels, classes = _checked_labels(np.asarray(source.labels), source.class_names)
     if classes == 1:
         warnings.warn(
             "the data has a single class, so `class_conditional` has nothing to learn; give one sub-folder or label "
             "for each class, or leave it out.",
             stacklevel=3,
         )
-    return Images(pixels, labels, classes, source.class_names)._knowing(decoded.sha256)
+    return Images(_as_tensor(decoded.pixels), labels, classes, names, decoded.originals)._knowing(decoded.sha256)
 
 
 def _decode(source: Source, form: PictureFormat, folder: str | None) -> Decoded:
@@ -196,10 +196,11 @@ def _decode(source: Source, form: PictureFormat, folder: str | None) -> Decoded:
 def _warn_of_form(decoded: Decoded, form: PictureFormat) -> None:
     """Say what is probably not meant: enlarged images, and an alpha channel that is trained."""
     count, channels = decoded.pixels.shape[:2]
-    if decoded.enlarged:
+    enlarged, smallest = decoded.originals.enlarged, min(decoded.originals.smallest)
+    if enlarged:
         warnings.warn(
-            f"{decoded.enlarged} of {count} images are smaller than `resolution` {form.resolution} and are enlarged; "
-            f"the smallest is {decoded.smallest}x{decoded.smallest}.",
+            f"{enlarged} of {count} images are smaller than `resolution` {form.resolution} and are enlarged; "
+            f"the smallest is {smallest}x{smallest}.",
             stacklevel=4,
         )
     if channels == 4 and form.mode is None:
@@ -223,16 +224,3 @@ def _as_tensor(pixels: np.ndarray) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(pixels)
-
-
-def _checked_labels(labels: np.ndarray, names: tuple[str, ...] | None) -> tuple[Tensor, int]:
-    """Labels as int64, and the number of classes."""
-    if not np.issubdtype(labels.dtype, np.integer):
-        raise UserError(f"labels must be integers from 0, got {labels.dtype}; give another `label_column`.")
-    classes = len(names) if names else int(labels.max()) + 1
-    if labels.min() < 0 or labels.max() >= classes:
-        raise UserError(
-            f"labels must lie within 0 and {classes - 1}, got {labels.min()} to {labels.max()}; unlabelled images "
-            "(often -1) have to be left out."
-        )
-    return torch.from_numpy(labels.astype(np.int64)), classes

@@ -2,15 +2,27 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
 from ..errors import UserError
+from .levels import as_bytes
 
 MODES = ("L", "RGB", "RGBA")  # one, three and four channels
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 ORIENTATION = 0x0112  # the EXIF tag
+BITS, WHITE_IS_ZERO = 258, 262  # TIFF tags; the second one is 0 where white is 0
+SCALED = ("PNG", "PPM")  # Pillow reads 16 bits of these formats as integers of 32 bits
+
+
+class Converted(NamedTuple):
+    """A picture as uint8 [side, side, C], and the width and height and mode, or type, that it had before."""
+
+    pixels: np.ndarray
+    size: tuple[int, int]
+    mode: str
 
 
 @dataclass(frozen=True)
@@ -42,40 +54,47 @@ class PictureFormat:
         if len(colour) != 3:
             raise UserError(f"`background` must be the name of a colour, or #rrggbb, got {self.background}.")
 
-    def apply(self, picture: Image.Image | np.ndarray, name: Callable[[], str]) -> tuple[np.ndarray, int]:
-        """A picture as uint8 [side, side, C], and the side in pixels that it had before it was resized.
+    def apply(self, picture: Image.Image | np.ndarray, name: Callable[[], str]) -> Converted:
+        """Convert a picture.
 
         An array of the right size keeps its channels, however many they are, where `mode` is None.
 
         Raises:
             UserError: a picture that is not square, without `center_crop`; `name` gives its name.
-            OSError, SyntaxError, ValueError: it cannot be read or converted.
+            ValueError: it cannot be converted; and whatever Pillow raises for one that it cannot read.
         """
-        if isinstance(picture, np.ndarray) and self.mode is None:
-            height, width = picture.shape[:2]
-            if height == width == (self.resolution or height):
-                return picture.reshape(height, width, -1), height
-        square = self._square(self._in_mode(_as_pil(picture)), name)
-        side = square.width
-        if self.resolution is not None and side != self.resolution:
+        if isinstance(picture, np.ndarray):
+            array, mode = _as_array(picture), str(picture.dtype)
+            height, width = array.shape[:2]
+            if self.mode is None and height == width == (self.resolution or height):
+                return Converted(array, (width, height), mode)
+            upright = _array_as_pil(array)
+        else:
+            picture.load()
+            mode = picture.mode
+            upright = _upright(picture)
+        square = self._square(self._in_mode(upright), name)
+        if self.resolution is not None and square.width != self.resolution:
             square = square.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
         array = np.asarray(square)
-        return array.reshape(*array.shape[:2], -1), side
+        return Converted(array.reshape(*array.shape[:2], -1), upright.size, mode)
 
     def _in_mode(self, picture: Image.Image) -> Image.Image:
-        """A picture in mode L, RGB or RGBA. Palettes are decoded to what they stand for."""
+        """A picture in mode L, RGB or RGBA; by default in the one that loses nothing."""
         transparent = picture.mode in WITH_ALPHA or "transparency" in picture.info
+        colour = picture.info.get("transparency")
+        if isinstance(colour, tuple) and max(colour) > 255:  # Pillow would look for it among colours of 8 bits
+            raise ValueError("its transparent colour has 16 bits: save it with an alpha channel")
         if self.mode is not None:
             if transparent and self.mode != "RGBA":
                 canvas = Image.new("RGBA", picture.size, self.background)
                 canvas.alpha_composite(picture.convert("RGBA"))
                 picture = canvas
             return picture.convert(self.mode)
-        if picture.mode == "P":
-            return picture.convert("RGBA" if transparent else "RGB")
-        if picture.mode not in MODES:
-            raise ValueError(f"its mode {picture.mode} is not one of {', '.join(MODES)}: convert with `image_mode`")
-        return picture
+        lossless = "RGBA" if transparent else {"P": "RGB", "1": "L"}.get(picture.mode, picture.mode)
+        if lossless not in MODES:
+            raise ValueError(f"its mode {picture.mode} is not one of {', '.join(MODES)}: convert it with `image_mode`")
+        return picture if picture.mode == lossless else picture.convert(lossless)
 
     def _square(self, picture: Image.Image, name: Callable[[], str]) -> Image.Image:
         width, height = picture.size
@@ -90,37 +109,51 @@ class PictureFormat:
         return picture.crop((left, top, left + side, top + side))
 
 
-def _as_pil(picture: Image.Image | np.ndarray) -> Image.Image:
-    """A PIL image of 8 bits, upright. Of a file of several frames, the first is read."""
-    if isinstance(picture, np.ndarray):
-        return Image.fromarray(picture.squeeze(-1) if picture.ndim == 3 and picture.shape[-1] == 1 else picture)
-    picture.load()
-    if picture.getexif().get(ORIENTATION, 1) != 1:
-        picture = ImageOps.exif_transpose(picture)
-    return _eight_bits(picture)
-
-
-def _eight_bits(picture: Image.Image) -> Image.Image:
-    """Grey pictures of 16 bits or of floats in 8 bits; all others as they are.
-
-    65535 of 16 bits becomes 255. Floats are either shares, from 0 to 1, or levels, from 0 to 255.
+def _as_array(values: np.ndarray) -> np.ndarray:
+    """An array [H, W] or [H, W, C] as uint8 [H, W, C].
 
     Raises:
-        ValueError: values out of these ranges.
+        ValueError: it has other dimensions, or values whose range is not known.
     """
-    integers = picture.mode == "I" or picture.mode.startswith("I;")
-    if not integers and picture.mode != "F":
+    if values.ndim not in (2, 3) or values.size == 0:
+        raise ValueError(f"it is an array {list(values.shape)} and must be [H, W] or [H, W, C], with pixels")
+    return as_bytes(values).reshape(*values.shape[:2], -1)
+
+
+def _array_as_pil(array: np.ndarray) -> Image.Image:
+    """From uint8 [H, W, C]."""
+    channels = array.shape[-1]
+    if channels not in (1, 3, 4):
+        raise ValueError(f"it has {channels} channels, and only 1, 3 or 4 can be resized, cropped or converted")
+    return Image.fromarray(array.squeeze(-1) if channels == 1 else array)
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """A loaded picture in 8 bits, turned upright. Of a file of several frames, the first is read."""
+    if picture.getexif().get(ORIENTATION, 1) == 1:
+        return _in_eight_bits(picture, picture)
+    return _in_eight_bits(ImageOps.exif_transpose(picture), picture)
+
+
+def _in_eight_bits(picture: Image.Image, original: Image.Image) -> Image.Image:
+    """Grey pictures of 16 bits or of floats in 8 bits; all others as they are.
+
+    Args:
+        original: the picture as it was opened, which knows its file.
+
+    Raises:
+        ValueError: values whose range is not known.
+    """
+    if picture.mode != "F" and not picture.mode.startswith("I"):
         return picture
     values = np.asarray(picture)
-    least, most = values.min(), values.max()
-    if integers:
-        if least < 0 or most > 65535:
-            raise ValueError(f"its values are integers from {least} to {most} and must lie within 0 and 65535")
-        levels = (values.astype(np.uint32) + 128) // 257
-    else:
-        if not (least >= 0 and most <= 255):  # false for NaN too
-            raise ValueError(
-                f"its values are floats from {least:g} to {most:g} and must lie within 0 and 1, or within 0 and 255"
-            )
-        levels = np.rint(values * 255 if most <= 1 else values)
-    return Image.fromarray(levels.astype(np.uint8))
+    tags = getattr(original, "tag_v2", {})
+    if picture.mode == "I":
+        if original.format not in SCALED:
+            raise ValueError("its values are integers of 32 bits, whose range is not known, and must have 8 or 16 bits")
+        values = values.astype(np.uint16)
+    if tags.get(BITS, (16,)) == (12,):
+        raise ValueError("its values are integers of 12 bits and must have 8 or 16 bits")
+    if tags.get(WHITE_IS_ZERO) == 0 or "transparency" in picture.info:
+        raise ValueError("with more than 8 bits, 0 must be black and transparency an alpha channel")
+    return Image.fromarray(as_bytes(values))

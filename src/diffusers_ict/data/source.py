@@ -18,9 +18,9 @@ class Source:
     """Pictures to be decoded into `Images`, one after another.
 
     Attributes:
-        pictures: PIL images or uint8 arrays [H, W] or [H, W, C], as many as `count`. An iterator that raises OSError,
-            SyntaxError or ValueError stands for a picture that cannot be read.
-        count: how many there are.
+        pictures: PIL images or arrays [H, W] or [H, W, C] of uint8, uint16 or floats from 0 to 1. An iterator that
+            raises OSError, SyntaxError or ValueError stands for a picture that cannot be read.
+        count: how many there are; another number of pictures is refused.
         labels: an integer for each picture, or None.
         class_names: a name for each class, or None.
         name_of: a picture's name by its index, for messages.

@@ -11,7 +11,7 @@ import diffusers
 from accelerate import Accelerator
 
 from ..data.draw import EVALUATION, derive_seed
-from ..data.hub_data import holds_images
+from ..data.folder import holds_images
 from ..data.images import Images, load_images
 from ..errors import UserError
 from ..files import portable, public_name

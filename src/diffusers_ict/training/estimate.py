@@ -7,6 +7,7 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from ..data.images import Images
+from ..data.overview import overview
 from ..objective import Objective
 
 
@@ -82,7 +83,7 @@ def describe(
         without = ", without the discriminator's"
     return "\n".join(
         [
-            f"images      {len(images)} of {'x'.join(map(str, images.shape))}, {images.num_classes or 'no'} classes",
+            *(f"{title:<11} {text}" for title, text in overview(images).items()),
             f"parameters  {size}",
             f"dropout     {dropout}",
             f"steps       {steps} of {batch_size} images, {steps * batch_size / len(images):.1f} epochs",

@@ -1,0 +1,180 @@
+"""Folders of images: every image in them is used, and its class is the first sub-folder on the way to it."""
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_images import folder, solid
+
+from diffusers_ict.data.images import load_images
+from diffusers_ict.errors import UserError
+
+
+def numbered(tmp_path: Path, names: list[str]) -> str:
+    """A folder of grey images; the one at place i has the value i."""
+    return folder(tmp_path, {name: solid("L", colour=number) for number, name in enumerate(names)})
+
+
+def values(images) -> list[int]:
+    return images.pixels[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("classes", [("test", "train", "validation"), ("cat", "dog", "test-set"), ("a", "b", "train")])
+def test_no_name_of_a_class_is_a_split(tmp_path, classes):
+    where = numbered(tmp_path, [f"{name}/{i}.png" for name in classes for i in range(4)])
+    images = load_images(train_data_dir=where, class_conditional=True)
+    assert values(images) == list(range(12))
+    assert images.class_names == classes
+    assert images.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+@pytest.mark.parametrize("name", ["test_1.png", "my train 7.png", "validation.png"])
+def test_no_name_of_a_file_is_a_split(tmp_path, name):
+    assert sorted(values(load_images(train_data_dir=numbered(tmp_path, ["1.png", name, "z.png"])))) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.csv", "file_name,text\n1.png,one\n"),
+        ("metadata.jsonl", '{"file_name": "1.png"}\n'),
+        ("notes.txt", "no image"),
+    ],
+)
+def test_other_files_change_nothing(tmp_path, name, text):
+    where = numbered(tmp_path, [f"{i}.png" for i in range(6)])
+    (tmp_path / name).write_text(text)
+    assert values(load_images(train_data_dir=where)) == list(range(6))
+
+
+def test_the_first_sub_folder_is_the_class_however_deep_an_image_lies(tmp_path):
+    where = numbered(tmp_path, ["cat/0.png", "cat/test/1.png", "dog/x/y/2.png"])
+    images = load_images(train_data_dir=where, class_conditional=True)
+    assert images.class_names == ("cat", "dog")
+    assert dict(zip(values(images), images.labels.tolist())) == {0: 0, 1: 0, 2: 1}
+
+
+def test_images_beside_the_classes_are_used_without_labels_and_refused_with_them(tmp_path):
+    where = numbered(tmp_path, ["a/0.png", "b/1.png", "beside.png"])
+    assert sorted(values(load_images(train_data_dir=where))) == [0, 1, 2]
+    with pytest.raises(UserError, match=r"^`class_conditional` takes each .* 1 of 3 images, such as beside\.png"):
+        load_images(train_data_dir=where, class_conditional=True)
+
+
+def test_a_folder_without_sub_folders_has_no_labels(tmp_path):
+    with pytest.raises(UserError, match=r"^`class_conditional` needs labels and the data has none"):
+        load_images(train_data_dir=numbered(tmp_path, ["1.png", "2.png"]), class_conditional=True)
+
+
+def test_what_begins_with_a_dot_is_passed_over(tmp_path):
+    where = numbered(tmp_path / ".own", ["a/0.png", "b/1.PNG", "b/._1.png", ".thumbnails/3.png", "c/.x/4.png"])
+    images = load_images(train_data_dir=where, class_conditional=True, image_mode="L")
+    assert (values(images), images.class_names) == ([0, 1], ("a", "b"))
+
+
+def test_links_are_followed(tmp_path):
+    numbered(tmp_path / "store", ["deep/0.png", "1.png"])
+    own = tmp_path / "own"
+    (own / "b").mkdir(parents=True)
+    (own / "a").symlink_to(tmp_path / "store" / "deep")
+    (own / "b" / "1.png").symlink_to(tmp_path / "store" / "1.png")
+    images = load_images(train_data_dir=str(own), class_conditional=True)
+    assert (values(images), images.labels.tolist(), images.class_names) == ([0, 1], [0, 1], ("a", "b"))
+
+
+def test_links_without_an_end_are_refused(tmp_path):
+    where = numbered(tmp_path, ["a/0.png", "b/1.png"])
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    with pytest.raises(UserError, match=r"a/up is a link to a folder that it lies in.*: remove the link\.$"):
+        load_images(train_data_dir=where)
+    (tmp_path / "a" / "up").unlink()
+    (tmp_path / "a" / "b").symlink_to(tmp_path / "b")  # to each other
+    (tmp_path / "b" / "a").symlink_to(tmp_path / "a")
+    with pytest.raises(UserError, match="is a link to a folder that it lies in"):
+        load_images(train_data_dir=where)
+
+
+@pytest.mark.parametrize("kind", ["nothing", "itself", "pipe"])
+def test_what_is_no_file_is_refused_by_name(tmp_path, kind):
+    where = numbered(tmp_path, ["0.png"])
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "x.png")
+    else:
+        (tmp_path / "x.png").symlink_to(tmp_path / {"nothing": "gone.png", "itself": "x.png"}[kind])
+    with pytest.raises(UserError, match=r"x\.png is a link to nothing, or no file of data: remove it\.$"):
+        load_images(train_data_dir=where)
+
+
+def test_a_folder_may_be_called_like_an_image(tmp_path):
+    where = numbered(tmp_path, ["x.png/0.png", "x.png/1.png"])
+    assert values(load_images(train_data_dir=where)) == [0, 1]
+
+
+def test_names_that_are_not_in_utf8(tmp_path):
+    try:
+        (tmp_path / os.fsdecode(b"\xff")).mkdir()
+    except OSError:
+        pytest.skip("the file system takes no such names")
+    where = numbered(tmp_path, ["a/0.png"])
+    solid("L", colour=1).save(tmp_path / "a" / os.fsdecode(b"\xfe.png"), "PNG")
+    assert values(load_images(train_data_dir=where, class_conditional=False)) == [0, 1]
+    (tmp_path / "a" / os.fsdecode(b"\xfe.png")).write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"\.png cannot be read") as refusal:
+        load_images(train_data_dir=where)
+    assert "\\xfe.png" in str(refusal.value).encode().decode()
+    solid("L").save(tmp_path / os.fsdecode(b"\xff") / "2.png")
+    with pytest.raises(UserError, match=r"a name that is not in UTF-8, b'\\xff': rename the folder\.$"):
+        load_images(train_data_dir=where, class_conditional=True)
+
+
+@pytest.mark.parametrize("content", [b"some text", b"", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n"])
+def test_a_file_that_is_no_image_is_named(tmp_path, content):
+    """PostScript is a program, which Pillow would have another program run."""
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.png cannot be read \(its content is in no format"):
+        load_images(train_data_dir=str(tmp_path))
+
+
+def test_columns_mean_nothing_for_a_folder(tmp_path):
+    where = numbered(tmp_path, ["0.png"])
+    for name in ("image_column", "label_column"):
+        with pytest.raises(UserError, match=f"^`{name}` names a column or an array, and a folder of images has none"):
+            load_images(train_data_dir=where, **{name: "label"})
+
+
+def test_without_images_one_sentence_says_what_counts_as_one(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    (tmp_path / ".png").write_text("nothing")
+    with pytest.raises(UserError, match=r"^`train_data_dir` .* holds no images: files in it or its sub-folders"):
+        load_images(train_data_dir=str(tmp_path))
+    with pytest.raises(UserError, match="one of the two"):
+        load_images(train_data_dir="")
+
+
+def test_folders_and_files_have_flags_of_their_own(tmp_path):
+    where = numbered(tmp_path, ["train/0.png", "test/1.png"])
+    with pytest.raises(UserError, match=r"^a folder of images is given as `train_data_dir`, got `dataset_name` "):
+        load_images(dataset_name=where)
+    with pytest.raises(UserError, match=r"1\.png: give a file as `dataset_name`\.$"):
+        load_images(train_data_dir=f"{where}/test/1.png")
+
+
+def test_the_cache_knows_a_folder_by_its_images_and_not_by_the_spelling_of_its_path(tmp_path, monkeypatch):
+    numbered(tmp_path / "own", ["a/0.png", "b/1.png"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    for where in ("own", "./own/", str(tmp_path / "own"), "link"):
+        assert values(load_images(train_data_dir=where, image_cache_dir="cache")) == [0, 1]
+        assert len(list((tmp_path / "cache").glob("*.bin"))) == 1, where
+
+
+def test_a_large_picture_beside_small_ones_is_refused_as_too_large(tmp_path, monkeypatch):
+    where = numbered(tmp_path, ["0.png"])
+    solid("L", size=(40, 40)).save(tmp_path / "x.png")
+    for limit in (1599, 700):  # a warning of Pillow above the limit, an error above twice the limit
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(UserError, match=r"x\.png is too large \(Image size \(1600 pixels\) exceeds limit .*make"):
+            load_images(train_data_dir=where, resolution=8)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1600)
+    assert len(load_images(train_data_dir=where, resolution=8)) == 2

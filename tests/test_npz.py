@@ -1,0 +1,150 @@
+"""Arrays in .npz files: values are taken by the range of their type, and nothing is taken that is not there."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_images import npz
+
+from diffusers_ict.data import npz as module
+from diffusers_ict.data.images import load_images
+from diffusers_ict.errors import UserError
+
+IMAGES = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        (">u2", [0, 128, 129, 257, 25700, 65535], [0, 0, 1, 1, 100, 255]),
+        (np.uint16, [0, 128, 129, 257, 25700, 65535], [0, 0, 1, 1, 100, 255]),
+        (np.float32, [0, 0.2, 0.498, 0.5019, 0.9979, 1], [0, 51, 127, 128, 254, 255]),
+        (np.float64, [0, 1 / 255, 1.5001 / 255, 0.2, 0.5019, 1], [0, 1, 2, 51, 128, 255]),
+        (np.float16, [0, 0.25, 0.5, 0.75, 0.875, 1], [0, 64, 128, 191, 223, 255]),
+        (np.uint8, [0, 1, 2, 3, 254, 255], [0, 1, 2, 3, 254, 255]),
+    ],
+)
+@pytest.mark.parametrize("column", [None, "a"])
+def test_values_are_converted_by_the_range_of_their_type(tmp_path, kind, values, expected, column):
+    array = np.broadcast_to(np.array(values, kind), (3, 6, 6))
+    pixels = load_images(dataset_name=npz(tmp_path, a=array), image_column=column).pixels
+    assert pixels[2, 0, 5].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (IMAGES.astype(float), r"number 0 of d\.npz cannot be read \(its values are float64 from 0 to 63 and must be"),
+        (
+            IMAGES / np.float32(127.5) - 1,
+            r"float32 from -1 to -0\.505882 and must be uint8, uint16 or floats from 0 to",
+        ),
+        (np.where(IMAGES == 200, np.nan, 0.5), r"number 3 of d\.npz .*float64 from nan to nan and must"),
+        (np.full((1, 8, 8), np.inf), "float64 from inf to inf and must"),
+        (IMAGES.astype(np.int64), "int64 from 0 to 63 and must"),
+        (IMAGES.astype(np.int16) - 5, "int16 from -5 to 58 and must"),
+        (IMAGES > 3, "bool from 0 to 1 and must"),
+        (IMAGES * 1j, "complex128 and must"),
+        (IMAGES.astype("U3"), "<U3 and must"),
+        (np.zeros(4, np.uint8), r"`image_column` must name an array \[n, H, W\].*, and a of .* is uint8 \[4\]\.$"),
+        (np.zeros((4, 8), np.uint8), r"a of .* is uint8 \[4, 8\]\.$"),
+        (np.zeros((4, 8, 8, 3, 1), np.uint8), r"is uint8 \[4, 8, 8, 3, 1\]\.$"),
+        (np.uint8(3), r"is uint8 \[\]\.$"),
+        (np.zeros((4, 0, 0), np.uint8), r"number 0 .* is an array \[0, 0\] and must be"),
+        (np.zeros((4, 8, 8, 0), np.uint8), r"is an array \[8, 8, 0\] and must be"),
+        (IMAGES.astype(object), "pickle"),
+    ],
+)
+def test_other_values_and_shapes_are_refused(tmp_path, array, message):
+    with pytest.raises(UserError, match=message):
+        load_images(dataset_name=npz(tmp_path, a=array), image_column="a")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.arange(3), r"one integer for each of the 4 images, got \[3\]; give another `label_column`"),
+        (np.arange(5), r"got \[5\]"),
+        (np.eye(4, dtype=int), r"got \[4, 4\]"),
+        (np.int64(1), r"got \[\]"),
+        (np.array([0, 1, 2, 0.5]), r"labels must be integers from 0, got 0\.0"),
+        (np.array([True, False, True, False]), "got True"),
+        (np.array(["cat", "dog", "cat", "dog"]), "got 'cat'"),
+        (np.array([0, 1, 2, 2**63], np.uint64), "labels must lie below 100000.*got 9223372036854775808"),
+        (np.array([0, 1, 2, 123456]), "labels must lie below 100000.*number the classes from 0"),
+    ],
+)
+def test_labels_that_are_no_class_for_each_image_are_refused(tmp_path, labels, message):
+    where = npz(tmp_path, a=IMAGES, own=labels)
+    with pytest.raises(UserError, match=message):
+        load_images(dataset_name=where, image_column="a", label_column="own", class_conditional=True)
+    assert len(load_images(dataset_name=where, image_column="a", label_column="own")) == 4
+
+
+def test_labels_are_checked_before_the_images_are_decoded(tmp_path):
+    where = npz(tmp_path, a=IMAGES.astype(float), own=np.arange(3))
+    with pytest.raises(UserError, match=r"^labels must be"):
+        load_images(dataset_name=where, label_column="own", class_conditional=True)
+
+
+def test_arrays_that_are_not_asked_for_are_not_read(tmp_path):
+    where = npz(tmp_path, images=IMAGES, ids=np.arange(4), labels=np.arange(4), notes=np.array([{}], object))
+    assert load_images(dataset_name=where).labels is None
+    with pytest.raises(UserError, match="several arrays that could be meant by `label_column`: ids, labels"):
+        load_images(dataset_name=where, class_conditional=True)
+
+
+def test_channels_that_pillow_has_no_mode_for_are_used_as_they_are_or_refused(tmp_path):
+    for channels in (2, 5):
+        array = np.arange(4 * 8 * 8 * channels).astype(np.uint8).reshape(4, 8, 8, channels)
+        where = npz(tmp_path, a=array)
+        assert np.array_equal(load_images(dataset_name=where).pixels.permute(0, 2, 3, 1).numpy(), array)
+        for change in ({"resolution": 4}, {"image_mode": "RGB"}):
+            with pytest.raises(UserError, match=rf"has {channels} channels, and only 1, 3 or 4 can be resized"):
+                load_images(dataset_name=where, **change)
+
+
+def test_an_array_file_under_the_wrong_name_is_refused(tmp_path):
+    np.save(tmp_path / "d.npy", IMAGES)
+    (tmp_path / "d.npy").rename(tmp_path / "d.npz")
+    with pytest.raises(UserError, match=r"d\.npz cannot be read as \.npz \(.*\); write it again with `numpy"):
+        load_images(dataset_name=str(tmp_path / "d.npz"))
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
+def test_a_truncated_file_is_refused(tmp_path, part):
+    path = Path(npz(tmp_path, a=IMAGES))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(part * len(content))])
+    with pytest.raises(UserError, match=r"cannot be read as \.npz"):
+        load_images(dataset_name=str(path))
+
+
+def claiming(path, shape: tuple[int, ...], content: bytes) -> str:
+    """A file whose array says it has this shape."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.npy", header.getvalue() + content)
+    return str(path)
+
+
+@pytest.mark.parametrize("shape", [(10**9, 1024, 1024), (3, 8, 8), (-4, -8, 8), (10**30, 8, 8)])
+def test_an_array_that_is_not_as_large_as_it_says_is_never_allocated(tmp_path, monkeypatch, shape):
+    def never(*args, **kwargs):
+        raise AssertionError("it is read")
+
+    monkeypatch.setattr(np.lib.format, "read_array", never)
+    with pytest.raises(UserError, match=r"cannot be read as \.npz \(a is uint8 .*which takes -?\d+ bytes, and 255 are"):
+        load_images(dataset_name=claiming(tmp_path / "d.npz", shape, bytes(255)))
+
+
+def test_an_array_larger_than_memory_is_refused(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise MemoryError("Unable to allocate 1 TiB")
+
+    monkeypatch.setattr(module.np.lib.format, "read_array", full)
+    with pytest.raises(UserError, match=r"cannot be read as \.npz \(Unable to allocate 1 TiB\)"):
+        load_images(dataset_name=npz(tmp_path, a=IMAGES))
