@@ -20,12 +20,13 @@ from typing import Any
 # One thread for whatever is imported from here on: sums in another order are other sums, and threads survive no fork.
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
-from faults import damage, full_disk, kills, several, signals
+from faults import damage, full_disk, hub, kills, several, signals
 from faults.children import Lost, adopt_orphans
 from faults.workshop import Fault, Workshop
 from provenance import heading, provenance
 
-FAULTS = [*kills.FAULTS, *damage.FAULTS, *full_disk.FAULTS, *signals.FAULTS, *several.FAULTS]
+KINDS = (kills, hub, damage, full_disk, signals, several)
+FAULTS = [fault for kind in KINDS for fault in kind.FAULTS]
 
 
 def torture(fault: Fault, shop: Workshop, seed: int, numbers: range) -> dict[str, Any]:
@@ -57,7 +58,12 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, help="everything random follows from it")
-    parser.add_argument("--share", type=float, default=1.0, help="of the trials of each fault, at least one")
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=1.0,
+        help="of the trials of each fault; at least one, but for faults that start interpreters",
+    )
     parser.add_argument("--only", default="", help="part of the names of faults")
     parser.add_argument("--trial", type=int, help="one number, to repeat what was lost")
     parser.add_argument("--output", type=Path, help="path of the results, without ending")
@@ -68,9 +74,11 @@ def main() -> int:
     shop = Workshop(base)
     for fault in FAULTS:
         if options.only in fault.name:
-            numbers = range(max(1, round(options.share * fault.times)))
+            numbers = range(max(fault.least, round(options.share * fault.times)))
             if options.trial is not None:
                 numbers = range(options.trial, options.trial + 1)
+            if not numbers:
+                continue
             rows.append(torture(fault, shop, options.seed, numbers))
             print("{fault}: {injected} injected, {lost} of {trials} lost, {seconds} s".format(**rows[-1]), flush=True)
     report = {**provenance(), "seed": options.seed, "rows": rows}

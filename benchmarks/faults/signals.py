@@ -151,6 +151,9 @@ TARGETS = ("child", "launcher", "group")
 
 FAULTS = [
     Fault("SIGTERM, SIGINT or SIGUSR1 to the process", 27, to_the_process),
-    *(Fault(f"SIGTERM, accelerate launch: {where}", 3, by_launcher(where, ACCELERATE, 1)) for where in TARGETS),
-    *(Fault(f"SIGTERM, torchrun with 2 processes: {where}", 3, by_launcher(where, TORCHRUN, 2)) for where in TARGETS),
+    *(Fault(f"SIGTERM, accelerate launch: {where}", 3, by_launcher(where, ACCELERATE, 1), 0) for where in TARGETS),
+    *(
+        Fault(f"SIGTERM, torchrun with 2 processes: {where}", 3, by_launcher(where, TORCHRUN, 2), 0)
+        for where in TARGETS
+    ),
 ]

@@ -22,10 +22,10 @@ from PIL import Image
 import diffusers_ict.evaluation.evaluate
 import diffusers_ict.training.train  # noqa: F401  imported here, children find everything in memory
 from diffusers_ict import ConsistencyPipeline
-from diffusers_ict.commands import evaluate, publish
+from diffusers_ict.commands import evaluate
 from diffusers_ict.commands import train as train_ict
 
-from .children import Child, Ended, Lost, at_changes, descendants, in_child
+from .children import Ended, Lost, at_changes, descendants, in_child
 from .compare import check_between, check_nothing_left
 
 LATEST = ["--resume_from_checkpoint", "latest"]
@@ -50,7 +50,7 @@ class Fault:
     """A way to disturb.
 
     Attributes:
-        times: trials of the full form.
+        times: trials of the full form; least: of any form, 0 where a trial starts interpreters.
         trial: injects the fault in a folder of its own, and returns how many times. Everything random comes from the
             generator, and what differs from trial to trial from its number. Raises Lost where a promise is not kept.
     """
@@ -58,6 +58,7 @@ class Fault:
     name: str
     times: int
     trial: Callable[["Workshop", Path, int, Random], int]
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,3 @@ def load(folder: Path) -> int:
 def copy(whole: Whole, place: Path) -> Path:
     """A copy of an undisturbed run, to be disturbed."""
     return shutil.copytree(whole.folder, place / "out")
-
-
-__all__ = ["LATEST", "LOSSES", "STEPS", "Child", "Fault", "Whole", "Workshop", "copy", "evaluate", "load", "publish"]
