@@ -184,7 +184,7 @@ class ConsistencyPipeline(ConsistencyModelPipeline):
         return height, width
 
     def _check_inputs(self, batch_size, timesteps, sigmas, generator, output_type, callback_steps) -> None:
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}.")
         if timesteps is not None and sigmas is not None:
             raise ValueError("give timesteps or sigmas, not both.")

@@ -86,7 +86,7 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(prog, description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}.")
+        raise UserError(f"{' '.join(message.split())}.")
 
 
 def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:

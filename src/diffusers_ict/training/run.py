@@ -156,6 +156,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
         decisive(recipe, images.fingerprint(), batch_size, networks, own_objective), circumstances(recipe, accelerator)
     )
     first_step, seconds = resume(recipe, state, identity)
+    accelerator.wait_for_everyone()  # what one writes, the others would take for an earlier run
     writing = accelerator.is_main_process and not recipe.dry_run
     own_lock = lock_output_dir(Path(recipe.output_dir)) if writing else None
 

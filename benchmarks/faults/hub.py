@@ -1,0 +1,226 @@
+"""A Hub that misbehaves, and publishing that is killed: training ends as ever, and publishing again finishes it."""
+
+import functools
+import itertools
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import hub_stand_in
+from hub_stand_in import Handler, Hub, serve
+
+from diffusers_ict.commands import publish
+from diffusers_ict.hub.publish import push
+from diffusers_ict.training import run as run_module
+
+from .children import Child, Ended, Lost, at_changes, in_child, kill_at
+from .compare import check_same
+from .workshop import LOSSES, Fault, Workshop, copy, load
+
+MISBEHAVIOURS = getattr(hub_stand_in, "FAULTS", {})
+NAME = "someone/my-digits"
+PATIENCE = {"attempts": 2, "pause": 0.05, "timeout": 8.0}  # of uploads, to wait less for a Hub that is silent
+BOUND = 60.0  # seconds that a training run with such uploads may take longer
+
+
+class HubAside:
+    """The stand-in of the Hub in a child of its own. It misbehaves until it is healed.
+
+    Args:
+        fault: name of a misbehaviour, or None.
+        hold: number of a request that is not answered before it is healed, and whether it is carried out.
+    """
+
+    def __init__(self, place: Path, fault: str | None = None, hold: tuple[int, bool] | None = None) -> None:
+        place.mkdir()
+        self.place = place
+        self.child = Child(lambda: self._serve(fault, hold), place)
+        self.address = self._wait_for("address").read_text()
+
+    def environment(self, place: Path) -> dict[str, str]:
+        """Variables of the Hub's client."""
+        own = {"HF_ENDPOINT": self.address, "HF_HOME": str(place / "home"), "HF_TOKEN": "hf_planted0123456789abcdef"}
+        return {**own, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+    def wait_for_hold(self) -> None:
+        """Wait until the request has come that is not answered."""
+        self._wait_for("held")
+
+    def heal(self) -> None:
+        """Behave from now on."""
+        self.child.signal(signal.SIGUSR1)
+        self._wait_for("healed")
+
+    def end(self) -> dict[str, Any]:
+        """End it: {"commits": number of them, "files": {path: hexadecimal content}, "requests": ...}."""
+        self.child.signal(signal.SIGTERM)
+        self.child.wait().check(0)
+        return json.loads((self.place / "state").read_text())
+
+    def _wait_for(self, name: str) -> Path:
+        deadline = time.monotonic() + 60
+        while not (self.place / name).exists():
+            if time.monotonic() > deadline:
+                raise Lost(f"the Hub never came to {name}")
+            time.sleep(0.002)
+        return self.place / name
+
+    def _mark(self, name: str, text: str = "") -> None:
+        (self.place / f"{name}.new").write_text(text)
+        (self.place / f"{name}.new").rename(self.place / name)
+
+    def _serve(self, fault: str | None, hold: tuple[int, bool] | None) -> int:
+        hub, held = Hub(fault=None if fault is None else MISBEHAVIOURS[fault]), []
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
+        if hold is not None:
+            _hold_requests(hold, lambda: (held.append(1), self._mark("held")))
+        with serve(hub):
+            self._mark("address", hub.address)
+            while signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) != signal.SIGTERM:
+                hub.fault = None
+                self._mark("healed")
+            repository = hub.repositories.get(NAME, hub_stand_in.Repository())
+            files = {path: content.hex() for path, content in repository.files.items()}
+            state = {"commits": len(repository.commits), "files": files, "requests": len(hub.requests)}
+            self._mark("state", json.dumps(state))
+            os._exit(0)  # connections that are held do not hold it up
+
+
+def _hold_requests(hold: tuple[int, bool], mark: Any) -> None:
+    """Let the stand-in keep one request waiting, before or after it is carried out."""
+    body, answer, number, wanted = Handler._body, Handler.answer, itertools.count(), hold[0]
+
+    def wait(self: Handler) -> None:
+        mark()
+        self.rfile.read(1)  # until the client is gone
+        raise ConnectionAbortedError
+
+    def counted(self: Handler) -> bytes:
+        content, self.number = body(self), next(number)  # type: ignore[attr-defined]
+        if (self.number, False) == hold:  # type: ignore[attr-defined]
+            wait(self)
+        return content
+
+    def answered(self: Handler, *args: Any, **kwargs: Any) -> None:
+        if self.number == wanted:  # type: ignore[attr-defined]
+            wait(self)
+        answer(self, *args, **kwargs)
+
+    Handler._body, Handler.answer = counted, answered  # type: ignore[method-assign]
+
+
+def _publish(hub: HubAside, place: Path) -> Child:
+    words = [str(place / "out"), "--hub_model_id", NAME]
+    return Child(lambda: publish.main(words), place, hub.environment(place))
+
+
+def _check_published(hub: HubAside, place: Path) -> None:
+    """Publish without faults, and check that the Hub has the folder, in one commit.
+
+    Raises:
+        Lost: it has not.
+    """
+    _publish(hub, place).wait().check(0)
+    state = hub.end()
+    out = place / "out"
+    wanted = ["README.md", "model_index.json", "run.json", *(str(f.relative_to(out)) for f in out.glob("unet/*"))]
+    different = [name for name in wanted if state["files"].get(name) != (out / name).read_bytes().hex()]
+    if different or state["commits"] != 1:
+        raise Lost(f"{state['commits']} commits, and these files are not on the Hub as they are here: {different}")
+
+
+def misbehaving(shop: Workshop, place: Path, number: int, random: Random) -> int:
+    """Train while the Hub misbehaves in one of its ways: the run ends as ever; publish when it behaves again."""
+    name = list(MISBEHAVIOURS)[number % len(MISBEHAVIOURS)]
+    loss, slower = list(LOSSES)[number % len(LOSSES)], ["--checkpointing_steps", "6"]
+    whole = shop.whole(loss, *slower)
+    hub = HubAside(place / "hub", fault=name)
+
+    def body() -> int:
+        run_module.push = functools.partial(push, **PATIENCE)  # type: ignore[assignment]
+        own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint"]
+        return shop.train(loss, place / "out", *slower, *own)
+
+    ended = Child(body, place, hub.environment(place)).wait().check(0)
+    _check_told(ended, name, whole.seconds)
+    check_same(whole.folder, place / "out", ignore="^(recipe.yaml|README.md)$")
+    hub.heal()
+    _check_published(hub, place)
+    shop.check_alone()
+    if left := list((place / "tmp").iterdir()):
+        raise Lost(f"left over {left}")
+    return 1
+
+
+def _check_told(ended: Ended, name: str, seconds: float) -> None:
+    if ended.output.count("was not published") != 1:
+        raise Lost(f"{name}: not one sentence about it: {ended.output[-2000:]}")
+    if ended.seconds > 3 * seconds + BOUND:
+        raise Lost(f"{name}: {ended.seconds:.0f} seconds instead of {seconds:.0f}")
+
+
+def killed_at_a_request(shop: Workshop, place: Path, number: int, random: Random) -> int:
+    """Kill publishing while the Hub holds a random request, carried out or not; publish again."""
+    loss = list(LOSSES)[number % len(LOSSES)]
+    copy(shop.whole(loss), place)
+    hub = HubAside(place / "hub", hold=(random.randrange(_undisturbed(shop)["requests"]), random.random() < 0.5))
+    client = _publish(hub, place)
+    hub.wait_for_hold()
+    return _killed(shop, place, hub, client.wait(0.0, kill=True))
+
+
+def killed_at_a_change(shop: Workshop, place: Path, number: int, random: Random) -> int:
+    """Kill publishing before a random change of a file; publish again."""
+    loss = list(LOSSES)[number % len(LOSSES)]
+    copy(shop.whole(loss), place)
+    hub = HubAside(place / "hub")
+    at = random.randrange(_undisturbed(shop)["changes"])
+
+    def body() -> int:
+        at_changes(place, kill_at(at))
+        return publish.main([str(place / "out"), "--hub_model_id", NAME])
+
+    return _killed(shop, place, hub, Child(body, place, hub.environment(place)).wait())
+
+
+def _killed(shop: Workshop, place: Path, hub: HubAside, ended: Ended) -> int:
+    if ended.code != -signal.SIGKILL:
+        raise Lost(f"it was to be killed, and ended with {ended.code}: {ended.output}")
+    in_child(lambda: load(place / "out"), place).check(0)
+    _check_published(hub, place)
+    shop.check_alone()
+    return 1
+
+
+def _undisturbed(shop: Workshop) -> dict[str, int]:
+    """How many requests and changes of files publishing makes."""
+    place = shop.base / "published"
+    if not (place / "counts").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        copy(shop.whole("ict"), place)
+        hub, made = HubAside(place / "hub"), place / "made"
+
+        def body() -> int:
+            paths: list[str] = []
+            at_changes(place, lambda number, kind, path: paths.append(path))
+            code = publish.main([str(place / "out"), "--hub_model_id", NAME])
+            made.write_text(str(len(paths)))
+            return code
+
+        Child(body, place, hub.environment(place)).wait().check(0)
+        counts = {"requests": hub.end()["requests"], "changes": int(made.read_text())}
+        (place / "counts").write_text(json.dumps(counts))
+    return json.loads((place / "counts").read_text())
+
+
+FAULTS = MISBEHAVIOURS and [
+    Fault("SIGKILL in publishing, at a request", 18, killed_at_a_request),
+    Fault("SIGKILL in publishing, at a change of a file", 12, killed_at_a_change),
+    Fault("a fault of the Hub while training publishes", len(MISBEHAVIOURS), misbehaving),
+]

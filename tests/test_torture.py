@@ -1,0 +1,87 @@
+"""The short form of `make torture`: every fault that a fork can inject, a few times."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from faults.children import Lost, descendants
+from faults.compare import check_close, check_nothing_left, check_same
+from filelock import FileLock
+from safetensors.numpy import save_file
+
+
+def test_nothing_is_lost_in_the_short_form(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "torture.py"), "--share", "0.02"]
+    done = subprocess.run([*command, "--output", str(tmp_path / "t")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "t.json").read_text())["rows"]
+    assert len(rows) >= 14
+    assert sum(row["injected"] for row in rows) >= 30
+    assert [row["fault"] for row in rows if row["lost"] or row["survived"] != row["trials"]] == []
+
+
+@pytest.fixture
+def folders(tmp_path) -> tuple[Path, Path]:
+    """Two runs that are the same but for the time they took."""
+    for name, seconds in (("a", 1.0), ("b", 2.0)):
+        saved = tmp_path / name / "checkpoint-2"
+        saved.mkdir(parents=True)
+        save_file({"w": np.zeros(3, np.float32)}, saved / "unet.safetensors")
+        (saved / "state.json").write_text(json.dumps({"step": 2, "train_seconds": seconds}))
+        line = json.dumps({"step": 1, "loss": 0.5, "train_seconds": seconds})
+        (tmp_path / name / "log.jsonl").write_text(f"{line}\n")
+    return tmp_path / "a", tmp_path / "b"
+
+
+def test_runs_that_differ_in_time_alone_are_the_same(folders):
+    check_same(*folders)
+    check_close(*folders)
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("checkpoint-2/state.json", '{"step": 3}'),
+        ("log.jsonl", '{"step": 1, "loss": 0.4}\n'),
+        ("new.png", "x"),
+    ],
+)
+def test_any_difference_is_seen(folders, path, content):
+    (folders[1] / path).write_text(content)
+    with pytest.raises(Lost, match=path):
+        check_same(*folders)
+
+
+def test_one_bit_of_a_tensor_is_seen_and_rounding_is_not(folders):
+    save_file({"w": np.full(3, 1e-7, np.float32)}, folders[1] / "checkpoint-2" / "unet.safetensors")
+    check_close(*folders)
+    with pytest.raises(Lost, match=r"unet\.safetensors"):
+        check_same(*folders)
+    save_file({"w": np.full(3, 1e-3, np.float32)}, folders[1] / "checkpoint-2" / "unet.safetensors")
+    with pytest.raises(Lost, match="unet/w differs"):
+        check_close(*folders)
+
+
+@pytest.mark.parametrize("name", [".checkpoint-2.tmp", "tmp/publish-x"])
+def test_leftovers_are_seen(folders, name):
+    check_nothing_left(folders[0])
+    (folders[0] / name).mkdir(parents=True)
+    with pytest.raises(Lost, match="left over"):
+        check_nothing_left(folders[0])
+
+
+def test_a_lock_that_is_held_is_seen(folders):
+    with FileLock(folders[0] / ".lock"), pytest.raises(Lost, match="is held"):
+        check_nothing_left(folders[0])
+    check_nothing_left(folders[0])
+
+
+def test_a_process_that_is_left_is_seen():
+    before = descendants(0.0)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert len(descendants(0.1)) == len(before) + 1
+        process.communicate(b"\n")
