@@ -6,12 +6,12 @@ a grid.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
+from .dropout import reuse_masks
 from .noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, karras_sigmas
 from .preconditioning import ConsistencyFunction, per_image
 
@@ -32,16 +32,6 @@ class Pair:
     sigma_next: Tensor
 
 
-@contextmanager
-def dropout_masks(seed: int, device: torch.device):
-    """Inside, dropout draws the masks that belong to `seed`; outside, the global generators are as they were."""
-    # fork_rng always keeps the CPU's generator; it can keep no generator on MPS, which has one for all.
-    devices = [] if device.type in ("cpu", "mps") else [device]
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-        torch.manual_seed(seed)
-        yield
-
-
 def consistency_pair(
     f: ConsistencyFunction | Callable,
     x: Tensor,
@@ -50,7 +40,6 @@ def consistency_pair(
     sigma_next: Tensor,
     class_labels: Tensor | None = None,
     *,
-    dropout_seed: int = 0,
     teacher: ConsistencyFunction | Callable | None = None,
 ) -> Pair:
     """Evaluate student and teacher on one noise ray. iCT (arXiv:2310.14189) Eq. 6, CT Eq. 10.
@@ -60,14 +49,13 @@ def consistency_pair(
         x: images in [-1, 1], [B, C, H, W]; noise: standard normal, same shape.
         sigma, sigma_next: [B], sigma < sigma_next.
         class_labels: [B] or None.
-        dropout_seed: both evaluations use the masks of this seed.
-        teacher: the function that gives the target; by default f itself, in the mode f is in, without gradient.
+        teacher: the function that gives the target; by default f itself, in the mode f is in, without gradient. It
+            drops the same units; a network of its own that drops out must be prepared by `share_dropout`.
     """
     noisier = x + per_image(sigma_next, x) * noise
     cleaner = x + per_image(sigma, x) * noise
-    with dropout_masks(dropout_seed, x.device):
-        student = f(noisier, sigma_next, class_labels)
-    with dropout_masks(dropout_seed, x.device), torch.no_grad():
+    student = f(noisier, sigma_next, class_labels)
+    with reuse_masks(), torch.no_grad():
         target = (teacher or f)(cleaner, sigma, class_labels)
     return Pair(student, target, sigma, sigma_next)
 

@@ -1,6 +1,8 @@
 """ACT's discriminator in training: its network, optimizer and update, and the strength of the augmentation."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -19,9 +21,9 @@ from ..augmentation import augment
 from ..data.batch import Batch, GlobalBatch
 from ..discriminator import ConsistencyDiscriminator
 from ..errors import UserError, first_line
-from ..objective import Objective, Pair, dropout_masks
+from ..objective import Objective, Pair
 from ..preconditioning import ConsistencyFunction, per_image
-from ..processes import average_gradients
+from ..processes import average_gradients, network_precision
 from ..time_embedding import hold_fast_columns, zero_fast_columns
 from .recipe import find_shipped
 from .unets import discriminator_config
@@ -103,15 +105,24 @@ class Adversary:
         self.accelerator, self.weight, self.strength, self.signal = accelerator, weight, strength, signal
         self.r1_gamma, self.r1_interval, self.time_weight = r1_gamma, r1_interval, time_weight
         self.model = discriminator.to(accelerator.device).train()
-        self.compiled = torch.compile(self.model) if compile else self.model
+        self.device, self.precision = accelerator.device.type, network_precision(accelerator)
+        self.p = torch.zeros((), device=accelerator.device)  # the strength as a kernel reads it
+        self.losses = torch.compile(self.discriminator_loss, fullgraph=True) if compile else self.discriminator_loss
         optimizer = torch.optim.RAdam(self.model.parameters(), learning_rate, betas, foreach=True)
         self.optimizer = accelerator.prepare(optimizer)
 
-    def generator_loss(self, objective: Objective, pair: Pair, batch: Batch) -> Tensor:
-        """L_G: [B]. D sees the very image whose consistency is measured; its own weights get no gradient."""
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """D as a judge of the generator: at the present strength of the augmentation, without gradients of its own."""
+        if self.strength is not None:
+            self.p.fill_(self.strength.p)
         self.model.requires_grad_(False)
-        logits = self._logits(pair.student, batch)
+        yield
         self.model.requires_grad_(True)
+
+    def generator_loss(self, objective: Objective, pair: Pair, batch: Batch) -> Tensor:
+        """L_G: [B]. D sees the very image whose consistency is measured. To be called while `judging`."""
+        logits = self._logits(pair.student, batch)
         return weighted_lerp(objective, pair, generator_loss(logits), self.weight(pair.sigma_next))
 
     def discriminator_loss(self, fake: Tensor, fakes: Batch, reals: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -156,9 +167,10 @@ class Adversary:
         penalised = (step + 1) % self.r1_interval == 0
         for fake_batch, real_batch in zip(fakes, reals):
             noisy = fake_batch.x + per_image(fake_batch.sigma_next, fake_batch.x) * fake_batch.noise
-            with torch.no_grad(), dropout_masks(fake_batch.dropout_seed, noisy.device):
+            torch.manual_seed(fake_batch.dropout_seed)
+            with torch.no_grad():
                 fake = f(noisy, fake_batch.sigma_next, fake_batch.labels)
-            loss, figures = self.discriminator_loss(fake, fake_batch, real_batch)
+            loss, figures = self.losses(fake, fake_batch, real_batch)
             for name, value in {"discriminator_loss": loss.detach().mean(), **figures}.items():
                 found[name].append(value)
             if penalised:
@@ -181,13 +193,13 @@ class Adversary:
         return discriminator_logits(self._net, self._augmented(images, batch), batch.sigma_next, batch.labels)
 
     def _net(self, images: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
-        with self.accelerator.autocast():
-            return self.compiled(images, timestep, labels)
+        with torch.autocast(self.device, self.precision, enabled=self.precision is not None):
+            return self.model(images, timestep, labels)
 
     def _augmented(self, images: Tensor, batch: Batch) -> Tensor:
         if self.strength is None or batch.uniform is None:
             return images
-        return augment(images, self.strength.p, batch.uniform)
+        return augment(images, self.p, batch.uniform)
 
     def _level_weight(self, batch: Batch) -> Tensor | float:
         return self.weight.rising(batch.sigma_next) if self.time_weight else 1.0
