@@ -7,6 +7,7 @@ a grid.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -125,15 +126,16 @@ class GridObjective(Objective):
 
     def grid(self, step: int, total_steps: int) -> Tensor:
         """The noise levels at step k of K: ascending, float64 [N]."""
-        return karras_sigmas(self.num_levels(step, total_steps), self.sigma_min, self.sigma_max, self.rho)
+        return self._grid_of(self.num_levels(step, total_steps))
+
+    def _grid_of(self, num_levels: int) -> Tensor:
+        return karras_sigmas(num_levels, self.sigma_min, self.sigma_max, self.rho)
 
     def sample_pair(self, uniform: Tensor, step: int, total_steps: int) -> tuple[Tensor, Tensor]:
         """Neighbours (sigmas[i], sigmas[i + 1]), i drawn from p(i) by inverting its cumulative sums."""
-        sigmas = self.grid(step, total_steps)
-        cumulative = self.pair_probabilities(sigmas).cumsum(0).to(uniform)
+        sigmas, cumulative = _table(self, self.num_levels(step, total_steps), uniform.dtype, uniform.device)
         # The last sum is 1 up to rounding; no uniform number may fall beyond it.
         pairs = torch.searchsorted(cumulative, uniform, right=True).clamp(max=len(sigmas) - 2)
-        sigmas = sigmas.to(uniform)
         return sigmas[pairs], sigmas[pairs + 1]
 
     def schedule(self, step: int, total_steps: int) -> dict[str, float]:
@@ -144,3 +146,13 @@ class GridObjective(Objective):
         """sum_i p(i) lambda(sigma_i)."""
         sigmas = self.grid(step, total_steps)
         return (self.pair_probabilities(sigmas) * self.weighting(sigmas[:-1], sigmas[1:])).sum().item()
+
+
+@lru_cache(maxsize=4)  # N changes a few times in a run, and the host is not to send the same grid at every step
+def _table(
+    objective: GridObjective, num_levels: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The grid of N levels [N] and the cumulative probabilities of its pairs [N - 1], on a device."""
+    sigmas = objective._grid_of(num_levels)
+    cumulative = objective.pair_probabilities(sigmas).cumsum(0)
+    return sigmas.to(device, dtype), cumulative.to(device, dtype)

@@ -28,10 +28,12 @@ from ..processes import make_accelerator, network_precision
 from ..scheduling_ict import ICTScheduler
 from ..time_embedding import uses_fast_columns
 from .adversary import Adversary, build_discriminator
+from .captured import can_capture
 from .ema import EMA
 from .estimate import describe
 from .log import Metrics
 from .objectives import check_curriculum, make_objective
+from .optimization import make_optimizer
 from .output_dir import check_output_dir, lock_output_dir
 from .recipe import Recipe
 from .resume import Identity, circumstances, decisive, resume
@@ -153,10 +155,8 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     if objective.teacher_decay(0, recipe.max_train_steps) is not None:
         teacher = copy.deepcopy(unet).requires_grad_(False)
     share_dropout(*(unet, teacher) if teacher is not None else (unet,))
-    optimizer = accelerator.prepare(
-        # foreach: one call for all parameters, also on CPUs, where it is not the default
-        torch.optim.RAdam(unet.parameters(), recipe.learning_rate, (recipe.adam_beta1, recipe.adam_beta2), foreach=True)
-    )
+    betas = (recipe.adam_beta1, recipe.adam_beta2)
+    optimizer = accelerator.prepare(make_optimizer(unet.parameters(), recipe.learning_rate, betas, accelerator.device))
     ema = EMA(unet.named_parameters(), recipe.ema_decays, recipe.ema_warmup)
     state = _state(unet, optimizer, ema, teacher, adversary, accelerator)
     networks = {"unet": unet.config} | ({} if discriminator is None else {"discriminator": discriminator.config})
@@ -295,6 +295,9 @@ def _in_precision(net: UNet2DModel, accelerator: Accelerator) -> Callable:
 def _adversary(
     recipe: Recipe, accelerator: Accelerator, discriminator: ConsistencyDiscriminator, weight: AdversarialWeight
 ) -> Adversary:
+    strength = None
+    if recipe.augment:
+        strength = AdaptiveStrength(recipe.augment_tau, recipe.augment_horizon, accelerator.device)
     return Adversary(
         accelerator,
         discriminator,
@@ -304,9 +307,10 @@ def _adversary(
         r1_gamma=recipe.r1_gamma,
         r1_interval=recipe.r1_interval,
         time_weight=recipe.discriminator_time_weight,
-        strength=AdaptiveStrength(recipe.augment_tau, recipe.augment_horizon) if recipe.augment else None,
+        strength=strength,
         signal=recipe.augment_signal,
         compile=recipe.torch_compile,
+        capture=can_capture(recipe, accelerator),
     )
 
 
