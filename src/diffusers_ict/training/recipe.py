@@ -104,7 +104,9 @@ class Recipe(DataSettings):
         False, "let float32 matrix products use TF32 on a GPU: faster, 10 bits of mantissa", changes="rounding"
     )
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, more time", changes="rounding")
-    torch_compile: bool = setting(False, "compile the networks", changes="rounding")
+    torch_compile: bool = setting(
+        False, "compile the losses; on one GPU, replay the steps as CUDA graphs", changes="rounding"
+    )
     train_batch_size: int = setting(
         64, "micro batch: images per process and accumulation step", at_least=1, changes="rounding"
     )
