@@ -101,6 +101,15 @@ def python_without_us(tmp_path_factory) -> str:
     return str(python)
 
 
+@pytest.fixture
+def hub():
+    """A Hub on this machine that has nothing yet."""
+    from hub_stand_in import Hub, serve
+
+    with serve(Hub()) as hub:
+        yield hub
+
+
 @pytest.fixture(autouse=True)
 def same_chance_every_time():
     """What a test draws without a generator of its own is the same in every run and in any order of the tests."""

@@ -2,12 +2,25 @@
 
 Reading: model info, tree, resolve. Writing: create, preupload, LFS batch with PUT and verify, commit as ndjson.
 Cards are held to what the Hub verifies in them: licence, datasets and model-index.
+
+It also misbehaves, in each way of the table `FAULTS`, until `hub.fault` is None again. From outside of pytest:
+
+    from hub_stand_in import FAULTS, Hub, serve
+
+    with serve(Hub()) as hub:  # the address is free, and no process but this one is started
+        for name, hub.fault in FAULTS.items():
+            subprocess.run(["diffusers-ict", "publish", ...], env={**os.environ, "HF_ENDPOINT": hub.address, ...})
+
+The client needs HF_HUB_DISABLE_XET=1, or it uses a route that this Hub does not have; HF_HUB_OFFLINE must not be set.
+Every fault lets an upload fail. A program ends with exit code 2 and one sentence, after `--timeout` at the latest.
 """
 
 import base64
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,21 +72,64 @@ class Repository:
         return f"{len(self.commits) + 1:040x}"
 
 
+@dataclass(frozen=True)
+class Fault:
+    """One way to misbehave.
+
+    Attributes:
+        where: part of the paths of the requests that it meets.
+        answer: a status; "{}"; "reset", the connection ends without an answer; "silent", there is never one; "", the
+            right one.
+        card: the README.md that every repository then has, or None for its own.
+    """
+
+    where: str = ""
+    answer: int | str = ""
+    card: bytes | None = None
+
+
+CALLS = {
+    "create": "/api/repos/create",
+    "card": "/resolve/",
+    "validation of the card": "/api/validate-yaml",
+    "preupload": "/preupload/",
+    "LFS batch": "/lfs/objects/batch",
+    "storage": "/storage/",
+    "verification": "/verify",
+    "commit": "/commit/",
+    "any call": "",
+}
+HARMLESS = ("validation of the card: {}", "storage: {}", "verification: {}", "any call: {}")
+FAULTS: dict[str, Fault] = {
+    f"{call}: {answer}": Fault(where, answer)
+    for call, where in CALLS.items()
+    for answer in ("{}", "reset", "silent", 500, 503)
+    if f"{call}: {answer}" not in HARMLESS
+} | {
+    "a card that is not UTF-8": Fault(card=b"---\nlicense: mit\n---\n\xff\xfe"),
+    "a card of broken YAML": Fault(card=b"---\nlicense: [mit\n---\ntext"),
+    "a card whose metadata is a list": Fault(card=b"---\n- mit\n---\ntext"),
+}
+
+
 @dataclass
 class Hub:
     """State of the stand-in.
 
     Attributes:
         failures: (part of a path, status) answered once each, in order, to requests that match.
-        requests: "METHOD path" of everything that came.
+        fault: how it misbehaves all the time, or None.
+        requests: "METHOD path" of everything that came, and "GONE path" where a client left without an answer.
         bodies: every byte that came in.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     failures: list[tuple[str, int]] = field(default_factory=list)
+    fault: Fault | None = None
     requests: list[str] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
+    verified: set[str] = field(default_factory=set)
     address: str = ""
 
     def add_folder(self, name: str, folder: Path) -> None:
@@ -86,6 +142,11 @@ def oid(content: bytes) -> str:
     if len(content) >= LFS_FROM:
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address) -> None:
+        """A client that is killed in the middle is no news."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -116,6 +177,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.hub.failures.remove(failure)
                 garbled = failure[1] >= 500  # a proxy's page
                 return self.answer(failure[1], b"<html>planted</html>" if garbled else {"error": "planted"})
+        if self.hub.fault is not None and self.hub.fault.answer and self.hub.fault.where in path:
+            return self.misbehave(self.hub.fault.answer, path)
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
@@ -125,6 +188,7 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.objects[path.removeprefix("/storage/")] = body
             return self.answer(200)
         if path == "/verify":
+            self.hub.verified.add(json.loads(body)["oid"])
             return self.answer(200, {})
         for name, repository in self.hub.repositories.items():
             if path.startswith((f"/api/models/{name}/", f"/{name}/", f"/{name}.git/")) or path == f"/api/models/{name}":
@@ -132,6 +196,19 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(404, {}, X_Error_Code="RepoNotFound")
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_any
+
+    def misbehave(self, answer: int | str, path: str) -> None:
+        if isinstance(answer, int):
+            return self.answer(answer, b"<html>planted</html>")
+        if answer == "{}":
+            return self.answer(200, {})
+        if answer == "silent":
+            self.rfile.read(1)  # until the client hangs up
+            self.hub.requests.append(f"GONE {path}")
+        else:  # what is sent is lost, as when a router forgets the connection
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close_connection = True
+        return None
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":
@@ -176,7 +253,7 @@ class Handler(BaseHTTPRequestHandler):
         return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": known}
 
     def lfs(self, wanted: dict) -> dict:
-        if wanted["oid"] in self.hub.objects:
+        if wanted["oid"] in self.hub.verified:
             return wanted
         upload = {"href": f"{self.hub.address}/storage/{wanted['oid']}"}
         return {**wanted, "actions": {"upload": upload, "verify": {"href": f"{self.hub.address}/verify"}}}
@@ -196,17 +273,20 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {"success": True, "commitOid": repository.sha, "commitUrl": url, "hookOutput": ""})
 
     def resolve(self, repository: Repository, path: str) -> None:
-        if path not in repository.files:
-            return self.answer(404, {}, X_Error_Code="EntryNotFound", X_Repo_Commit=repository.sha)
-        content = repository.files[path]
-        return self.answer(200, content, ETag=f'"{oid(content)}"', X_Repo_Commit=repository.sha, Accept_Ranges="bytes")
+        card = self.hub.fault.card if self.hub.fault else None
+        planted = path == "README.md" and card is not None
+        content = card if planted else repository.files.get(path)
+        sha = hashlib.sha1(card).hexdigest() if planted else repository.sha  # clients keep what a commit has
+        if content is None:
+            return self.answer(404, {}, X_Error_Code="EntryNotFound", X_Repo_Commit=sha)
+        return self.answer(200, content, ETag=f'"{oid(content)}"', X_Repo_Commit=sha, Accept_Ranges="bytes")
 
 
 @contextmanager
 def serve(hub: Hub):
     """Serve `hub` until the block ends; its address is in `hub.address`."""
     handler = type("BoundHandler", (Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = Server(("127.0.0.1", 0), handler)
     hub.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -12,18 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_unet, write_npz
+from conftest import ROOT, write_npz
+from evaluated import SETTINGS, arguments, figures, refused
 from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from short_run import run, two_processes
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import evaluate
 from diffusers_ict.evaluation import Moments, coverage_measures, frechet_distance, kernel_distance
-from diffusers_ict.evaluation.evaluator import Evaluator
-
-SETTINGS = ["--extractor", "pixels", "--metrics", "fid", "kid", "pr", "--num_samples", "150", "--batch_size", "40"]
+from diffusers_ict.evaluation.work import WorkFolders
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +33,6 @@ def run_folder(tmp_path_factory) -> Path:
     own = ["--dataset_name", base / "data.npz", "--class_conditional", "--max_train_steps", 8, "--train_batch_size", 4]
     assert run(*own, "--ema_decays", 0.9, 0.5, "--num_validation_images", 4, "--output_dir", base / "run") == 0
     return base / "run"
-
-
-def arguments(model: Path, base: Path, *more) -> list[str]:
-    """Flags of an evaluation whose every file is under `base`."""
-    data = model.parent / "data.npz"
-    return [str(a) for a in [model, "--dataset_name", data, *SETTINGS, "--cache_dir", base / "cache", *more]]
-
-
-def figures(model: Path, base: Path, *more) -> list[dict]:
-    assert evaluate.main(arguments(model, base, "--output_dir", base / "out", *more)) == 0
-    return json.loads((base / "out" / "evaluation.json").read_text())["rows"]
 
 
 def test_figures_are_those_of_images_drawn_by_hand(run_folder, tmp_path):
@@ -140,12 +128,12 @@ def test_killed_and_run_again_it_goes_on_and_gives_the_same_figures(run_folder, 
     shutil.copytree(work, tmp_path / "before")
     assert len(old) >= wanted
     drawn = []
-    original = Evaluator.clean
-    Evaluator.clean = lambda self: drawn.extend(path for path in old if path.stat().st_mtime_ns != old[path])
+    original = WorkFolders.clean
+    WorkFolders.clean = lambda self: drawn.extend(path for path in old if path.stat().st_mtime_ns != old[path])
     try:
         assert figures(run_folder, tmp_path / "killed", *own) == whole
     finally:
-        Evaluator.clean = original
+        WorkFolders.clean = original
     assert drawn == [], "finished chunks were made again"
 
 
@@ -313,74 +301,3 @@ def test_no_figure_that_levels_were_chosen_by_is_reported(run_folder, tmp_path, 
         assert f"{value:.5g} through" in out
         assert f"| {steps} | published | {value:.4g} ±" in (model / "README.md").read_text()
     assert "With three or more steps stock diffusers uses other noise levels" in (model / "README.md").read_text()
-
-
-def refused(capsys, message, *words):
-    assert evaluate.main([str(word) for word in words]) == 2
-    err = capsys.readouterr().err
-    assert message in err
-    assert err.count("\n") == 1, err
-
-
-@pytest.mark.parametrize(
-    ("own", "message"),
-    [
-        (["--metrics", "fid", "lpips"], "--metrics may be fid, kid, is, pr, got lpips"),
-        (["--num_samples", 20], "the metric fid needs at least 65 images of each kind with 64 features, got 20"),
-        (["--metrics", "is"], "needs class probabilities, which raw pixels in [0, 1] does not give"),
-        (["--metrics", "pr", "--num_samples", 4], "the metric pr needs at least 6 images of each kind, got 4"),
-        (["--num_samples", 0], "--num_samples must be at least 1, got 0"),
-        (["--steps", 0], "--steps must lie within 1 and 40, got [0]"),
-        (["--variants", "ema7"], "--variants may be published, ema5 for this model, got ema7"),
-        (["--extractor", "vgg"], "--extractor must be pixels, inception, dinov2"),
-        (["--reference", "x.safetensors"], "or their statistics as --reference, one of the three"),
-        (["--tune_sigmas", 1], "--tune_sigmas must be a number of steps from 2 to 8"),
-        (["--resolution", 4], "8x8 of 1 channels, and are 4x4 of 1"),
-        (["--image_mode", "RGB"], "8x8 of 1 channels, and are 8x8 of 3"),
-        (["--dataset_name", "nowhere.npz"], "there is no file nowhere.npz"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_measured_gets_one_sentence(run_folder, tmp_path, capsys, own, message):
-    out = ["--output_dir", tmp_path / "out"]
-    refused(capsys, message, *arguments(run_folder, tmp_path, *own), *out)
-    assert not (tmp_path / "out").exists()
-
-
-def test_broken_models_and_data_get_one_sentence(run_folder, tmp_path, capsys):
-    data = run_folder.parent / "data.npz"
-    unet = make_unet().eval()
-    unet.conv_out.weight.data[0, 0] = torch.nan
-    ConsistencyPipeline(unet, ICTScheduler()).save_pretrained(tmp_path / "broken")
-    own = [*SETTINGS, "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "out"]
-    refused(capsys, "draws images that are not numbers", tmp_path / "broken", "--dataset_name", data, *own)
-    refused(capsys, "no consistency pipeline could be loaded", tmp_path, "--dataset_name", data, *own)
-    ConsistencyPipeline(make_unet(num_class_embeds=7).eval(), ICTScheduler()).save_pretrained(tmp_path / "seven")
-    refused(capsys, "the model has 7 classes and the data has 4", tmp_path / "seven", "--dataset_name", data, *own)
-    np.savez(tmp_path / "empty.npz", images=np.zeros((0, 8, 8), np.uint8))
-    refused(capsys, "holds no images", run_folder, "--dataset_name", tmp_path / "empty.npz", *own)
-    np.savez(tmp_path / "few.npz", images=np.zeros((5, 8, 8), np.uint8))
-    few = "the metric pr needs at least 6 images of each kind"
-    refused(capsys, few, tmp_path / "few.npz", "--dataset_name", data, *own, "--metrics", "pr")
-    refused(capsys, few, data, "--dataset_name", tmp_path / "few.npz", *own, "--metrics", "pr")
-    (tmp_path / "folder").mkdir()
-    refused(capsys, "cannot be opened", run_folder, "--dataset_name", tmp_path / "folder", *own)
-    (tmp_path / "nan.py").write_text(
-        "def features(images, device):\n    return images.float().flatten(1)[:, :9] * float('nan')\n"
-    )
-    nan = ["--extractor", tmp_path / "nan.py"]
-    refused(capsys, "features that are not numbers", run_folder, "--dataset_name", data, *own, *nan)
-    save_file({"features": torch.zeros(3, 2)}, tmp_path / "odd.safetensors")
-    shared = ["--reference", tmp_path / "odd.safetensors", "--labels", "uniform"]
-    refused(capsys, "is not a file of reference statistics", run_folder, *own, *shared)
-    refused(capsys, "does not say how frequent classes are", run_folder, *own, *shared[:2])
-    write_npz(tmp_path / "large.npz", side=16)
-    assert evaluate.main([str(w) for w in (tmp_path / "large.npz", "--dataset_name", tmp_path / "large.npz", *own[2:],
-                                           "--metrics", "kid", "--extractor", "pixels")]) == 0  # fmt: skip
-    shutil.rmtree(tmp_path / "out")
-    (large,) = (p for p in (tmp_path / "cache").glob("reference-*") if load_file(p)["mean"].shape == (256,))
-    capsys.readouterr()
-    shared = ["--reference", large, "--labels", "uniform"]
-    refused(capsys, "8x8 of 1 channels, and are 16x16 of 1", run_folder, *own, *shared)
-    shared += ["--extractor", tmp_path / "nan.py"]
-    refused(capsys, "use the same --extractor and weights", run_folder, *own, *shared)
-    assert not (tmp_path / "out").exists()

@@ -65,3 +65,17 @@ def test_figures_keep_their_sign_in_the_report():
     assert tuned.as_dict(-1)["after"]["2"] == -tuned.after[2]
     (tried,) = tuned.as_dict()["tried"]
     assert min(value for _, value in tried) < 0
+
+
+@pytest.mark.parametrize("wish", [0.01, 79.0])
+def test_the_first_level_is_one_that_a_saved_scheduler_can_go_through(wish):
+    def figure(levels, fresh):
+        return sum(abs(math.log(level / wish)) for level in levels[1:])
+
+    found = tune(figure, ICTScheduler(), 3)
+    stock = ICTScheduler(intermediate_sigmas=found.levels).to_stock()
+    stock.set_timesteps(2)
+    assert stock.sigmas[1].item() == pytest.approx(found.levels[0], rel=1e-5)
+    assert found.levels[1] < found.levels[0]
+    if wish < 1:
+        assert found.levels[1] < 0.03, "only the first level is bounded by what can be saved"

@@ -1,4 +1,4 @@
-"""Files that are written atomically, and names of files as they may be written down.
+"""Files that are written atomically or read with a sentence for damage, and names of files as they may be written down.
 
 A reader of an atomically written file sees the old content or the new, never half of either.
 """
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from .errors import UserError
 
 FILE_SUFFIXES = (".npz", ".parquet", ".arrow", ".pt", ".pth", ".ckpt")
 
@@ -27,6 +29,25 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(setting: str, folder: Path) -> None:
+    """Check that files can be written into a folder, which need not exist yet. Nothing is created.
+
+    Args:
+        setting: the name of the setting that names the folder.
+
+    Raises:
+        UserError: it is a file or within one, or it is read-only.
+    """
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise UserError(f"`{setting}` {folder} cannot be used: {error.strerror}; name another folder.") from error
+    if not existing.is_dir():
+        raise UserError(f"`{setting}` must be a folder, and {existing} is a file; name another one.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"`{setting}` {folder} cannot be written: {existing} is read-only; name another folder.")
 
 
 @contextmanager
@@ -61,6 +82,38 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def read_text(path: Path, name: str | None = None) -> str:
+    """The content of a text file.
+
+    Args:
+        name: what messages call it, by default its path.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name or path} must be text in UTF-8, and has other bytes at {error.start}; mend it."
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: it does not hold a JSON object.
+    """
+    try:
+        found = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold a JSON object, and holds a {type(found).__name__}.")
+    return found
 
 
 def portable(word: str) -> str:

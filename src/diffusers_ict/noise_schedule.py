@@ -11,9 +11,12 @@ import math
 import torch
 from torch import Tensor
 
+from .stock_grid import middle_level
+
 SIGMA_MIN = 0.002
 SIGMA_MAX = 80.0
 RHO = 7.0
+LEAST_RHO, LARGEST_RHO = 0.5, 1e4  # of a saved scheduler
 
 
 def level_dtype(device: torch.device | str | None) -> torch.dtype:
@@ -108,20 +111,18 @@ def rho_through(
 ) -> float:
     """The rho for which diffusers' stock scheduler takes `sigma` as the second of two sampling steps.
 
-    The stock CMStochasticIterativeScheduler knows no list of sigmas: with two steps it takes index
-    T // 2 of a descending Karras grid of T levels. rho serves nothing but that grid, and the level at a
-    fixed index falls monotonically as rho grows, so bisection finds it to the last bit of float64.
+    The stock CMStochasticIterativeScheduler knows no list of sigmas: with two steps it takes the `middle_level` of its
+    grid. rho serves nothing but that grid, and the level falls monotonically as rho grows, so bisection finds it to the
+    last bit of float64.
 
     Raises:
         ValueError: no rho in [0.5, 1e4] reaches `sigma`.
     """
-    ramp = (num_train_timesteps // 2) / (num_train_timesteps - 1)
 
     def level(rho: float) -> float:
-        low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-        return (high + ramp * (low - high)) ** rho
+        return middle_level(num_train_timesteps, sigma_min, sigma_max, rho)
 
-    small, large = 0.5, 1e4
+    small, large = LEAST_RHO, LARGEST_RHO
     if not level(large) < sigma < level(small):
         raise ValueError(
             f"the middle of a {num_train_timesteps}-level stock grid can be any sigma between {level(large):.4g} "

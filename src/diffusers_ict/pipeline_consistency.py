@@ -289,7 +289,7 @@ def load_stock(repository: str) -> ConsistencyModelPipeline:
     """
     try:
         stock = DiffusionPipeline.from_pretrained(repository)
-    except (OSError, ValueError, AttributeError) as error:
+    except Exception as error:  # damaged files raise what they like
         raise UserError(f"stock diffusers cannot load {repository}: {first_line(error)}") from error
     if not isinstance(stock, ConsistencyModelPipeline):
         raise UserError(f"{repository} must hold a ConsistencyModelPipeline, and holds a {type(stock).__name__}.")

@@ -13,7 +13,7 @@ SETTING = re.compile(r"`(\w+)`")
 
 # How long the other processes of a machine wait before they complain, too. Bad input is the same for all, and once the
 # first one has ended, its launcher ends them, so that its sentence stands on the screen once.
-PATIENCE_SECONDS = 3.0
+PATIENCE_SECONDS = 10.0
 
 
 def as_flags(message: str) -> str:

@@ -4,14 +4,17 @@
 
 Makes one commit with pipeline, variants, samples, recipe and model card, and none where nothing has changed. Text that
 people wrote into the card stays; --license replaces the licence that the card has. The card in the folder is renewed as
-well. The token is that of `hf auth login`, or HF_TOKEN.
+well. The token is that of `hf auth login`, or HF_TOKEN. An upload that takes longer than --timeout is given up, and
+the next one does not send again what has arrived.
 Exit codes: 0 published, 2 not published.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..errors import UserError
 from ..settings import ArgumentParser
 from .program import run_program
 
@@ -28,7 +31,11 @@ def _publish(argv: Sequence[str] | None) -> None:
     parser.add_argument("--hub_private_repo", action="store_true", help="create the repository private")
     parser.add_argument("--license", help="of the weights, an identifier of the Hub such as cc0-1.0 [the card's]")
     parser.add_argument("--attempts", type=int, default=5, help="tries of each request [5]")
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds until an upload is given up [1800]")
     options = parser.parse_args(argv)
+    for name, least in (("attempts", 1), ("timeout", 0)):
+        if not getattr(options, name) >= least:
+            raise UserError(f"`{name}` must be at least {least}, got {getattr(options, name)}.")
     from ..hub.publish import publish
 
     address = publish(
@@ -38,5 +45,7 @@ def _publish(argv: Sequence[str] | None) -> None:
         token=os.environ.get("HF_TOKEN"),
         private=options.hub_private_repo or None,
         attempts=options.attempts,
+        timeout=options.timeout,
+        progress=sys.stderr.isatty(),
     )
     print(f"Published at {address}")

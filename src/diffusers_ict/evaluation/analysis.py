@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..files import atomic_file
 from ..preconditioning import ConsistencyFunction
 from .neighbours import nearest, neighbour_distances
 
@@ -86,7 +87,8 @@ def plot_losses_by_sigma(entries: list[dict[str, Any]], target: Path) -> None:
         axes.annotate(f"{levels}", (step, 1), xycoords=("data", "axes fraction"), fontsize=7, ha="left", va="bottom")
     axes.set(yscale="log", xlabel="optimizer step (dotted: N becomes the number above)", ylabel="weighted loss")
     axes.legend(title="sigma", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(target, dpi=120)
+    with atomic_file(target) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def plot_gap(sigmas: Tensor, gap: Tensor, target: Path) -> None:
@@ -102,4 +104,5 @@ def plot_gap(sigmas: Tensor, gap: Tensor, target: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="sigma", ylabel="RMS difference of neighbouring outputs")
     axes.set_title(f"Gap between neighbours of {len(sigmas)} levels: lower and smoother is better", fontsize=10)
     axes.margins(x=0.15)
-    figure.savefig(target, dpi=120)
+    with atomic_file(target) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

@@ -2,19 +2,20 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import diffusers
 from accelerate import Accelerator
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 
 from ..data.draw import EVALUATION, derive_seed
 from ..data.folder import holds_images
 from ..data.images import Images, load_images
-from ..errors import UserError
-from ..files import portable, public_name
+from ..errors import UserError, first_line
+from ..files import check_writable, portable, public_name, staged_folder
 from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
 from ..hub.provenance import code_commit, hardware
@@ -29,6 +30,7 @@ from .report import write_report
 from .samples import Model, list_variants, load_model
 from .settings import IMAGE_FILES, EvaluationSettings
 from .tuning import Tuned, tune
+from .work import WorkFolders
 
 PUBLISHED_WEIGHTS = "published"  # the name of the weights that are no variant
 
@@ -50,12 +52,13 @@ def evaluate(
         The report, as written to evaluation.json.
 
     Raises:
-        UserError: the model or the data cannot be measured; nothing is written.
+        UserError: the model or the data cannot be measured, or the report cannot be written; what was measured stays
+            in the cache.
     """
     # ---------------------------------------------------------------- checks
     accelerator = make_accelerator("no", None, ".")
     diffusers.utils.logging.disable_progress_bar()  # of loading, which takes a moment
-    metrics = list(metrics or named_metrics(settings.metrics))
+    metrics = list(named_metrics(settings.metrics) if metrics is None else metrics)
     images = _images_to_measure(Path(model_name))
     folder = Path(model_name) if Path(model_name).is_dir() and images is None else None
     _check(settings, folder, metrics)
@@ -67,44 +70,75 @@ def evaluate(
     else:
         variants = _variants(settings, model_name)
         subject = load_model(model_name, variants[0], accelerator.device)
+    for name, place in (("output_dir", output_dir), ("cache_dir", cache)):
+        check_writable(name, place)
     extractor = make_extractor(settings.extractor, settings.extractor_weights, accelerator.device)
 
     # ---------------------------------------------------------------- the reference
     reference, label_source = _reference(settings, subject, extractor, cache, accelerator)
-    evaluator = Evaluator(reference, extractor, accelerator, cache / "work", settings.batch_size, label_source)
 
     # ---------------------------------------------------------------- the figures
     count = len(subject) if isinstance(subject, Images) else settings.num_samples
-    report = _describe(settings, words, count, metrics, evaluator)
-    rows: list[dict[str, Any]] = []
+    with WorkFolders(cache, accelerator) as work:
+        evaluator = Evaluator(reference, extractor, accelerator, work, settings.batch_size, label_source)
+        report = _describe(settings, words, count, metrics, evaluator)
+        if not isinstance(subject, Images) and settings.tune_sigmas is not None and folder is not None:
+            report["tuned"] = _tune(settings.tune_sigmas, settings, subject, evaluator, folder)
+        report["rows"] = []
+        for row, higher in _rows(settings, model_name, subject, variants, metrics, evaluator):
+            report["rows"].append(row)
+            report["higher_is_better"] = higher
+            accelerator.print(_line(row))
 
-    def add(found: Figures, variant: str | None = None, sigmas: list[float] | None = None) -> None:
+        # ------------------------------------------------------------ the report
+        if accelerator.is_main_process:
+            _write(output_dir, report)
+            work.clean()
+            print(f"Written: {output_dir / 'evaluation.json'}")
+    accelerator.end_training()
+    return report
+
+
+def _rows(
+    settings: EvaluationSettings,
+    model_name: str,
+    subject: Images | Model,
+    variants: Sequence[str | None],
+    metrics: Sequence[Metric],
+    evaluator: Evaluator,
+) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """(row of the report, names of its figures of which higher is better), one for each variant and step count."""
+
+    def row(found: Figures, variant: str | None = None, sigmas: list[float] | None = None):
         steps = None if sigmas is None else len(sigmas)
         figures = {name: value for part in found.values() for name, value in part.items()}
-        rows.append({"num_inference_steps": steps, "variant": variant, "sigmas": sigmas, "metrics": figures})
-        report["higher_is_better"] = [name for m in metrics if m.higher_is_better for name in found[m.name]]
-        accelerator.print(_line(rows[-1]))
+        higher = [name for m in metrics if m.higher_is_better for name in found[m.name]]
+        return {"num_inference_steps": steps, "variant": variant, "sigmas": sigmas, "metrics": figures}, higher
 
     if isinstance(subject, Images):
-        add(evaluator.of_images(subject, metrics))
-    elif settings.tune_sigmas is not None and folder is not None:
-        report["tuned"] = _tune(settings.tune_sigmas, settings, subject, evaluator, folder)
+        yield row(evaluator.of_images(subject, metrics))
     for variant in variants:
-        model = load_model(model_name, variant, accelerator.device)  # with the levels that were just written
+        model = load_model(model_name, variant, evaluator.accelerator.device)  # with the levels just written
         for steps in settings.steps:
             sigmas = [float(sigma) for sigma in model.pipeline.scheduler.sampling_sigmas(steps)]
-            add(evaluator.of_model(model, sigmas, settings.num_samples, settings.seed, metrics), variant, sigmas)
+            yield row(evaluator.of_model(model, sigmas, settings.num_samples, settings.seed, metrics), variant, sigmas)
 
-    # ---------------------------------------------------------------- the report
-    report["rows"] = rows
-    if accelerator.is_main_process:
+
+def _write(output_dir: Path, report: dict[str, Any]) -> None:
+    """Write the report, and renew the card of a run.
+
+    Raises:
+        UserError: a file cannot be written; the samples are kept.
+    """
+    try:
         write_report(output_dir, report)
         if (output_dir / RunMetadata.file_name).is_file():
             write_card(output_dir)
-        evaluator.clean()
-        print(f"Written: {output_dir / 'evaluation.json'}")
-    accelerator.end_training()
-    return report
+    except OSError as error:
+        raise UserError(
+            f"the report cannot be written into {output_dir}: {first_line(error)}; what was measured is kept in "
+            "`cache_dir`, and the same command continues there."
+        ) from error
 
 
 def _images_to_measure(path: Path) -> dict[str, Any] | None:
@@ -121,6 +155,9 @@ def _images_to_measure(path: Path) -> dict[str, Any] | None:
 def _check(settings: EvaluationSettings, folder: Path | None, metrics: Sequence[Metric]) -> None:
     """Refuse settings that cannot be used, before anything is read; `folder` is that of the model, if it is local."""
     check_images(metrics, settings.num_samples)
+    for name, values in (("metrics", metrics), ("steps", settings.steps), ("variants", settings.variants)):
+        if values is not None and not values:
+            raise UserError(f"`{name}` needs at least one value, got none.")
     if bool(settings.data_name) == (settings.reference is not None):
         raise UserError(
             "give real images as `dataset_name` or `train_data_dir`, or their statistics as `reference`, one of the "
@@ -211,7 +248,8 @@ def _tune(steps: int, settings: EvaluationSettings, model: Model, evaluator: Eva
         )
     if found.improves and accelerator.is_main_process:
         better = ICTScheduler.from_config(scheduler.config, intermediate_sigmas=found.levels)
-        better.to_stock().save_pretrained(folder / "scheduler")
+        with staged_folder(folder / "scheduler", SCHEDULER_CONFIG_NAME) as staged:
+            better.to_stock().save_pretrained(staged)
     accelerator.wait_for_everyone()
     accelerator.print("Written into the scheduler." if found.improves else "No improvement: the old levels stay.")
     return {"metric": name, "samples": count, "search_seed": search_seed, **found.as_dict(sign)}

@@ -1,10 +1,8 @@
 """The evaluator: a reference, an extractor and a place for unfinished work, to measure samples with."""
 
 import hashlib
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from .extractors import Extractor
 from .metric import Figures, Metric, check_features, compute_metrics
 from .reference import Reference
 from .samples import Model, describe_images, describe_model, drawer, labels_of
+from .work import WorkFolders
 
 
 @dataclass
@@ -25,17 +24,16 @@ class Evaluator:
     """Measures samples against a reference.
 
     Attributes:
-        work: folder of unfinished chunks, seen by every process; chunk: images of one.
+        work: folders of unfinished chunks; chunk: images of one.
         label_source: data whose classes samples are drawn as frequently as, or None for each class in turn.
     """
 
     reference: Reference
     extractor: Extractor
     accelerator: Accelerator
-    work: Path
+    work: WorkFolders
     chunk: int
     label_source: Images | None = None
-    _used: list[Path] = field(default_factory=list)
 
     def of_model(self, model: Model, levels: list[float], count: int, seed: int, metrics: Sequence[Metric]) -> Figures:
         """Figures of `count` images drawn through these noise levels."""
@@ -53,11 +51,6 @@ class Evaluator:
             return images.pixels[start : start + size]
 
         return self._figures(describe_images(images), len(images), given, metrics, "images")
-
-    def clean(self) -> None:
-        """Remove the work that is finished; by the main process, the only one that reads it."""
-        for folder in self._used:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _figures(
         self,
@@ -78,8 +71,7 @@ class Evaluator:
             "extractor": self.extractor.weights,
             "as": self.extractor.resize,
         }
-        folder = self.work / key_of({**description, "extractor_name": self.extractor.name})
-        self._used.append(folder)
+        folder = self.work.claim(key_of({**description, "extractor_name": self.extractor.name}))
         samples = collect(folder, count, self.chunk, images, self.extractor, self.accelerator, label)
         found: list[Figures] = [{}]
         if self.accelerator.is_main_process:  # the result is broadcast, so that all processes take the same path

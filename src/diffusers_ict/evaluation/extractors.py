@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -174,23 +175,38 @@ def _dinov2(weights: str | None, device: torch.device) -> Extractor:
 
 
 def _from_file(path: Path, device: torch.device) -> Extractor:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         call = _callable_of(path, device)
-    except Exception as error:  # a user's file raises what it likes
-        raise UserError(f"`extractor` {path} cannot be loaded: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # a user's file raises what it likes
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"`extractor` {path} cannot be loaded: {reason}") from error
 
     @torch.no_grad()
     def features(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        out = call(images.to(device))
-        found, logits = out if isinstance(out, (tuple, list)) else (out, None)
-        if found.ndim != 2 or len(found) != len(images):
-            raise UserError(
-                f"{path.name} must return features [n, d], got {tuple(found.shape)} for {len(images)} images."
-            )
-        return found.float().cpu(), None if logits is None else logits.float().cpu()
+        try:
+            out = call(images.to(device))
+        except (Exception, SystemExit) as error:
+            shape = tuple(images.shape)
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"{path.name} fails for images {shape}: {reason}") from error
+        found, logits = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
+        return _row_each(path.name, "features", found, len(images)), (
+            None if logits is None else _row_each(path.name, "logits", logits, len(images))
+        )
 
     return Extractor(path.name, digest, f"as in {path.name}", features)
+
+
+def _row_each(name: str, what: str, found: Any, count: int) -> Tensor:
+    """A result of a user's extractor, float [n, d] on the CPU."""
+    if not isinstance(found, Tensor) or found.is_complex() or found.ndim != 2 or len(found) != count:
+        shown = tuple(found.shape) if isinstance(found, Tensor) else f"an object of type {type(found).__name__}"
+        raise UserError(
+            f"{name} must return a tensor of features [n, d], or a pair of features and logits [n, classes], got "
+            f"{shown} as {what} of {count} images."
+        )
+    return found.float().cpu()
 
 
 def _callable_of(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -201,4 +217,6 @@ def _callable_of(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]
         raise ImportError(f"{path.name} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if not callable(getattr(module, "features", None)):
+        raise ImportError("it must define a function features(images, device)")
     return lambda images: module.features(images, device)

@@ -2,23 +2,23 @@
 
 import hashlib
 import json
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError, safe_open
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from ..data.images import Images
 from ..errors import UserError
-from .chunks import collect, key_of, save_features
+from .chunks import DamagedFile, collect, is_whole, key_of, load_features, save_features
 from .extractors import Extractor
 from .metrics import Moments
+from .work import WorkFolders
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -63,24 +63,22 @@ def make_reference(
     # What a data set is called does not change its features.
     key = key_of({name: value for name, value in description.items() if name not in ("dataset", "split")})
     path = cache / f"reference-{key}.safetensors"
-    if not path.exists():
+    ready = [accelerator.is_main_process and is_whole(path)]  # broadcast, so that all processes take the same path
+    if not broadcast_object_list(ready)[0]:
         pixels = torch.cat([images.pixels, images.pixels.flip(-1)]) if description["flipped"] else images.pixels
-        work = cache / f"reference-{key}-work-{chunk}"
-        collected = collect(
-            work,
-            len(pixels),
-            chunk,
-            lambda start, size: pixels[start : start + size],
-            extractor,
-            accelerator,
-            "reference",
-        )
-        if accelerator.is_main_process:
-            features = collected["features"]
-            moments = Moments.of(features)
-            tensors = {"features": features, "mean": moments.mean, "covariance": moments.covariance}
-            save_features(tensors, path, {"description": json.dumps(description), "hash": key})
-            shutil.rmtree(work)
+
+        def given(start: int, size: int) -> Tensor:
+            return pixels[start : start + size]
+
+        with WorkFolders(cache, accelerator) as work:
+            folder = work.claim(f"reference-{key}-{chunk}")
+            collected = collect(folder, len(pixels), chunk, given, extractor, accelerator, "reference")
+            if accelerator.is_main_process:
+                features = collected["features"]
+                moments = Moments.of(features)
+                tensors = {"features": features, "mean": moments.mean, "covariance": moments.covariance}
+                save_features(tensors, path, {"description": json.dumps(description), "hash": key})
+                work.clean()
         accelerator.wait_for_everyone()
     # The file may have been made under another name of the same images.
     return replace(read_reference(path, extractor), description=description)
@@ -90,14 +88,16 @@ def read_reference(path: Path, extractor: Extractor) -> Reference:
     """Read a reference from its file.
 
     Raises:
-        UserError: not such a file, or made with another extractor.
+        UserError: not such a file, a damaged one, or one made with another extractor.
     """
     try:
-        with safe_open(path, "pt") as file:
-            description, key = json.loads(file.metadata()["description"]), file.metadata()["hash"]
-            features, mean, covariance = (file.get_tensor(name) for name in ("features", "mean", "covariance"))
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not a file of reference statistics: {error}.") from error
+        tensors, metadata = load_features(path)
+        description, key = json.loads(metadata["description"]), metadata["hash"]
+        features, mean, covariance = (tensors[name] for name in ("features", "mean", "covariance"))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path} of reference statistics.") from error
+    except (DamagedFile, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not a file of reference statistics, or a damaged one: {error}.") from error
     if (description["extractor"], description["weights"]) != (extractor.name, extractor.weights):
         raise UserError(
             f"{path.name} holds features of {description['extractor']} ({description['weights'][:12]}) and samples "

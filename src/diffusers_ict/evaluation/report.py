@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from ..files import atomic_file, write_json
 
 TITLES = {
     "fid": "FID",
@@ -20,7 +20,7 @@ TITLES = {
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Write evaluation.json atomically, and evaluation.png beside it."""
+    """Write evaluation.json, and evaluation.png beside it, each atomically."""
     write_json(folder / "evaluation.json", report)
     if any(row["num_inference_steps"] for row in report["rows"]):
         plot_quality(report, folder / "evaluation.png")
@@ -58,4 +58,5 @@ def plot_quality(report: dict[str, Any], target: Path) -> None:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(variants, 4), fontsize=8)
     against = f"against {report['reference_images']:,} images of {report['dataset']}"
     figure.suptitle(f"{report['samples']:,} samples {against}, features: {report['extractor']}", fontsize=9)
-    figure.savefig(target, dpi=120)
+    with atomic_file(target) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")

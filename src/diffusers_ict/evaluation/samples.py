@@ -46,11 +46,11 @@ def load_model(repository: str, variant: str | None, device: torch.device) -> Mo
     """A consistency pipeline by path or Hub id.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or a damaged one.
     """
     try:
         pipeline = ConsistencyPipeline.from_pretrained(repository, variant=variant)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files raise what they like
         raise UserError(f"no consistency pipeline could be loaded from {repository}: {first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..noise_schedule import LARGEST_RHO, LEAST_RHO
 from ..scheduling_ict import ICTScheduler
+from ..stock_grid import middle_level
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,19 @@ def _below(chosen: list[float], figure: Callable[[list[float]], float]) -> Calla
 
 
 def greedy_levels(
-    figure: Callable[[list[float]], float], steps: int, low: float, high: float, tolerance: float = 0.1
+    figure: Callable[[list[float]], float],
+    steps: int,
+    low: float,
+    high: float,
+    tolerance: float = 0.1,
+    floor: float | None = None,
 ) -> list[Found]:
     """One search for each step but the first, each level below the ones before.
 
     Args:
         figure: of a descending list of intermediate levels.
         steps: of the longest sampler, at least 2.
-        low, high: bounds of the first level.
+        low, high: bounds of the first level; floor: the lower bound of the others, by default `low`.
     """
     chosen: list[float] = []
     searches: list[Found] = []
@@ -76,7 +83,7 @@ def greedy_levels(
         found = ternary_search(_below(chosen, figure), low, high, tolerance)
         searches.append(found)
         chosen.append(found.sigma)
-        high = found.sigma * math.exp(-tolerance)
+        low, high = low if floor is None else floor, found.sigma * math.exp(-tolerance)
     return searches
 
 
@@ -125,8 +132,11 @@ def tune(
     """
     top, bottom = scheduler.config.sigma_max, scheduler.config.sigma_min
     # Nearer to either end a second step is the first one over again, or none.
-    low, high = 10 * bottom, top / 2
-    searches = greedy_levels(lambda levels: figure([top, *levels], False), steps, low, high, tolerance)
+    floor, high = 10 * bottom, top / 2
+    # The first one is saved as a rho of the stock scheduler.
+    reach = [middle_level(scheduler.config.num_train_timesteps, bottom, top, rho) for rho in (LARGEST_RHO, LEAST_RHO)]
+    low, high = max(floor, 1.001 * reach[0]), min(high, 0.999 * reach[1])
+    searches = greedy_levels(lambda levels: figure([top, *levels], False), steps, low, high, tolerance, floor)
     levels = [found.sigma for found in searches]
     counts = range(2, steps + 1)
     old = {count: [float(level) for level in scheduler.sampling_sigmas(count)[1:]] for count in counts}

@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..files import write_text
+from ..errors import UserError, first_line
+from ..files import read_text, write_text
 from ..stock_key import STOCK_KEY
 from . import sections
 from .metadata import ConversionMetadata, RunMetadata
@@ -41,10 +42,21 @@ def make_card(folder: Path, repo_id: str, license: str | None = None) -> ModelCa
         folder: output folder of a run (run.json, recipe.yaml, samples, evaluation.json) or of a conversion.
         repo_id: where it is to be published; a path works for local use.
         license: of the weights, an identifier of the Hub; by default that of the recipe or the conversion.
+
+    Raises:
+        UserError: one of these files is damaged.
     """
     trained = (folder / RunMetadata.file_name).is_file()
     name = repo_id.rstrip("/").split("/")[-1]
-    data, text = _trained(folder, name, license) if trained else _converted(folder, license)
+    try:
+        data, text = _trained(folder, name, license) if trained else _converted(folder, license)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # entries of other kinds than we write
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"no model card can be made of the files in {folder}, one of which has other entries than it should "
+            f"({type(error).__name__}: {first_line(error)}); restore them."
+        ) from error
     template = (TEMPLATES / ("trained.md" if trained else "converted.md")).read_text("utf-8")
     card = ModelCard.from_template(data, template_str=template, model_name=name, repo_id=repo_id, **text)
     return ModelCard(SECTION.sub(lambda m: _sealed(m[1], m[3]), card.content))
@@ -53,8 +65,8 @@ def make_card(folder: Path, repo_id: str, license: str | None = None) -> ModelCa
 def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardData, dict[str, Any]]:
     """(card metadata, values of the template trained.md) of a run."""
     run = RunMetadata.read(folder)
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text("utf-8"))
-    report = sections.read_json(folder / "evaluation.json")
+    recipe = _read_recipe(folder)
+    report = sections.entries(folder / "evaluation.json")
     levels = sections.read_levels(folder, STOCK_KEY, recipe)
     method = (
         f"an objective of its own, `{run.objective}`" if run.objective else "[{}]({})".format(*PAPERS[recipe["loss"]])
@@ -127,6 +139,20 @@ def _converted(folder: Path, license: str | None) -> tuple[ModelCardData, dict[s
     }
 
 
+def read_card(text: str) -> ModelCard:
+    """A card from its text.
+
+    Raises:
+        UserError: its metadata is not a YAML mapping.
+    """
+    try:
+        return ModelCard(text, ignore_metadata_errors=True)
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the metadata between the --- lines of README.md must be a YAML mapping ({first_line(error)}); mend it."
+        ) from error
+
+
 def merge(edited: str, fresh: str, license: str | None = None) -> str:
     """The card `edited` with its untouched generated sections renewed from `fresh`; all else stays as it is.
 
@@ -134,6 +160,9 @@ def merge(edited: str, fresh: str, license: str | None = None) -> str:
 
     Args:
         license: replaces the licence of the metadata, and its name and link with it.
+
+    Raises:
+        UserError: the metadata of `edited` cannot be read.
     """
     new = {match[1]: match for match in SECTION.finditer(fresh)}
     old = {match[1] for match in SECTION.finditer(edited)}
@@ -142,7 +171,7 @@ def merge(edited: str, fresh: str, license: str | None = None) -> str:
         untouched = match[2] == _hash(match[3])
         return new[match[1]][0] if untouched and match[1] in new else match[0]
 
-    ours, theirs = ModelCard(fresh, ignore_metadata_errors=True), ModelCard(edited, ignore_metadata_errors=True)
+    ours, theirs = read_card(fresh), read_card(edited)
     body = SECTION.sub(renewed, theirs.text)
     if not old:  # written by hand or by another program: what we have to say comes after it
         body = body.rstrip() + "\n\n" + "\n".join(match[0] for match in new.values())
@@ -158,14 +187,35 @@ def write_card(folder: Path, repo_id: str | None = None, license: str | None = N
     """Write the README.md of a trained or converted model, or renew it, and the pipeline.py that it speaks of.
 
     Without `repo_id` it is the recipe's, or the folder's name. `license` replaces the one that the card has.
+
+    Raises:
+        UserError: a file that the card is made from, or the card itself, is damaged; nothing is written.
     """
-    recipe = yaml.safe_load(path.read_text("utf-8")) if (path := folder / "recipe.yaml").is_file() else {}
-    repo_id = repo_id or recipe.get("hub_model_id") or folder.resolve().name
+    repo_id = repo_id or _read_recipe(folder).get("hub_model_id") or folder.resolve().name
+    card = folder / "README.md"
+    content = make_card(folder, repo_id, license).content
+    if card.exists():
+        try:
+            content = merge(read_text(card), content, license)
+        except UserError as error:
+            raise UserError(f"the model card {card} cannot be renewed: {error}") from error
     # Sampling at any noise levels for those who have diffusers only.
     write_text(folder / "pipeline.py", (TEMPLATES / "pipeline.py").read_text("utf-8"))
-    card = folder / "README.md"
-    fresh = make_card(folder, repo_id, license).content
-    write_text(card, merge(card.read_text("utf-8"), fresh, license) if card.exists() else fresh)
+    write_text(card, content)
+
+
+def _read_recipe(folder: Path) -> dict[str, Any]:
+    """The recipe of a run, or nothing where there is none."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        recipe = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} cannot be read as YAML: {first_line(error)}.") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path} must hold a YAML mapping, and holds a {type(recipe).__name__}.")
+    return recipe
 
 
 def _hash(text: str) -> str:

@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import ConsistencyModelPipeline
-from huggingface_hub import ModelCard, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-from ..errors import first_line
+from ..errors import UserError, first_line
+from ..files import read_text
 from ..pipeline_consistency import ConsistencyPipeline, load_stock
 from ..stock_key import STOCK_KEY
 from ..time_embedding import fast_columns
+from .card import read_card
 from .metadata import ConversionMetadata, RunMetadata
 
 CARD_KEYS = ("license", "library_name", "pipeline_tag", "tags")
@@ -72,12 +74,14 @@ def is_publishable(repository: str) -> bool:
 
 
 def _file(repository: str, name: str) -> Path | None:
-    """A file of a folder or of a Hub repository, or None."""
+    """A file of a folder or of a Hub repository, or None where it has none of that name."""
     path = Path(repository) / name
     if Path(repository).is_dir():
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(repository, name))
+    except LocalEntryNotFoundError as error:  # the Hub did not answer: there may be one
+        raise UserError(f"{name} of {repository} cannot be read from the Hub: {first_line(error)}") from error
     except EntryNotFoundError:
         return None
 
@@ -166,7 +170,10 @@ def _card(repository: str) -> Finding:
     path = _file(repository, "README.md")
     if path is None:
         return Finding("card", Severity.ADVICE, "there is no README.md.", Remedy.LICENSE)
-    card = ModelCard(path.read_text("utf-8"), ignore_metadata_errors=True)
+    try:
+        card = read_card(read_text(path, "README.md"))
+    except UserError as error:
+        return Finding("card", Severity.ADVICE, f"its model card cannot be read: {error}")
     known = card.data.to_dict()
     missing = [key for key in CARD_KEYS if not known.get(key)]
     if "from_pretrained" not in card.text:

@@ -1,12 +1,12 @@
 """Metadata of a model beyond its recipe, kept as JSON beside its weights for the model card."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..files import write_json
+from ..errors import UserError
+from ..files import read_json, write_json
 
 
 class Metadata:
@@ -24,10 +24,15 @@ class Metadata:
 
         Raises:
             FileNotFoundError: the folder has none.
+            UserError: its file is no JSON object, or lacks an entry.
         """
-        known = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
-        entries = json.loads((folder / cls.file_name).read_text("utf-8"))
-        return cls(**{name: value for name, value in entries.items() if name in known})
+        items = dataclasses.fields(cls)  # type: ignore[arg-type]
+        entries = read_json(folder / cls.file_name)
+        defaults = {item.name: (item.default, item.default_factory) for item in items}
+        required = {name for name, default in defaults.items() if default == (dataclasses.MISSING,) * 2}
+        if missing := required - entries.keys():
+            raise UserError(f"{folder / cls.file_name} lacks {', '.join(sorted(missing))}.")
+        return cls(**{item.name: entries[item.name] for item in items if item.name in entries})
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 import hashlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 
 def hardware(accelerator: Accelerator) -> str:
@@ -35,8 +36,13 @@ def code_commit() -> str | None:
 
 def weights_hash(module: nn.Module) -> str:
     """SHA-256 of a module's tensors, by name."""
+    return tensors_hash(module.state_dict())
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors, by name."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

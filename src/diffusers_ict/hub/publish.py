@@ -1,22 +1,25 @@
 """Publishing a model: one commit to the Hub with pipeline, variants, samples, recipe and card."""
 
+import atexit
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
-import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import UserError
-from .card import merge, write_card
+from .card import write_card
 from .licenses import check_license
+from .upload import PublishError
 
 # What others need of an output folder. Checkpoints and trackers' files are not uploaded.
 UPLOADED_FILES = (
@@ -32,18 +35,8 @@ UPLOADED_FILES = (
     "inspection.json",
 )
 UPLOADED_FOLDERS = ("unet", "scheduler", "samples", "discriminator")
-# The transport's own errors are what the client derives its HTTP errors from, whichever library it uses.
-TRANSPORT_ERRORS = (*HfHubHTTPError.__bases__, OSError)
-PASSING = {408, 409, 412, 425, 429}  # and every 5xx: conflicts and overload, worth another try
-REASONS = {
-    401: "the token is missing or not valid; log in with `hf auth login`, or set HF_TOKEN",
-    403: "the token may not write there; use one with write access, or another name",
-    404: "there is no such user or organisation, or the token does not show it",
-}
-
-
-class PublishError(UserError):
-    """Publishing failed. The message says why and what to do in one sentence, and never holds the token."""
+TIMEOUT_SECONDS = 1800.0  # of an upload, and of uploads that are under way when training ends
+UPLOAD = "from diffusers_ict.hub.upload import main; main()"
 
 
 def check_repo_id(name: str | None) -> None:
@@ -68,7 +61,8 @@ def stage(folder: Path, repo_id: str, license: str | None = None) -> Path:
     """Copy what is to be published into a temporary folder, with its card renewed; the caller removes it.
 
     Raises:
-        UserError: `folder` holds neither a finished run nor a converted model.
+        UserError: `folder` holds neither a finished run nor a converted model, or one whose files cannot be read.
+        PublishError: the copy fails, as on a full disk; nothing of it is left.
     """
     kinds = [("run.json", "recipe.yaml"), ("conversion.json",)]
     known = any(all((folder / name).is_file() for name in names) for names in kinds)
@@ -77,15 +71,28 @@ def stage(folder: Path, repo_id: str, license: str | None = None) -> Path:
             f"{folder} must be the output folder of a training run or a conversion; it has no model_index.json, or "
             "neither run.json with recipe.yaml nor conversion.json."
         )
-    staged = Path(tempfile.mkdtemp(prefix="publish-"))
+    staged = None
+    try:
+        staged = Path(tempfile.mkdtemp(prefix="publish-"))
+        _copy(folder, staged)
+        write_card(staged, repo_id, license)
+        return staged
+    except BaseException as error:
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
+        if isinstance(error, OSError):
+            place = tempfile.gettempdir()
+            raise PublishError(f"{folder} could not be copied into {place} for publishing: {error}.") from error
+        raise
+
+
+def _copy(folder: Path, staged: Path) -> None:
     for name in (*UPLOADED_FILES, "README.md"):
         if (folder / name).is_file():
             shutil.copy2(folder / name, staged / name)
     for name in UPLOADED_FOLDERS:
         if (folder / name).is_dir():
             shutil.copytree(folder / name, staged / name)
-    write_card(staged, repo_id, license)
-    return staged
 
 
 def push(
@@ -98,26 +105,69 @@ def push(
     message: str = "Upload consistency model",
     attempts: int = 5,
     pause: float = 2.0,
+    timeout: float = TIMEOUT_SECONDS,
+    progress: bool = False,
 ) -> str:
     """Upload a staged folder as one commit, or none if the repository already holds it. Returns its address.
+
+    The client of the Hub runs in a process of its own, which is ended where it hangs, and ends with this process.
 
     Args:
         license: replaces the licence of the card that the repository has.
         private: of a repository that has to be created.
         attempts, pause: tries of each request, and seconds before the second, doubled each time.
+        timeout: seconds until the upload is given up.
+        progress: show the client's progress bars.
 
     Raises:
-        PublishError: after the last attempt, or at once where another attempt is useless.
+        PublishError: after the last attempt, at once where another attempt is useless, or after `timeout`.
     """
-    api = HfApi(token=token)
-    steps: dict[str, Callable[[], Any]] = {
-        "repository": lambda: api.create_repo(repo_id, private=private, exist_ok=True),
-        "card": lambda: _merge_published_card(staged, repo_id, token, license),
-        "commit": lambda: api.upload_folder(repo_id=repo_id, folder_path=staged, commit_message=message),
+    job = {
+        "staged": str(staged),
+        "repo_id": repo_id,
+        "license": license,
+        "token": token,  # neither in the arguments nor in the environment, which other users may see
+        "private": private,
+        "message": message,
+        "attempts": attempts,
+        "pause": pause,
     }
-    for step in steps.values():
-        _persist(step, repo_id, attempts, pause)
-    return f"{api.endpoint}/{repo_id}"
+    answer = _ask(json.dumps(job), timeout, progress)
+    if answer is None:
+        raise PublishError(
+            f"{repo_id} was not published: the upload took longer than {timeout:g} seconds; publish again with a "
+            "larger `timeout`, and files that have arrived are not sent again."
+        )
+    if "failure" in answer:
+        raise PublishError(answer["failure"])
+    return answer["address"]
+
+
+def _ask(job: str, timeout: float, progress: bool) -> dict[str, str] | None:
+    """The answer of an upload process to a job, or None where it took too long."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_VERBOSITY": "error"}
+    with subprocess.Popen(
+        [sys.executable, "-c", UPLOAD],
+        stdin=subprocess.PIPE,  # stays open: the process ends with us
+        stdout=subprocess.PIPE,
+        stderr=None if progress else subprocess.DEVNULL,
+        env=environment,
+        encoding="utf-8",
+        start_new_session=True,  # Ctrl-C comes to us alone
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(f"{job}\n")
+            process.stdin.flush()
+            process.wait(timeout)
+            return json.loads(process.stdout.read())
+        except subprocess.TimeoutExpired:
+            return None
+        except (OSError, json.JSONDecodeError):
+            return {"failure": f"the upload ended before its time, with exit code {process.wait()}; publish again."}
+        finally:
+            process.kill()
 
 
 def publish(folder: Path, repo_id: str, *, license: str | None = None, **options: Any) -> str:
@@ -129,7 +179,7 @@ def publish(folder: Path, repo_id: str, *, license: str | None = None, **options
 
     Raises:
         UserError: a name or a licence that the Hub does not take, or a folder without a model; nothing is sent.
-        PublishError: as `push`.
+        PublishError: as `stage` and `push`.
     """
     check_repo_id(repo_id)
     if license is not None:
@@ -138,55 +188,13 @@ def publish(folder: Path, repo_id: str, *, license: str | None = None, **options
     try:
         address = push(staged, repo_id, license=license, **options)
     finally:
-        shutil.rmtree(staged)
+        shutil.rmtree(staged, ignore_errors=True)
     if os.access(folder, os.W_OK):
-        write_card(folder, repo_id, license)
-    return address
-
-
-def _merge_published_card(staged: Path, repo_id: str, token: str | None, license: str | None) -> None:
-    try:
-        path = hf_hub_download(repo_id, "README.md", token=token, force_download=True)
-    except EntryNotFoundError:
-        return
-    card = staged / "README.md"
-    card.write_text(merge(Path(path).read_text("utf-8"), card.read_text("utf-8"), license))
-
-
-def _persist(step: Callable[[], Any], repo_id: str, attempts: int, pause: float) -> Any:
-    """Call until it succeeds, fails for good, or the attempts are used up."""
-    for attempt in range(attempts):
         try:
-            return step()
-        except (*TRANSPORT_ERRORS, RuntimeError, ValueError) as caught:
-            final, reason = _diagnosis(caught)
-            if final:
-                raise PublishError(f"{repo_id} was not published: {reason}.") from caught
-            if attempt + 1 == attempts:
-                raise PublishError(
-                    f"{repo_id} was not published: {reason}, {attempts} times; try again later."
-                ) from caught
-        time.sleep(pause * 2**attempt)
-    raise AssertionError("unreachable")
-
-
-def _diagnosis(caught: Exception) -> tuple[bool, str]:
-    """(whether another attempt is useless, what went wrong). Errors that the Hub did not cause are re-raised."""
-    # The client wraps what goes wrong in its upload threads.
-    error = caught.__cause__ if isinstance(caught, RuntimeError) else caught
-    if isinstance(error, json.JSONDecodeError):  # of a proxy in between
-        return False, "the Hub's answer cannot be read"
-    if isinstance(error, HFValidationError):
-        return True, "a name has the form user/name or organisation/name, of letters, digits, '-', '_' and '.'"
-    if isinstance(error, ValueError) and "Invalid metadata" in str(error):
-        return True, "the Hub refuses the card: " + "; ".join(str(error).splitlines()[1:]).replace("- ", "")
-    if not isinstance(error, TRANSPORT_ERRORS):
-        raise caught
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is None:
-        return False, "the Hub cannot be reached"
-    final = status not in PASSING and status < 500
-    return final, REASONS.get(status, f"the Hub answered {status}")
+            write_card(folder, repo_id, license)
+        except OSError as error:
+            warnings.warn(f"{repo_id} was published, but the card in {folder} was not renewed: {error}.", stacklevel=2)
+    return address
 
 
 class BackgroundPublisher:
@@ -195,24 +203,33 @@ class BackgroundPublisher:
     def __init__(self, push_staged: Callable[[Path], str]) -> None:
         self.push_staged = push_staged
         self.lock = threading.Lock()
-        self.waiting: Path | None = None
+        self.waiting: Path | Exception | None = None
         self.thread: threading.Thread | None = None
         self.failure: str | None = None
 
-    def submit(self, staged: Path) -> None:
-        """Hand over a staged folder and return at once."""
+    def submit(self, make_staged: Callable[[], Path]) -> None:
+        """Stage a folder and hand it over, without waiting for the upload. `finish` tells if staging failed."""
+        staged: Path | Exception
+        try:
+            staged = make_staged()
+            atexit.register(shutil.rmtree, staged, ignore_errors=True)  # where the program ends before the upload
+        except Exception as error:  # on a full disk training goes on
+            staged = error
         with self.lock:
-            if self.waiting is not None:
-                shutil.rmtree(self.waiting)
+            if isinstance(self.waiting, Path):
+                shutil.rmtree(self.waiting, ignore_errors=True)
             self.waiting = staged
             if self.thread is None:
                 self.thread = threading.Thread(target=self._work, daemon=True)
                 self.thread.start()
 
-    def finish(self) -> str | None:
-        """Wait until nothing is under way; the last failure in one sentence, or None."""
-        while (thread := self.thread) is not None:
-            thread.join()
+    def finish(self, timeout: float = TIMEOUT_SECONDS) -> str | None:
+        """Wait until nothing is under way, for `timeout` seconds at most; the last failure in one sentence, or None."""
+        thread = self.thread
+        if thread is not None:
+            thread.join(timeout)
+            if thread.is_alive():
+                return f"publishing did not end within {timeout:g} seconds."
         return self.failure
 
     def _work(self) -> None:
@@ -223,9 +240,12 @@ class BackgroundPublisher:
                     self.thread = None
                     return
             try:
+                if isinstance(staged, Exception):
+                    raise staged
                 self.push_staged(staged)
                 self.failure = None
             except Exception as error:  # a failed upload must never end the thread, whatever failed
-                self.failure = str(error) if isinstance(error, PublishError) else f"publishing failed: {error!r}."
+                self.failure = str(error) if isinstance(error, UserError) else f"publishing failed: {error!r}."
             finally:
-                shutil.rmtree(staged, ignore_errors=True)
+                if isinstance(staged, Path):
+                    shutil.rmtree(staged, ignore_errors=True)

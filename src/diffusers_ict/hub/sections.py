@@ -7,17 +7,20 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
+from ..files import read_json
+from ..stock_grid import middle_level
+
 SHOWN_CLASSES = 20  # at most, by name
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a file, or nothing where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def entries(path: Path) -> dict[str, Any]:
+    """The content of a JSON file, or nothing where there is none."""
+    return read_json(path) if path.is_file() else {}
 
 
 def class_names(folder: Path) -> dict[int, str]:
     """Names of classes by number, from labels.json; empty where there is none."""
-    names = read_json(folder / "labels.json").get("id2label", {})
+    names = entries(folder / "labels.json").get("id2label", {})
     return dict(sorted((int(number), name) for number, name in names.items()))
 
 
@@ -59,7 +62,7 @@ def _plain(name: str) -> str:
 
 def read_levels(folder: Path, key: str, recipe: dict[str, Any]) -> list[float]:
     """The noise levels between steps: those of the scheduler under `key`, otherwise those of the recipe."""
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+    scheduler = entries(folder / "scheduler" / "scheduler_config.json")
     return (scheduler.get(key) or recipe).get("intermediate_sigmas") or []
 
 
@@ -67,11 +70,9 @@ def second_level(folder: Path, levels: list[float]) -> float:
     """The level that two steps go through: the first of `levels`, otherwise the middle of the scheduler's grid."""
     if levels:
         return levels[0]
-    usual = {"num_train_timesteps": 40, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
-    config = {**usual, **read_json(folder / "scheduler" / "scheduler_config.json")}
-    ramp = (config["num_train_timesteps"] // 2) / (config["num_train_timesteps"] - 1)
-    low, high = (config[name] ** (1 / config["rho"]) for name in ("sigma_min", "sigma_max"))
-    return float(f"{(high + ramp * (low - high)) ** config['rho']:.4g}")
+    config = entries(folder / "scheduler" / "scheduler_config.json")
+    names = ("num_train_timesteps", "sigma_min", "sigma_max", "rho")
+    return float(f"{middle_level(**{name: config[name] for name in names if name in config}):.4g}")
 
 
 def levels_note(levels: list[float]) -> str:
@@ -88,7 +89,7 @@ def levels_note(levels: list[float]) -> str:
 
 def inspection(folder: Path) -> str:
     """Whether the model repeats training images, by what examples/inspect_model.py found."""
-    found = read_json(folder / "inspection.json")
+    found = entries(folder / "inspection.json")
     if not found:
         return "Whether it repeats training images was not examined."
     return (

@@ -1,11 +1,11 @@
 """The output folder of a run: whether it can be written, and a lock against a second writer."""
 
-import os
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ..errors import UserError
+from ..files import check_writable
 
 LOCK = ".lock"
 
@@ -16,16 +16,8 @@ def check_output_dir(folder: Path, resuming: bool) -> None:
     Raises:
         UserError: it holds another run, or cannot be a folder that this process writes to.
     """
-    try:
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        holds_something = folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
-    except OSError as error:
-        raise UserError(f"`output_dir` {folder} cannot be used: {error.strerror}; name another folder.") from error
-    if not existing.is_dir():
-        raise UserError(f"`output_dir` must be a folder, and {existing} is a file; name another one.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"`output_dir` {folder} cannot be written: {existing} is read-only; name another folder.")
-    if holds_something and not resuming:
+    check_writable("output_dir", folder)
+    if not resuming and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise UserError(
             f"`output_dir` {folder} holds another run: add `resume_from_checkpoint` latest to continue it, or name "
             "another folder."

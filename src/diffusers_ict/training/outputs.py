@@ -81,4 +81,4 @@ def export_run(run: Run, step: int) -> None:
 
 def publish_run(run: Run) -> None:
     """Publish what was exported, in the background."""
-    run.publisher.submit(stage(run.output_dir, run.recipe.hub_model_id))
+    run.publisher.submit(lambda: stage(run.output_dir, run.recipe.hub_model_id))
