@@ -11,8 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import hub_stand_in
-from hub_stand_in import Handler, Hub, serve
+from hub_stand_in import FAULTS as MISBEHAVIOURS
+from hub_stand_in import Handler, Hub, Repository, serve
 
 from diffusers_ict.commands import publish
 from diffusers_ict.hub.publish import push
@@ -22,7 +22,6 @@ from .children import Child, Ended, Lost, at_changes, in_child, kill_at
 from .compare import check_same
 from .workshop import LOSSES, Fault, Workshop, copy, load
 
-MISBEHAVIOURS = getattr(hub_stand_in, "FAULTS", {})
 NAME = "someone/my-digits"
 PATIENCE = {"attempts": 2, "pause": 0.05, "timeout": 8.0}  # of uploads, to wait less for a Hub that is silent
 BOUND = 60.0  # seconds that a training run with such uploads may take longer
@@ -85,7 +84,7 @@ class HubAside:
             while signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) != signal.SIGTERM:
                 hub.fault = None
                 self._mark("healed")
-            repository = hub.repositories.get(NAME, hub_stand_in.Repository())
+            repository = hub.repositories.get(NAME, Repository())
             files = {path: content.hex() for path, content in repository.files.items()}
             state = {"commits": len(repository.commits), "files": files, "requests": len(hub.requests)}
             self._mark("state", json.dumps(state))
@@ -219,7 +218,7 @@ def _undisturbed(shop: Workshop) -> dict[str, int]:
     return json.loads((place / "counts").read_text())
 
 
-FAULTS = MISBEHAVIOURS and [
+FAULTS = [
     Fault("SIGKILL in publishing, at a request", 18, killed_at_a_request),
     Fault("SIGKILL in publishing, at a change of a file", 12, killed_at_a_change),
     Fault("a fault of the Hub while training publishes", len(MISBEHAVIOURS), misbehaving),
