@@ -54,7 +54,7 @@ for step in range(options.steps):
     rows = torch.randint(len(images), (options.batch_size,))
     sigma, sigma_next = scheduler.training_sigmas(objective, step, options.steps, options.batch_size)
     noise = torch.randn_like(images[rows])
-    pair = consistency_pair(f, images[rows], noise, sigma, sigma_next, labels[rows], dropout_seed=step)
+    pair = consistency_pair(f, images[rows], noise, sigma, sigma_next, labels[rows])
     loss = objective.loss(pair).mean()
     loss.backward()
     optimizer.step()

@@ -123,7 +123,8 @@ def test_neither_networks_step_gives_the_other_a_gradient(tmp_path):
     pair = make_pair(unet)
     batch = Batch(torch.randn(6, 1, 8, 8), None, torch.zeros(6), pair.sigma, pair.sigma_next, None, 0)
 
-    adversary.generator_loss(CT(), pair, batch).mean().backward()
+    with adversary.judging():
+        adversary.generator_loss(CT(), pair, batch).mean().backward()
     assert all(p.grad is None for p in adversary.model.parameters())
     assert any(p.grad.abs().max() > 0 for p in unet.parameters())
 
@@ -142,7 +143,7 @@ def test_strength_rises_above_tau_falls_below_it_and_stays_within_0_and_1():
     values = []
     for r1 in [10.0] * 5 + [0.0] * 60:
         strength.update(r1, images_seen=100)
-        values.append((strength.r, strength.p))
+        values.append((strength.r.item(), strength.p.item()))
     assert values[0] == (pytest.approx(0.7), 0.0)  # 0.07 * 10, below tau
     assert values[1] == (pytest.approx(0.93 * 0.7 + 0.7), pytest.approx(1 / 30))
     assert values[4][1] == pytest.approx(4 / 30)

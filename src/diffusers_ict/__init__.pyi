@@ -11,6 +11,7 @@ from .augmentation import augment
 from .ct import CT
 from .discriminator import ConsistencyDiscriminator
 from .distances import pseudo_huber, pseudo_huber_constant, squared_l2
+from .dropout import reuse_masks, share_dropout
 from .ict import ICT
 from .lpips import LPIPS
 from .noise_schedule import (
@@ -69,8 +70,10 @@ __all__ = [
     "pseudo_huber",
     "pseudo_huber_constant",
     "r1_penalty",
+    "reuse_masks",
     "rho_through",
     "scale_input",
+    "share_dropout",
     "squared_l2",
     "uniform_pair_probabilities",
     "uses_fast_columns",

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
-from .noise_schedule import karras_ramp
+from .noise_schedule import karras_ramp, level_dtype
 from .objective import Objective, Pair
 from .preconditioning import c_noise
 
@@ -115,27 +115,30 @@ class AdaptiveStrength:
     Args:
         tau: threshold of r. r hardly ever reaches the released code's 1e4, so p stays at 0.
         horizon: images after which p could have gone from 0 to 1.
+        device: where p and r are, numbers that the host does not wait for.
 
     Raises:
         ValueError: tau or horizon not positive.
     """
 
-    def __init__(self, tau: float, horizon: int = 500_000) -> None:
+    def __init__(self, tau: float, horizon: int = 500_000, device: torch.device | str = "cpu") -> None:
         if tau <= 0 or horizon <= 0:
             raise ValueError(f"tau and horizon of the augmentation must be positive, got {tau} and {horizon}.")
         self.tau, self.horizon = tau, horizon
-        self.p = self.r = 0.0
+        self.p = torch.zeros((), dtype=level_dtype(device), device=device)
+        self.r = torch.zeros_like(self.p)
 
     def state(self) -> dict[str, float]:
-        """Strength p, running penalty r and threshold tau, by the names they are logged under."""
-        return {"augment_p": self.p, "augment_r": self.r, "augment_tau": self.tau}
+        """Strength p, running signal r and threshold tau, by the names they are logged under. Waits for the device."""
+        return {"augment_p": self.p.item(), "augment_r": self.r.item(), "augment_tau": self.tau}
 
     def load_state(self, state: dict[str, float]) -> None:
         """Put back p and r; tau and horizon are settings."""
-        self.p, self.r = state["augment_p"], state["augment_r"]
+        self.p.fill_(state["augment_p"])
+        self.r.fill_(state["augment_r"])
 
-    def update(self, signal: float, images_seen: int) -> None:
+    def update(self, signal: Tensor | float, images_seen: int) -> None:
         """Move p by a new value of the signal, `images_seen` images (of both networks) after the last one."""
-        self.r = 0.93 * self.r + 0.07 * signal
-        direction = 1 if self.r > self.tau else -1
-        self.p = min(max(self.p + direction * images_seen / self.horizon, 0.0), 1.0)
+        self.r.mul_(0.93).add_(0.07 * signal)
+        change = images_seen / self.horizon
+        self.p.add_(torch.where(self.r > self.tau, change, -change)).clamp_(0, 1)

@@ -31,29 +31,29 @@ class _Numbers:
         # Away from 0 and 1, where the inverse of the normal distribution is infinite.
         return torch.special.ndtri(self.uniform().clamp(1e-6, 1 - 1e-6))
 
-    def happens(self, p: float) -> Tensor:
+    def happens(self, p: float | Tensor) -> Tensor:
         return self.uniform() < p
 
 
-def augment(images: Tensor, p: float, uniform: Tensor) -> Tensor:
+def augment(images: Tensor, p: float | Tensor, uniform: Tensor) -> Tensor:
     """Augment a batch with strength p.
 
     Args:
         images: [B, C, H, W]; hue, saturation and luma flip need C = 3.
-        p: probability of each transformation, 0 to 1.
+        p: probability of each transformation, 0 to 1; as a tensor of one number, it is never read by the host.
         uniform: independent uniform numbers, [B, NUM_UNIFORM].
 
     Returns:
-        [B, C, H, W], differentiable in `images`; `images` itself when p is 0. Values may leave [-1, 1].
+        [B, C, H, W], differentiable in `images`; `images` itself where p is the number 0. Values may leave [-1, 1].
     """
-    if p <= 0:
+    if not isinstance(p, Tensor) and p <= 0:
         return images
     numbers = _Numbers(uniform)
     moved = _move_whole_pixels(images, p, numbers)
     return _recolour(_warp(moved, p, numbers), p, numbers)
 
 
-def _move_whole_pixels(x: Tensor, p: float, numbers: _Numbers) -> Tensor:
+def _move_whole_pixels(x: Tensor, p: float | Tensor, numbers: _Numbers) -> Tensor:
     """Mirror, quarter turns, and shifts by whole pixels with reflection at the border."""
     mirrored = numbers.happens(p) & (numbers.uniform() < 0.5)
     turned, quarter = numbers.happens(p), (numbers.uniform() * 4).long()
@@ -87,11 +87,11 @@ def _reflect(index: Tensor, size: int) -> Tensor:
     return torch.minimum(index, 2 * (size - 1) - index)
 
 
-def _warp(x: Tensor, p: float, numbers: _Numbers) -> Tensor:
+def _warp(x: Tensor, p: float | Tensor, numbers: _Numbers) -> Tensor:
     """Scaling, rotation, anisotropic scaling, rotation, fractional shift: one affine map, one resampling."""
     count = len(x)
     # Two rotations, of which at least one happens with probability p.
-    p_rotation = 1 - math.sqrt(1 - p)
+    p_rotation = 1 - (1 - p) ** 0.5
     zero, one = x.new_zeros(count), x.new_ones(count)
 
     def when(happens: Tensor, value: Tensor, otherwise: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def _diagonal(a: Tensor, b: Tensor) -> Tensor:
     return torch.diag_embed(torch.stack([a, b], 1))
 
 
-def _recolour(x: Tensor, p: float, numbers: _Numbers) -> Tensor:
+def _recolour(x: Tensor, p: float | Tensor, numbers: _Numbers) -> Tensor:
     """Brightness, contrast, and for RGB luma flip, hue and saturation: x -> M x + b at every pixel."""
     count, channels = x.shape[:2]
     brightness = torch.where(numbers.happens(p), 0.2 * numbers.normal(), 0.0)

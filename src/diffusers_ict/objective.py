@@ -6,12 +6,13 @@ a grid.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from .dropout import reuse_masks
 from .noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, karras_sigmas
 from .preconditioning import ConsistencyFunction, per_image
 
@@ -32,16 +33,6 @@ class Pair:
     sigma_next: Tensor
 
 
-@contextmanager
-def dropout_masks(seed: int, device: torch.device):
-    """Inside, dropout draws the masks that belong to `seed`; outside, the global generators are as they were."""
-    # fork_rng always keeps the CPU's generator; it can keep no generator on MPS, which has one for all.
-    devices = [] if device.type in ("cpu", "mps") else [device]
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-        torch.manual_seed(seed)
-        yield
-
-
 def consistency_pair(
     f: ConsistencyFunction | Callable,
     x: Tensor,
@@ -50,7 +41,6 @@ def consistency_pair(
     sigma_next: Tensor,
     class_labels: Tensor | None = None,
     *,
-    dropout_seed: int = 0,
     teacher: ConsistencyFunction | Callable | None = None,
 ) -> Pair:
     """Evaluate student and teacher on one noise ray. iCT (arXiv:2310.14189) Eq. 6, CT Eq. 10.
@@ -60,14 +50,13 @@ def consistency_pair(
         x: images in [-1, 1], [B, C, H, W]; noise: standard normal, same shape.
         sigma, sigma_next: [B], sigma < sigma_next.
         class_labels: [B] or None.
-        dropout_seed: both evaluations use the masks of this seed.
-        teacher: the function that gives the target; by default f itself, in the mode f is in, without gradient.
+        teacher: the function that gives the target; by default f itself, in the mode f is in, without gradient. It
+            drops the same units; a network of its own that drops out must be prepared by `share_dropout`.
     """
     noisier = x + per_image(sigma_next, x) * noise
     cleaner = x + per_image(sigma, x) * noise
-    with dropout_masks(dropout_seed, x.device):
-        student = f(noisier, sigma_next, class_labels)
-    with dropout_masks(dropout_seed, x.device), torch.no_grad():
+    student = f(noisier, sigma_next, class_labels)
+    with reuse_masks(), torch.no_grad():
         target = (teacher or f)(cleaner, sigma, class_labels)
     return Pair(student, target, sigma, sigma_next)
 
@@ -137,15 +126,16 @@ class GridObjective(Objective):
 
     def grid(self, step: int, total_steps: int) -> Tensor:
         """The noise levels at step k of K: ascending, float64 [N]."""
-        return karras_sigmas(self.num_levels(step, total_steps), self.sigma_min, self.sigma_max, self.rho)
+        return self._grid_of(self.num_levels(step, total_steps))
+
+    def _grid_of(self, num_levels: int) -> Tensor:
+        return karras_sigmas(num_levels, self.sigma_min, self.sigma_max, self.rho)
 
     def sample_pair(self, uniform: Tensor, step: int, total_steps: int) -> tuple[Tensor, Tensor]:
         """Neighbours (sigmas[i], sigmas[i + 1]), i drawn from p(i) by inverting its cumulative sums."""
-        sigmas = self.grid(step, total_steps)
-        cumulative = self.pair_probabilities(sigmas).cumsum(0).to(uniform)
+        sigmas, cumulative = _table(self, self.num_levels(step, total_steps), uniform.dtype, uniform.device)
         # The last sum is 1 up to rounding; no uniform number may fall beyond it.
         pairs = torch.searchsorted(cumulative, uniform, right=True).clamp(max=len(sigmas) - 2)
-        sigmas = sigmas.to(uniform)
         return sigmas[pairs], sigmas[pairs + 1]
 
     def schedule(self, step: int, total_steps: int) -> dict[str, float]:
@@ -156,3 +146,13 @@ class GridObjective(Objective):
         """sum_i p(i) lambda(sigma_i)."""
         sigmas = self.grid(step, total_steps)
         return (self.pair_probabilities(sigmas) * self.weighting(sigmas[:-1], sigmas[1:])).sum().item()
+
+
+@lru_cache(maxsize=4)  # N changes a few times in a run, and the host is not to send the same grid at every step
+def _table(
+    objective: GridObjective, num_levels: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The grid of N levels [N] and the cumulative probabilities of its pairs [N - 1], on a device."""
+    sigmas = objective._grid_of(num_levels)
+    cumulative = objective.pair_probabilities(sigmas).cumsum(0)
+    return sigmas.to(device, dtype), cumulative.to(device, dtype)

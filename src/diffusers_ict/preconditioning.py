@@ -11,8 +11,9 @@ CMStochasticIterativeScheduler, so that float32 results agree with the stock pip
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .dropout import share_dropout
 from .noise_schedule import SIGMA_MIN, level_dtype
 
 SIGMA_DATA = 0.5
@@ -67,11 +68,14 @@ class ConsistencyFunction:
     """f(x, sigma) around a network with the call of diffusers' UNet2DModel.
 
     Args:
-        net: called as `net(scaled_x, timesteps, class_labels=..., return_dict=False)[0]`, any module or wrapper.
+        net: called as `net(scaled_x, timesteps, class_labels=..., return_dict=False)[0]`, any module or wrapper. A
+            module is prepared by `share_dropout`; what a wrapper holds has to be.
         sigma_min, sigma_data: the constants of the preconditioning.
     """
 
     def __init__(self, net: Callable, sigma_min: float = SIGMA_MIN, sigma_data: float = SIGMA_DATA) -> None:
+        if isinstance(net, nn.Module):
+            share_dropout(net)
         self.net, self.sigma_min, self.sigma_data = net, sigma_min, sigma_data
 
     def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:

@@ -34,6 +34,14 @@ def make_accelerator(mixed_precision: str | None, report_to: str | None, folder:
     return accelerator
 
 
+def network_precision(accelerator: Accelerator) -> torch.dtype | None:
+    """The half precision that networks compute in, or None for float32.
+
+    For `torch.autocast`, which can be compiled; accelerate's own context cannot.
+    """
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+
+
 def check_processes(accelerator: Accelerator) -> None:
     """Check that accelerate sees the processes that were launched, each with a full copy of the model.
 

@@ -3,11 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..augmentation import NUM_UNIFORM
-from ..noise_schedule import level_dtype
 from ..objective import Objective
 from .draw import Draw
 from .images import Images
@@ -64,10 +62,9 @@ class GlobalBatch:
     ) -> None:
         self.draw, self.images, self.size = draw, images, draw.batch_size
         self.micro_batch_size, self.rank, self.ranks = micro_batch_size, rank, ranks
-        self.indices = draw.indices(len(images))
+        self.indices = draw.indices(len(images), images.pixels.device)
         self.flips = draw.flips() if random_flip else None
-        levels = torch.stack(objective.sample_pair(draw.pair_uniform(), draw.step, total_steps))
-        self.sigma, self.sigma_next = levels.to(level_dtype(draw.device)).to(draw.device)
+        self.sigma, self.sigma_next = objective.sample_pair(draw.pair_uniform(), draw.step, total_steps)
         self.noise = draw.noise(images.shape)
         self.uniform = draw.augmentation_uniform(NUM_UNIFORM) if augmented else None
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..noise_schedule import level_dtype
+
 # One stream for each kind of randomness, so that a new kind does not change the others. Never renumber.
 PERMUTATION, FLIP, PAIR, NOISE, DROPOUT, INIT, VALIDATION, AUGMENTATION, EVALUATION = range(9)
 # Whose draw it is: the consistency step's, or one half of the discriminator's batch. Each sees images of its own.
@@ -23,8 +25,9 @@ def derive_seed(*keys: int) -> int:
 
 
 @lru_cache(maxsize=6)  # three roles, each of which may straddle two epochs
-def _permutation(seed: int, role: int, epoch: int, length: int) -> np.ndarray:
-    return np.random.default_rng(derive_seed(seed, PERMUTATION, role, epoch)).permutation(length)
+def _permutation(seed: int, role: int, epoch: int, length: int, device: torch.device) -> Tensor:
+    order = np.random.default_rng(derive_seed(seed, PERMUTATION, role, epoch)).permutation(length)
+    return torch.from_numpy(order).to(device)
 
 
 class Draw:
@@ -43,36 +46,43 @@ class Draw:
         self.seed, self.step, self.batch_size, self.role = seed, step, batch_size, role
         self.device = torch.device(device)
 
-    def _generator(self, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
+    def _generator(self, stream: int) -> torch.Generator:
         seed = derive_seed(self.seed, stream, self.step, self.role)
-        return torch.Generator(device).manual_seed(seed)
+        return torch.Generator(self.device).manual_seed(seed)
 
-    def indices(self, length: int) -> Tensor:
-        """Which images: consecutive slices of one permutation per epoch. int64 [B] on the CPU."""
-        position = self.step * self.batch_size + np.arange(self.batch_size)
-        epochs, places = position // length, position % length
-        chosen = [
-            _permutation(self.seed, self.role, int(epoch), length)[places[epochs == epoch]]
-            for epoch in np.unique(epochs)
-        ]
-        return torch.from_numpy(np.concatenate(chosen))
+    def indices(self, length: int, device: torch.device | str | None = None) -> Tensor:
+        """Which images: consecutive slices of one permutation per epoch. int64 [B] where the images are."""
+        device = self.device if device is None else torch.device(device)
+        first, end = self.step * self.batch_size, (self.step + 1) * self.batch_size
+        return torch.cat(
+            [
+                _permutation(self.seed, self.role, epoch, length, device)[
+                    max(first - epoch * length, 0) : end - epoch * length
+                ]
+                for epoch in range(first // length, (end - 1) // length + 1)
+            ]
+        )
 
     def flips(self) -> Tensor:
-        """Which of them are mirrored, with probability 1/2: bool [B] on the CPU."""
-        return torch.rand(self.batch_size, generator=self._generator(FLIP)) < 0.5
+        """Which of them are mirrored, with probability 1/2: bool [B] on `device`."""
+        return torch.rand(self.batch_size, generator=self._generator(FLIP), device=self.device) < 0.5
 
     def pair_uniform(self) -> Tensor:
-        """Uniform numbers in [0, 1) that decide the noise levels (`Objective.sample_pair`): float64 [B], on the CPU."""
-        return torch.rand(self.batch_size, dtype=torch.float64, generator=self._generator(PAIR))
+        """Uniform numbers in [0, 1) that decide the noise levels (`Objective.sample_pair`): [B] on `device`.
+
+        float64, or float32 on MPS.
+        """
+        kind = level_dtype(self.device)
+        return torch.rand(self.batch_size, dtype=kind, generator=self._generator(PAIR), device=self.device)
 
     def noise(self, shape: tuple[int, ...]) -> Tensor:
         """z ~ N(0, I): float32 [B, *shape] on `device`."""
-        generator = self._generator(NOISE, self.device)
+        generator = self._generator(NOISE)
         return torch.randn((self.batch_size, *shape), generator=generator, device=self.device)
 
     def augmentation_uniform(self, count: int) -> Tensor:
         """`count` uniform numbers in [0, 1) for each sample, on `device`: float32 [B, count]."""
-        generator = self._generator(AUGMENTATION, self.device)
+        generator = self._generator(AUGMENTATION)
         return torch.rand((self.batch_size, count), generator=generator, device=self.device)
 
     def dropout_seed(self, micro_batch: int) -> int:

@@ -1,6 +1,9 @@
 """ACT's discriminator in training: its network, optimizer and update, and the strength of the augmentation."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -19,10 +22,12 @@ from ..augmentation import augment
 from ..data.batch import Batch, GlobalBatch
 from ..discriminator import ConsistencyDiscriminator
 from ..errors import UserError, first_line
-from ..objective import Objective, Pair, dropout_masks
+from ..objective import Objective, Pair
 from ..preconditioning import ConsistencyFunction, per_image
-from ..processes import average_gradients
+from ..processes import average_gradients, network_precision
 from ..time_embedding import hold_fast_columns, zero_fast_columns
+from .captured import Captured
+from .optimization import make_optimizer
 from .recipe import find_shipped
 from .unets import discriminator_config
 
@@ -79,7 +84,7 @@ class Adversary:
         strength: of ACT-Aug; None for no augmentation.
         signal: that drives the strength: "penalty", R1 as in ACT, or "sign", the mean sign of D's logits on images, as
             in ADA (arXiv:2006.06676, Eq. 1).
-        compile: compile D.
+        compile: compile the losses; capture: replay D's part of a step as CUDA graphs.
 
     Attributes:
         model: the discriminator; optimizer; strength.
@@ -99,19 +104,29 @@ class Adversary:
         strength: AdaptiveStrength | None = None,
         signal: str = "penalty",
         compile: bool = False,
+        capture: bool = False,
     ) -> None:
         self.accelerator, self.weight, self.strength, self.signal = accelerator, weight, strength, signal
         self.r1_gamma, self.r1_interval, self.time_weight = r1_gamma, r1_interval, time_weight
         self.model = discriminator.to(accelerator.device).train()
-        self.compiled = torch.compile(self.model) if compile else self.model
-        optimizer = torch.optim.RAdam(self.model.parameters(), learning_rate, betas, foreach=True)
+        self.device, self.precision = accelerator.device.type, network_precision(accelerator)
+        optimizer = make_optimizer(self.model.parameters(), learning_rate, betas, accelerator.device)
         self.optimizer = accelerator.prepare(optimizer)
+        self.judge = torch.compile(self.losses, fullgraph=True) if compile else self.losses
+        repeated = Captured if capture else lambda function: function
+        self.learn = {penalised: repeated(partial(self._learn, penalised=penalised)) for penalised in (False, True)}
+        self.step = repeated(self.optimizer.step)
+
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """D as a judge of the generator: its own weights get no gradient."""
+        self.model.requires_grad_(False)
+        yield
+        self.model.requires_grad_(True)
 
     def generator_loss(self, objective: Objective, pair: Pair, batch: Batch) -> Tensor:
-        """L_G: [B]. D sees the very image whose consistency is measured; its own weights get no gradient."""
-        self.model.requires_grad_(False)
+        """L_G: [B]. D sees the very image whose consistency is measured. To be called while `judging`."""
         logits = self._logits(pair.student, batch)
-        self.model.requires_grad_(True)
         return weighted_lerp(objective, pair, generator_loss(logits), self.weight(pair.sigma_next))
 
     def discriminator_loss(self, fake: Tensor, fakes: Batch, reals: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -155,34 +170,47 @@ class Adversary:
         found: dict[str, list[Tensor]] = defaultdict(list)
         penalised = (step + 1) % self.r1_interval == 0
         for fake_batch, real_batch in zip(fakes, reals):
-            noisy = fake_batch.x + per_image(fake_batch.sigma_next, fake_batch.x) * fake_batch.noise
-            with torch.no_grad(), dropout_masks(fake_batch.dropout_seed, noisy.device):
-                fake = f(noisy, fake_batch.sigma_next, fake_batch.labels)
-            loss, figures = self.discriminator_loss(fake, fake_batch, real_batch)
-            for name, value in {"discriminator_loss": loss.detach().mean(), **figures}.items():
+            torch.manual_seed(fake_batch.dropout_seed)
+            for name, value in self.learn[penalised](f, fake_batch, real_batch, len(fakes)).items():
                 found[name].append(value)
-            if penalised:
-                penalty = self.penalty(real_batch)
-                found["r1"].append(penalty.detach().mean())
-                loss = loss + penalty
-            self.accelerator.backward(loss.mean() / len(fakes))
         average_gradients(self.accelerator, self.model.parameters())
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.step()
+        self.optimizer.zero_grad(set_to_none=False)  # a captured step finds them where they are
         means: dict[str, Tensor | float] = {name: torch.stack(values).mean() for name, values in found.items()}
         if penalised and self.strength is not None:
             driving = means["r1" if self.signal == "penalty" else "discriminator_sign"]
-            signal = self.accelerator.reduce(driving, "mean").item()
+            signal = self.accelerator.reduce(driving, "mean")
             self.strength.update(signal, (generator_batch + fakes.size + reals.size) * self.r1_interval)
-            means |= self.strength.state()
+            p, r = self.strength.p.clone(), self.strength.r.clone()  # which move on before they are logged
+            means |= {"augment_p": p, "augment_r": r, "augment_tau": self.strength.tau}
         return means
+
+    def losses(self, f: ConsistencyFunction, fakes: Batch, reals: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """L_D of images that f makes, and figures for the log."""
+        noisy = fakes.x + per_image(fakes.sigma_next, fakes.x) * fakes.noise
+        with torch.no_grad():
+            fake = f(noisy, fakes.sigma_next, fakes.labels)
+        return self.discriminator_loss(fake, fakes, reals)
+
+    def _learn(
+        self, f: ConsistencyFunction, fakes: Batch, reals: Batch, parts: int, penalised: bool
+    ) -> dict[str, Tensor]:
+        """Add the gradient of one micro batch, one of so many parts of a step; figures for the log."""
+        loss, figures = self.judge(f, fakes, reals)
+        figures["discriminator_loss"] = loss.detach().mean()
+        if penalised:
+            penalty = self.penalty(reals)
+            figures["r1"] = penalty.detach().mean()
+            loss = loss + penalty
+        self.accelerator.backward(loss.mean() / parts)
+        return figures
 
     def _logits(self, images: Tensor, batch: Batch) -> Tensor:
         return discriminator_logits(self._net, self._augmented(images, batch), batch.sigma_next, batch.labels)
 
     def _net(self, images: Tensor, timestep: Tensor, labels: Tensor | None) -> Tensor:
-        with self.accelerator.autocast():
-            return self.compiled(images, timestep, labels)
+        with torch.autocast(self.device, self.precision, enabled=self.precision is not None):
+            return self.model(images, timestep, labels)
 
     def _augmented(self, images: Tensor, batch: Batch) -> Tensor:
         if self.strength is None or batch.uniform is None:

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,20 +17,23 @@ from ..data.batch import GlobalBatch
 from ..data.draw import FAKES, GENERATOR, INIT, Draw, derive_seed
 from ..data.images import Images
 from ..discriminator import ConsistencyDiscriminator
+from ..dropout import share_dropout
 from ..errors import TrainingStopped, UserError
 from ..files import write_text
 from ..hub.publish import BackgroundPublisher, check_repo_id, push
 from ..objective import Objective
 from ..pipeline_consistency import ConsistencyPipeline
 from ..preconditioning import ConsistencyFunction
-from ..processes import make_accelerator
+from ..processes import make_accelerator, network_precision
 from ..scheduling_ict import ICTScheduler
 from ..time_embedding import uses_fast_columns
 from .adversary import Adversary, build_discriminator
+from .captured import can_capture
 from .ema import EMA
 from .estimate import describe
 from .log import Metrics
 from .objectives import check_curriculum, make_objective
+from .optimization import make_optimizer
 from .output_dir import check_output_dir, lock_output_dir
 from .recipe import Recipe
 from .resume import Identity, circumstances, decisive, resume
@@ -79,6 +83,11 @@ class Run:
     def output_dir(self) -> Path:
         """Where everything goes."""
         return Path(self.recipe.output_dir)
+
+    def own_randomness(self) -> AbstractContextManager:
+        """A context that leaves PyTorch's global generators as they were; dropout draws from them."""
+        device = self.accelerator.device
+        return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
     def __enter__(self) -> "Run":
         return self
@@ -145,10 +154,9 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     teacher = None
     if objective.teacher_decay(0, recipe.max_train_steps) is not None:
         teacher = copy.deepcopy(unet).requires_grad_(False)
-    optimizer = accelerator.prepare(
-        # foreach: one call for all parameters, also on CPUs, where it is not the default
-        torch.optim.RAdam(unet.parameters(), recipe.learning_rate, (recipe.adam_beta1, recipe.adam_beta2), foreach=True)
-    )
+    share_dropout(*(unet, teacher) if teacher is not None else (unet,))
+    betas = (recipe.adam_beta1, recipe.adam_beta2)
+    optimizer = accelerator.prepare(make_optimizer(unet.parameters(), recipe.learning_rate, betas, accelerator.device))
     ema = EMA(unet.named_parameters(), recipe.ema_decays, recipe.ema_warmup)
     state = _state(unet, optimizer, ema, teacher, adversary, accelerator)
     networks = {"unet": unet.config} | ({} if discriminator is None else {"discriminator": discriminator.config})
@@ -161,7 +169,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     own_lock = lock_output_dir(Path(recipe.output_dir)) if writing else None
 
     def consistency_function(net: UNet2DModel) -> ConsistencyFunction:
-        return scheduler.consistency_function(_in_precision(net, accelerator, recipe.torch_compile))
+        return scheduler.consistency_function(_in_precision(net, accelerator))
 
     return Run(
         recipe=recipe,
@@ -274,18 +282,13 @@ def _check_channels(recipe: Recipe, images: Images) -> None:
         )
 
 
-def _in_precision(net: UNet2DModel, accelerator: Accelerator, compile: bool) -> Callable:
+def _in_precision(net: UNet2DModel, accelerator: Accelerator) -> Callable:
     """The network's call under the run's mixed precision; all arithmetic around it stays in float32."""
-    if compile:
-        # Compiled graphs must draw dropout masks as eager ones do, or student and teacher would not share them.
-        import torch._inductor.config as inductor
-
-        inductor.fallback_random = True
-    called = torch.compile(net) if compile else net
+    device, precision = accelerator.device.type, network_precision(accelerator)
 
     def call(*args, **kwargs):
-        with accelerator.autocast():
-            return called(*args, **kwargs)
+        with torch.autocast(device, precision, enabled=precision is not None):
+            return net(*args, **kwargs)
 
     return call
 
@@ -293,6 +296,9 @@ def _in_precision(net: UNet2DModel, accelerator: Accelerator, compile: bool) -> 
 def _adversary(
     recipe: Recipe, accelerator: Accelerator, discriminator: ConsistencyDiscriminator, weight: AdversarialWeight
 ) -> Adversary:
+    strength = None
+    if recipe.augment:
+        strength = AdaptiveStrength(recipe.augment_tau, recipe.augment_horizon, accelerator.device)
     return Adversary(
         accelerator,
         discriminator,
@@ -302,9 +308,10 @@ def _adversary(
         r1_gamma=recipe.r1_gamma,
         r1_interval=recipe.r1_interval,
         time_weight=recipe.discriminator_time_weight,
-        strength=AdaptiveStrength(recipe.augment_tau, recipe.augment_horizon) if recipe.augment else None,
+        strength=strength,
         signal=recipe.augment_signal,
         compile=recipe.torch_compile,
+        capture=can_capture(recipe, accelerator),
     )
 
 

@@ -1,10 +1,17 @@
 """Consistency training as the papers' algorithms have it: iCT, CT and ACT in one loop."""
 
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+
+from ..data.batch import Batch
 from ..data.draw import FAKES, GENERATOR, REALS
 from ..data.images import Images
 from ..errors import TrainingDiverged, TrainingStopped
 from ..objective import Objective, consistency_pair
 from ..processes import average_gradients
+from .captured import Captured, can_capture
 from .checkpoint import describe_newest
 from .ema import move_towards
 from .interruption import Interruption
@@ -32,7 +39,7 @@ def train(recipe: Recipe, objective: Objective | None = None, images: Images | N
     """
     with open_run(recipe, objective, images) as run:
         try:
-            with Interruption(run.accelerator, recipe.max_train_minutes) as interruption:
+            with run.own_randomness(), Interruption(run.accelerator, recipe.max_train_minutes) as interruption:
                 _train_steps(run, interruption)
         except TrainingDiverged as error:
             raise TrainingDiverged(
@@ -57,32 +64,36 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
     objective, adversary, total_steps = run.objective, run.adversary, recipe.max_train_steps
     rate = learning_rate_factor(recipe.lr_scheduler, recipe.lr_warmup_steps, total_steps)
 
+    def generator_loss(batch: Batch) -> Tensor:
+        f, teacher = run.f, run.f_teacher
+        pair = consistency_pair(f, batch.x, batch.noise, batch.sigma, batch.sigma_next, batch.labels, teacher=teacher)
+        # lambda(sigma_i) d(student, target), and with ACT L_G
+        return objective.loss(pair) if adversary is None else adversary.generator_loss(objective, pair, batch)
+
+    def learn(batch: Batch) -> Tensor:
+        with nullcontext() if adversary is None else adversary.judging():
+            loss = generator_loss(batch)
+        accelerator.backward(loss.mean() / recipe.gradient_accumulation_steps)
+        return loss.detach()
+
+    if recipe.torch_compile:
+        generator_loss = torch.compile(generator_loss, fullgraph=True)
+    repeated = Captured if can_capture(recipe, accelerator) else lambda function: function
+    learn_from, update_weights = repeated(learn), repeated(optimizer.step)
+
     for step in range(run.first_step, last_step(recipe, run.first_step)):
         # ------------------------------------------------------------ the generator
         # Outputs at neighbouring noise levels must agree; with ACT, D must also take the noisier one for a real image.
         set_learning_rate(optimizer, recipe.learning_rate * rate(step))
-        batches = run.draw_batch(step, GENERATOR)
-        for batch in batches:
-            pair = consistency_pair(
-                run.f,
-                batch.x,
-                batch.noise,
-                batch.sigma,
-                batch.sigma_next,
-                batch.labels,
-                dropout_seed=batch.dropout_seed,
-                teacher=run.f_teacher,
-            )
-            # lambda(sigma_i) d(student, target), and with ACT L_G
-            loss = objective.loss(pair) if adversary is None else adversary.generator_loss(objective, pair, batch)
-            accelerator.backward(loss.mean() / len(batches))
-            metrics.add_losses(step, loss, batch.sigma_next)
+        for batch in run.draw_batch(step, GENERATOR):
+            torch.manual_seed(batch.dropout_seed)
+            metrics.add_losses(step, learn_from(batch), batch.sigma_next)
         average_gradients(accelerator, run.unet.parameters())
         if recipe.max_grad_norm is not None:
             limit = recipe.max_grad_norm * objective.mean_weight(step, total_steps)
             accelerator.clip_grad_norm_(run.unet.parameters(), limit)
-        optimizer.step()
-        optimizer.zero_grad()
+        update_weights()
+        optimizer.zero_grad(set_to_none=False)  # a captured step finds them where they are
         ema.update(run.unet.named_parameters(), step)
         decay = objective.teacher_decay(step, total_steps)
         if run.teacher is not None and decay is not None:
