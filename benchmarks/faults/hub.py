@@ -24,11 +24,8 @@ from .compare import check_same
 from .workshop import LOSSES, Fault, Workshop, copy, load
 
 NAME = "someone/my-digits"
-PATIENCE: dict[str, Any] = {
-    "attempts": 2,
-    "pause": 0.05,
-    "timeout": 8.0,
-}  # of uploads, to wait less for a Hub that is silent
+# Of uploads, to wait less for a Hub that is silent.
+PATIENCE: dict[str, Any] = {"attempts": 2, "pause": 0.05, "timeout": 8.0}
 BOUND = 60.0  # seconds that a training run with such uploads may take longer
 
 
