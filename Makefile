@@ -25,6 +25,7 @@ test-slow: .venv/installed ## run what is marked slow: kills, several processes,
 	$(PYTEST) -m slow
 
 torture: .venv/installed ## kill, starve and mislead runs: an hour, a table of what survived
+	FUZZ_EXAMPLES=500 $(BIN)/python -m pytest tests/test_fuzz.py
 	$(BIN)/python benchmarks/torture.py --output benchmarks/results/torture
 
 test-all: test test-slow ## run everything, as CI does
