@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo test test-slow test-all lint format docs clean compare
+.PHONY: help demo test torture test-slow test-all lint format docs clean compare
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -23,6 +23,10 @@ test: .venv/installed ## run the test suite without what is marked slow: under f
 
 test-slow: .venv/installed ## run what is marked slow: kills, several processes, whole programs
 	$(PYTEST) -m slow
+
+torture: .venv/installed ## kill, starve and mislead runs: an hour, a table of what survived
+	FUZZ_EXAMPLES=500 $(BIN)/python -m pytest tests/test_fuzz.py
+	$(BIN)/python benchmarks/torture.py --output benchmarks/results/torture
 
 test-all: test test-slow ## run everything, as CI does
 

@@ -21,7 +21,7 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 
 import numpy as np
 import psutil
-from faults.children import Child, Lost, adopt_orphans
+from faults.children import Child, Lost, adopt_orphans, end_descendants
 from faults.compare import check_nothing_left, check_same
 from faults.workshop import LOSSES, Workshop
 from provenance import heading, provenance
@@ -116,6 +116,7 @@ def main() -> int:
     try:
         found = soak(Workshop(base), options.loss, options.minutes, options.every, Random(options.seed))
     except Lost as error:
+        end_descendants()
         print(f"LOST: {error}\n  {base}", file=sys.stderr)
         return 1
     shutil.rmtree(base)

@@ -21,7 +21,7 @@ from typing import Any
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 from faults import damage, full_disk, hub, kills, several, signals
-from faults.children import Lost, adopt_orphans
+from faults.children import Lost, adopt_orphans, end_descendants
 from faults.workshop import Fault, Workshop
 from provenance import heading, provenance
 
@@ -39,6 +39,7 @@ def torture(fault: Fault, shop: Workshop, seed: int, numbers: range) -> dict[str
             injected += fault.trial(shop, place, number, Random(f"{seed}/{fault.name}/{number}"))
             shutil.rmtree(place)
         except Exception as error:
+            end_descendants()
             told = str(error) if isinstance(error, Lost) else traceback.format_exc()
             lost.append({"trial": number, "reason": told.replace(str(shop.base), "")})
             print(f"LOST: {told}\n  {place}\n  again: --seed {seed} --only '{fault.name}' --trial {number}", flush=True)

@@ -193,6 +193,15 @@ def test_evaluations_become_model_index_and_a_table(folder):
     assert "| 2 | ema5 | 9.25 |" in merge(old, card.content), "an evaluation made later is not shown"
 
 
+def test_a_card_that_is_renewed_twice_is_that_renewed_once(folder, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "renamed")
+    (model / "evaluation.json").write_text(json.dumps(REPORT))
+    write_card(model)
+    once = (model / "README.md").read_text()
+    write_card(model)
+    assert (model / "README.md").read_text() == once
+
+
 def test_the_card_of_the_demos_model_is_what_its_results_make():
     stored = ROOT / "model_cards" / "digits"
     assert make_card(stored, "digits").content == (stored / "README.md").read_text()

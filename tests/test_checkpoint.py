@@ -167,3 +167,19 @@ def test_optimizer_moments_round_trip_bit_for_bit():
     step(model, optimizer, 3)
     step(other, other_optimizer, 3)
     assert torch.equal(model.weight, other.weight)
+
+
+def test_what_a_kill_in_a_save_or_in_pruning_left_is_deleted(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, some(step))
+    (tmp_path / "checkpoint-1" / "manifest.json").unlink()
+    (tmp_path / ".checkpoint-4.tmp").mkdir()
+    checkpoint.tidy(tmp_path, keep=3)
+    assert [path.name for path in tmp_path.glob(".*")] == []
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == [
+        "checkpoint-3",
+        "checkpoint-2",
+        "checkpoint-1",
+    ]
+    checkpoint.tidy(tmp_path, keep=2)
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-2"]

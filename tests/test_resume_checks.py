@@ -328,3 +328,15 @@ def wait_for(condition):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return found
+
+
+def test_samples_of_the_step_of_a_checkpoint_are_drawn_by_the_resumed_run(flags, tmp_path, monkeypatch):
+    """Whether the run was killed between its checkpoint and its samples, or asked to stop at that step."""
+    own = [*ICT, *flags, "--max_train_steps", 6, "--validation_steps", 3, "--output_dir", tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert run(*own) == 3
+    assert run(*own, *LATEST) == 0
+    shutil.rmtree(tmp_path / "out" / "samples")
+    assert run(*own, *LATEST) == 0
+    assert [path.name for path in (tmp_path / "out" / "samples").iterdir()] == ["step-0000006.png"]

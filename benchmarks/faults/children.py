@@ -3,6 +3,7 @@
 The parent computes nothing with torch, whose thread pools do not survive a fork.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -126,6 +127,14 @@ def descendants(patience: float = 10.0) -> list[str]:
                 process.wait()
         time.sleep(0.01)
     return [" ".join(process.cmdline()) for process in left]
+
+
+def end_descendants() -> None:
+    """End what a trial that lost has left running."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    descendants()
 
 
 def at_changes(root: Path, act: Callable[[int, str, str], None]) -> None:

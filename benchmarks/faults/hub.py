@@ -7,12 +7,13 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import hub_stand_in
-from hub_stand_in import Handler, Hub, serve
+from hub_stand_in import FAULTS as MISBEHAVIOURS
+from hub_stand_in import Handler, Hub, Repository, serve
 
 from diffusers_ict.commands import publish
 from diffusers_ict.hub.publish import push
@@ -22,9 +23,9 @@ from .children import Child, Ended, Lost, at_changes, in_child, kill_at
 from .compare import check_same
 from .workshop import LOSSES, Fault, Workshop, copy, load
 
-MISBEHAVIOURS = getattr(hub_stand_in, "FAULTS", {})
 NAME = "someone/my-digits"
-PATIENCE = {"attempts": 2, "pause": 0.05, "timeout": 8.0}  # of uploads, to wait less for a Hub that is silent
+# Of uploads, to wait less for a Hub that is silent.
+PATIENCE: dict[str, Any] = {"attempts": 2, "pause": 0.05, "timeout": 8.0}
 BOUND = 60.0  # seconds that a training run with such uploads may take longer
 
 
@@ -75,24 +76,24 @@ class HubAside:
         (self.place / f"{name}.new").rename(self.place / name)
 
     def _serve(self, fault: str | None, hold: tuple[int, bool] | None) -> int:
-        hub, held = Hub(fault=None if fault is None else MISBEHAVIOURS[fault]), []
+        hub = Hub(fault=None if fault is None else MISBEHAVIOURS[fault])
         signal.signal(signal.SIGUSR1, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
         if hold is not None:
-            _hold_requests(hold, lambda: (held.append(1), self._mark("held")))
+            _hold_requests(hold, lambda: self._mark("held"))
         with serve(hub):
             self._mark("address", hub.address)
             while signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) != signal.SIGTERM:
                 hub.fault = None
                 self._mark("healed")
-            repository = hub.repositories.get(NAME, hub_stand_in.Repository())
+            repository = hub.repositories.get(NAME, Repository())
             files = {path: content.hex() for path, content in repository.files.items()}
             state = {"commits": len(repository.commits), "files": files, "requests": len(hub.requests)}
             self._mark("state", json.dumps(state))
             os._exit(0)  # connections that are held do not hold it up
 
 
-def _hold_requests(hold: tuple[int, bool], mark: Any) -> None:
+def _hold_requests(hold: tuple[int, bool], mark: Callable[[], None]) -> None:
     """Let the stand-in keep one request waiting, before or after it is carried out."""
     body, answer, number, wanted = Handler._body, Handler.answer, itertools.count(), hold[0]
 
@@ -102,17 +103,17 @@ def _hold_requests(hold: tuple[int, bool], mark: Any) -> None:
         raise ConnectionAbortedError
 
     def counted(self: Handler) -> bytes:
-        content, self.number = body(self), next(number)  # type: ignore[attr-defined]
-        if (self.number, False) == hold:  # type: ignore[attr-defined]
+        content, self.number = body(self), next(number)
+        if (self.number, False) == hold:
             wait(self)
         return content
 
     def answered(self: Handler, *args: Any, **kwargs: Any) -> None:
-        if self.number == wanted:  # type: ignore[attr-defined]
+        if self.number == wanted:
             wait(self)
         answer(self, *args, **kwargs)
 
-    Handler._body, Handler.answer = counted, answered  # type: ignore[method-assign]
+    Handler._body, Handler.answer = counted, answered
 
 
 def _publish(hub: HubAside, place: Path) -> Child:
@@ -143,7 +144,7 @@ def misbehaving(shop: Workshop, place: Path, number: int, random: Random) -> int
     hub = HubAside(place / "hub", fault=name)
 
     def body() -> int:
-        run_module.push = functools.partial(push, **PATIENCE)  # type: ignore[assignment]
+        run_module.push = functools.partial(push, **PATIENCE)
         own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint"]
         return shop.train(loss, place / "out", *slower, *own)
 
@@ -219,7 +220,7 @@ def _undisturbed(shop: Workshop) -> dict[str, int]:
     return json.loads((place / "counts").read_text())
 
 
-FAULTS = MISBEHAVIOURS and [
+FAULTS = [
     Fault("SIGKILL in publishing, at a request", 18, killed_at_a_request),
     Fault("SIGKILL in publishing, at a change of a file", 12, killed_at_a_change),
     Fault("a fault of the Hub while training publishes", len(MISBEHAVIOURS), misbehaving),

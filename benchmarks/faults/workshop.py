@@ -143,7 +143,11 @@ class Workshop:
 
         def body() -> int:
             record = os.open(place / "changes", os.O_CREAT | os.O_WRONLY)
-            at_changes(place / "out", lambda number, *change: os.write(record, f"{json.dumps(change)}\n".encode()))
+
+            def note(number: int, kind: str, path: str) -> None:
+                os.write(record, f"{json.dumps([kind, path])}\n".encode())
+
+            at_changes(place / "out", note)
             return self.train(loss, place / "out", *more)
 
         ended = in_child(body, place).check(0)

@@ -3,6 +3,7 @@
 A reader of an atomically written file sees the old content or the new, never half of either.
 """
 
+import glob
 import json
 import os
 import shutil
@@ -21,8 +22,12 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` to write to; it takes the place of `path` when the block ends without an error.
 
     Folders are created. The name is the process's own, so that two processes never write to the same temporary file.
+    Those of processes that were killed are removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if _is_gone(left.suffixes[-2]):
+            left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -48,6 +53,19 @@ def check_writable(setting: str, folder: Path) -> None:
         raise UserError(f"`{setting}` must be a folder, and {existing} is a file; name another one.")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"`{setting}` {folder} cannot be written: {existing} is read-only; name another folder.")
+
+
+def _is_gone(suffix: str) -> bool:
+    """Whether the process of a temporary file is known to have ended. Windows cannot be asked without harm."""
+    if os.name == "nt" or not suffix[1:].isdecimal():
+        return False
+    try:
+        os.kill(int(suffix[1:]), 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return False
 
 
 @contextmanager

@@ -179,7 +179,10 @@ def merge(edited: str, fresh: str, license: str | None = None) -> str:
     if license is not None and license != known.get("license"):
         known = {key: value for key, value in known.items() if key not in ("license_name", "license_link")}
         known["license"] = license
-    metadata = {**made, **known, **({"model-index": made["model-index"]} if "model-index" in made else {})}
+    if "model-index" in made:  # which holds the name, and is read back as such
+        known = {key: value for key, value in known.items() if key != "model_name"}
+        known["model-index"] = made["model-index"]
+    metadata = {**made, **known}
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}"
 
 

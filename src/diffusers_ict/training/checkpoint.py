@@ -107,6 +107,14 @@ def _prune(folder: Path, keep: int) -> None:
             shutil.rmtree(path, ignore_errors=True)  # what is left is found damaged, and goes the next time
 
 
+def tidy(folder: Path, keep: int | None = None) -> None:
+    """Delete what a run that was killed in `save` left of a checkpoint that it wrote, or of one that it pruned."""
+    for path in folder.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    if keep is not None:
+        _prune(folder, keep)
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first."""
     if not folder.is_dir():

@@ -27,6 +27,7 @@ from ..preconditioning import ConsistencyFunction
 from ..processes import make_accelerator, network_precision
 from ..scheduling_ict import ICTScheduler
 from ..time_embedding import uses_fast_columns
+from . import checkpoint
 from .adversary import Adversary, build_discriminator
 from .captured import can_capture
 from .ema import EMA
@@ -167,6 +168,8 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     accelerator.wait_for_everyone()  # what one writes, the others would take for an earlier run
     writing = accelerator.is_main_process and not recipe.dry_run
     own_lock = lock_output_dir(Path(recipe.output_dir)) if writing else None
+    if writing:
+        checkpoint.tidy(Path(recipe.output_dir), recipe.checkpoints_total_limit)
 
     def consistency_function(net: UNet2DModel) -> ConsistencyFunction:
         return scheduler.consistency_function(_in_precision(net, accelerator))

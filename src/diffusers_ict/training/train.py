@@ -63,6 +63,8 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
     recipe, accelerator, metrics, optimizer, ema = run.recipe, run.accelerator, run.metrics, run.optimizer, run.ema
     objective, adversary, total_steps = run.objective, run.adversary, recipe.max_train_steps
     rate = learning_rate_factor(recipe.lr_scheduler, recipe.lr_warmup_steps, total_steps)
+    if run.first_step and is_sample_step(recipe, run.first_step - 1) and accelerator.is_main_process:
+        sample_run(run, run.first_step)  # the checkpoint came first, and the run may have ended before its samples
 
     def generator_loss(batch: Batch) -> Tensor:
         f, teacher = run.f, run.f_teacher
