@@ -6,7 +6,6 @@ stopped evaluation continues where it was, and the result does not depend on the
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..files import atomic_file
+from ..progress import progress_bar
 from .extractors import Extractor
 
 
@@ -54,15 +53,8 @@ def collect(
     """
     starts = range(0, count, chunk)
     paths = [folder / f"chunk-{number:06d}.safetensors" for number in range(len(starts))]
-    progress = tqdm(
-        total=count,
-        desc=label,
-        unit="image",
-        delay=2,  # what takes a moment needs no bar
-        mininterval=1.0 if sys.stderr.isatty() else 15.0,  # a log file is no terminal
-        leave=False,
-        disable=not accelerator.is_main_process,
-    )
+    # What takes a moment needs no bar.
+    progress = progress_bar(count, "image", shown=accelerator.is_main_process, desc=label, delay=2, leave=False)
     for number, (start, path) in enumerate(zip(starts, paths)):
         size = min(chunk, count - start)
         if number % accelerator.num_processes == accelerator.process_index and not path.exists():
