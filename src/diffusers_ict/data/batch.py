@@ -68,7 +68,6 @@ class GlobalBatch:
         self.flips = draw.flips() if random_flip else None
         levels = torch.stack(objective.sample_pair(draw.pair_uniform(), draw.step, total_steps))
         self.sigma, self.sigma_next = levels.to(level_dtype(draw.device)).to(draw.device)
-        self.noise = draw.noise(images.shape)
         self.uniform = draw.augmentation_uniform(NUM_UNIFORM) if augmented else None
 
     def __len__(self) -> int:
@@ -88,7 +87,7 @@ class GlobalBatch:
         return Batch(
             x,
             labels,
-            self.noise[rows],
+            self.draw.noise(self.images.shape, range(rows.start, rows.stop)),
             self.sigma[rows],
             self.sigma_next[rows],
             None if self.uniform is None else self.uniform[rows],

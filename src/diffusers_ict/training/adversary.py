@@ -21,7 +21,7 @@ from ..discriminator import ConsistencyDiscriminator
 from ..errors import UserError, first_line
 from ..objective import Objective, Pair, dropout_masks
 from ..preconditioning import ConsistencyFunction, per_image
-from ..processes import average_gradients
+from ..processes import GradientMean
 from ..time_embedding import hold_fast_columns, zero_fast_columns
 from .recipe import find_shipped
 from .unets import discriminator_config
@@ -103,6 +103,7 @@ class Adversary:
         self.accelerator, self.weight, self.strength, self.signal = accelerator, weight, strength, signal
         self.r1_gamma, self.r1_interval, self.time_weight = r1_gamma, r1_interval, time_weight
         self.model = discriminator.to(accelerator.device).train()
+        self.gradients = GradientMean(accelerator, self.model.parameters())
         self.compiled = torch.compile(self.model) if compile else self.model
         optimizer = torch.optim.RAdam(self.model.parameters(), learning_rate, betas, foreach=True)
         self.optimizer = accelerator.prepare(optimizer)
@@ -154,7 +155,7 @@ class Adversary:
         """
         found: dict[str, list[Tensor]] = defaultdict(list)
         penalised = (step + 1) % self.r1_interval == 0
-        for fake_batch, real_batch in zip(fakes, reals):
+        for part, (fake_batch, real_batch) in enumerate(zip(fakes, reals), 1):
             noisy = fake_batch.x + per_image(fake_batch.sigma_next, fake_batch.x) * fake_batch.noise
             with torch.no_grad(), dropout_masks(fake_batch.dropout_seed, noisy.device):
                 fake = f(noisy, fake_batch.sigma_next, fake_batch.labels)
@@ -165,8 +166,8 @@ class Adversary:
                 penalty = self.penalty(real_batch)
                 found["r1"].append(penalty.detach().mean())
                 loss = loss + penalty
-            self.accelerator.backward(loss.mean() / len(fakes))
-        average_gradients(self.accelerator, self.model.parameters())
+            with self.gradients.over_processes(last=part == len(fakes)):
+                self.accelerator.backward(loss.mean() / len(fakes))
         self.optimizer.step()
         self.optimizer.zero_grad()
         means: dict[str, Tensor | float] = {name: torch.stack(values).mean() for name, values in found.items()}

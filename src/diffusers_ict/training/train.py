@@ -4,7 +4,7 @@ from ..data.draw import FAKES, GENERATOR, REALS
 from ..data.images import Images
 from ..errors import TrainingDiverged, TrainingStopped
 from ..objective import Objective, consistency_pair
-from ..processes import average_gradients
+from ..processes import GradientMean
 from .checkpoint import describe_newest
 from .ema import move_towards
 from .interruption import Interruption
@@ -55,6 +55,7 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
     """The training loop, from the first step of the run to its last, or to the one that is interrupted."""
     recipe, accelerator, metrics, optimizer, ema = run.recipe, run.accelerator, run.metrics, run.optimizer, run.ema
     objective, adversary, total_steps = run.objective, run.adversary, recipe.max_train_steps
+    gradients = GradientMean(accelerator, run.unet.parameters())
     rate = learning_rate_factor(recipe.lr_scheduler, recipe.lr_warmup_steps, total_steps)
 
     for step in range(run.first_step, last_step(recipe, run.first_step)):
@@ -62,7 +63,7 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
         # Outputs at neighbouring noise levels must agree; with ACT, D must also take the noisier one for a real image.
         set_learning_rate(optimizer, recipe.learning_rate * rate(step))
         batches = run.draw_batch(step, GENERATOR)
-        for batch in batches:
+        for part, batch in enumerate(batches, 1):
             pair = consistency_pair(
                 run.f,
                 batch.x,
@@ -75,9 +76,9 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
             )
             # lambda(sigma_i) d(student, target), and with ACT L_G
             loss = objective.loss(pair) if adversary is None else adversary.generator_loss(objective, pair, batch)
-            accelerator.backward(loss.mean() / len(batches))
+            with gradients.over_processes(last=part == len(batches)):
+                accelerator.backward(loss.mean() / len(batches))
             metrics.add_losses(step, loss, batch.sigma_next)
-        average_gradients(accelerator, run.unet.parameters())
         if recipe.max_grad_norm is not None:
             limit = recipe.max_grad_norm * objective.mean_weight(step, total_steps)
             accelerator.clip_grad_norm_(run.unet.parameters(), limit)
