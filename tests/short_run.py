@@ -28,9 +28,9 @@ def run(*flags) -> int:
     return train_ict.main([str(flag) for flag in flags])
 
 
-def two_processes(script: str, *flags) -> subprocess.CompletedProcess:
-    """One of train_scripts/ on two processes that know of each other."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def several_processes(count: int, script: str, *flags) -> subprocess.CompletedProcess:
+    """One of train_scripts/ on processes that know of each other."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
     return subprocess.run(
         [*command, str(ROOT / "train_scripts" / script), *(str(flag) for flag in flags)],
@@ -39,3 +39,7 @@ def two_processes(script: str, *flags) -> subprocess.CompletedProcess:
         text=True,
         check=False,
     )
+
+
+def two_processes(script: str, *flags) -> subprocess.CompletedProcess:
+    return several_processes(2, script, *flags)

@@ -2,7 +2,7 @@ import torch
 
 from diffusers_ict import ICT
 from diffusers_ict.data.batch import GlobalBatch
-from diffusers_ict.data.draw import Draw
+from diffusers_ict.data.draw import Draw, derive_seed, derive_seeds
 from diffusers_ict.data.images import Images
 
 
@@ -24,6 +24,32 @@ def test_draws_leave_the_global_generator_alone_and_do_not_depend_on_it():
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(99)
     assert torch.equal(first, Draw(0, 0, 4, "cpu").noise((2,)))
+
+
+def test_the_noise_of_some_samples_is_that_of_the_whole_batch_and_no_more_is_drawn(monkeypatch):
+    whole = Draw(5, 2, 100, "cpu").noise((1, 4, 4))
+    assert whole.shape == (100, 1, 4, 4)
+    assert len({tuple(one.flatten().tolist()) for one in whole}) == 100
+    normal_, drawn = torch.Tensor.normal_, []
+    monkeypatch.setattr(torch.Tensor, "normal_", lambda own, **how: drawn.append(len(own)) or normal_(own, **how))
+    for size in (1, 7, 16, 25, 50):
+        draw = Draw(5, 2, 100, "cpu")
+        parts = [draw.noise((1, 4, 4), range(first, min(first + size, 100))) for first in range(0, 100, size)]
+        assert torch.equal(torch.cat(parts), whole)
+    drawn.clear()
+    Draw(5, 2, 1024, "cpu").noise((1, 4, 4), range(256, 512))
+    assert sum(drawn) == 256, "one of four processes draws a quarter"
+    drawn.clear()
+    draw = Draw(5, 2, 1024, "cpu")
+    for first in range(0, 60, 6):
+        draw.noise((1, 4, 4), range(first, first + 6))
+    assert sum(drawn) == 64, "micro batches of one process draw what they share once"
+
+
+def test_many_seeds_are_those_of_few():
+    assert derive_seeds(5, 3, 1)[:2] == derive_seeds(2, 3, 1)
+    assert derive_seeds(1, 3, 1) == [derive_seed(3, 1)]
+    assert len(set(derive_seeds(1000, 3, 1))) == 1000
 
 
 def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():

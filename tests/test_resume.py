@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from short_run import ACT, CT, ICT, final_tensors, run, two_processes
+from short_run import ACT, CT, ICT, final_tensors, run, several_processes
 
 from diffusers_ict.training import checkpoint
 from diffusers_ict.training.log import read_log
@@ -131,18 +131,21 @@ def test_accumulated_parts_equal_one_large_batch(flags, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(flags, tmp_path):
-    own = ["--dropout", "0", "--max_train_steps", "6", "--gradient_accumulation_steps", "1"]
-    assert run("--loss", "ict", *flags, *own, "--train_batch_size", 8, "--output_dir", tmp_path / "one") == 0
-    script = ["train_ict.py", "--loss", "ict", *flags, *own, "--train_batch_size", "4"]
-    done = two_processes(*script, "--output_dir", tmp_path / "two")
-    assert done.returncode == 0, done.stderr[-3000:]
-    whole, split = final_tensors(tmp_path / "one"), final_tensors(tmp_path / "two")
-    assert whole.keys() == split.keys()
-    for key, value in split.items():
-        torch.testing.assert_close(value, whole[key], rtol=1e-3, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}")
-    losses = [[e["loss"] for e in read_log(tmp_path / name / "log.jsonl")] for name in ("one", "two")]
-    np.testing.assert_allclose(*losses, rtol=1e-3)
+@pytest.mark.parametrize("loss", [ICT, ACT], ids=["ict", "act"])
+def test_several_processes_equal_one(loss, flags, tmp_path):
+    own = [*loss, *flags, "--dropout", "0", "--max_train_steps", "6", "--gradient_accumulation_steps", "1"]
+    assert run(*own, "--train_batch_size", 8, "--output_dir", tmp_path / "1") == 0
+    whole = final_tensors(tmp_path / "1")
+    for processes in (2, 4):
+        script = ["train_ict.py", *own, "--train_batch_size", 8 // processes]
+        done = several_processes(processes, *script, "--output_dir", tmp_path / str(processes))
+        assert done.returncode == 0, done.stderr[-3000:]
+        split = final_tensors(tmp_path / str(processes))
+        assert whole.keys() == split.keys()
+        for key, value in split.items():
+            torch.testing.assert_close(value, whole[key], rtol=1e-3, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}")
+        losses = [[e["loss"] for e in read_log(tmp_path / name / "log.jsonl")] for name in ("1", str(processes))]
+        np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
 def test_gradient_checkpointing_changes_nothing(flags, tmp_path):

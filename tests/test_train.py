@@ -204,6 +204,7 @@ def test_dry_run_tells_the_plan_and_touches_nothing(flags, tmp_path, capsys):
     assert "400 of 8 images" in out
     assert "num_levels  4 stages: 3 from step 0, 5 from step 100, 9 from step 200, 17 from step 300" in out
     assert "GiB" in out
+    assert "cards       train_batch_size x gradient_accumulation_steps: 8 x 1 on 8 GB\n" in out
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -2,15 +2,19 @@
 
 import importlib.util
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import UserError, first_line
 
+BUCKET_BYTES = 25 << 20  # as of DistributedDataParallel
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
@@ -62,15 +66,67 @@ def check_processes(accelerator: Accelerator) -> None:
         )
 
 
-def average_gradients(accelerator: Accelerator, parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over the processes, in one message.
+class GradientMean:
+    """Replaces the gradients of a network by their mean over the processes, while the backward pass still runs.
 
-    In place of DistributedDataParallel, which supports neither the second derivatives of the gradient penalty nor
-    two forward passes of one step without care.
+    Gradients travel in buckets: those of the last layers, which are ready first, are on their way while those of the
+    first layers are computed. In place of DistributedDataParallel, which does not work with `torch.autograd.grad`, that
+    the gradient penalty is made of.
+
+    Args:
+        accelerator: of these processes.
+        parameters: of the network, in the order in which the forward pass uses them, as `nn.Module.parameters` has it.
+        bucket_bytes: size at which a bucket is full.
     """
-    if accelerator.num_processes == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    mean = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
-    for gradient, part in zip(gradients, mean.split([g.numel() for g in gradients])):
-        gradient.copy_(part.view_as(gradient))
+
+    def __init__(
+        self, accelerator: Accelerator, parameters: Iterable[nn.Parameter], bucket_bytes: int = BUCKET_BYTES
+    ) -> None:
+        self.processes = accelerator.num_processes
+        self.buckets: list[list[nn.Parameter]] = []
+        self.missing: list[int] = []  # gradients that a bucket still waits for; empty while none is sent
+        self.sent: list[tuple[dist.Work, Tensor, list[Tensor]]] = []
+        self.next = 0  # the bucket to be sent next: every process must send them in the same order
+        room = 0
+        for parameter in reversed([p for p in parameters if p.requires_grad]) if self.processes > 1 else ():
+            if room <= 0:
+                self.buckets.append([])
+                room = bucket_bytes
+            self.buckets[-1].append(parameter)
+            parameter.register_post_accumulate_grad_hook(partial(self._ready, len(self.buckets) - 1))
+            room -= parameter.nbytes
+
+    @contextmanager
+    def over_processes(self, last: bool = True) -> Iterator[None]:
+        """Around a backward pass. The one of the last part of a step averages what all parts have added up.
+
+        A parameter must have a gradient on all processes or on none.
+        """
+        if last:
+            self.missing = [len(bucket) for bucket in self.buckets]
+        yield
+        if last:
+            self._finish()
+
+    def _ready(self, bucket: int, _: Tensor) -> None:
+        if self.missing:
+            self.missing[bucket] -= 1
+            while self.next < len(self.buckets) and self.missing[self.next] == 0:
+                self._send()
+
+    def _send(self) -> None:
+        gradients = [p.grad for p in self.buckets[self.next] if p.grad is not None]
+        self.next += 1
+        if gradients:
+            message = torch.cat([gradient.flatten() for gradient in gradients]).div_(self.processes)
+            self.sent.append((dist.all_reduce(message, async_op=True), message, gradients))
+
+    def _finish(self) -> None:
+        """Send what waits for gradients that do not exist, and put the means in their places."""
+        while self.next < len(self.buckets):
+            self._send()
+        for work, message, gradients in self.sent:
+            work.wait()
+            for gradient, mean in zip(gradients, message.split([g.numel() for g in gradients])):
+                gradient.copy_(mean.view_as(gradient))
+        self.missing, self.sent, self.next = [], [], 0

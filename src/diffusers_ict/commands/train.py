@@ -19,7 +19,7 @@ NAME = "train_ict.py"
 
 # Flags of diffusers' training scripts that have no counterpart here, each with the reason.
 FROM_DIFFUSERS = {
-    "--dataloader_num_workers": "images are decoded once before training, so there is no data loader",
+    "--dataloader_num_workers": "images are decoded once before training, on all cores, so there is no data loader",
     "--enable_xformers_memory_efficient_attention": "attention already uses PyTorch's own memory-efficient kernels",
     "--use_ema": "averages are always kept: choose their decays with --ema_decays",
     "--ema_max_decay": "averages have fixed decays: choose them with --ema_decays",

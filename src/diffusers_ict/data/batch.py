@@ -65,7 +65,6 @@ class GlobalBatch:
         self.indices = draw.indices(len(images), images.pixels.device)
         self.flips = draw.flips() if random_flip else None
         self.sigma, self.sigma_next = objective.sample_pair(draw.pair_uniform(), draw.step, total_steps)
-        self.noise = draw.noise(images.shape)
         self.uniform = draw.augmentation_uniform(NUM_UNIFORM) if augmented else None
 
     def __len__(self) -> int:
@@ -85,7 +84,7 @@ class GlobalBatch:
         return Batch(
             x,
             labels,
-            self.noise[rows],
+            self.draw.noise(self.images.shape, range(rows.start, rows.stop)),
             self.sigma[rows],
             self.sigma_next[rows],
             None if self.uniform is None else self.uniform[rows],

@@ -1,21 +1,34 @@
-"""Pictures into one array of bytes, with a sentence for each picture that does not fit."""
+"""Pictures into one array of bytes, on all cores, with a sentence for each picture that does not fit.
 
+Threads share the work, because Pillow decodes and resizes without Python's lock. Processes would gain more on tiny
+pictures, but they can be started only as copies of a program that has threads, or by running its main file again.
+"""
+
+import os
 import struct
 import warnings
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, islice
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..errors import UserError, first_line
+from ..progress import progress_bar
 from .originals import Originals, Size
+from .picture_file import open_picture
 from .picture_format import Converted, PictureFormat
-from .source import Source
+from .source import Picture, Source
 
+CHUNK = 16  # pictures that a thread takes at once
+Item = Picture | Converted | UserError
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
 TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 # What Pillow raises on damaged files of one format or another.
@@ -56,7 +69,7 @@ def in_memory(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def decode(source: Source, form: PictureFormat, allocate: Allocate = in_memory) -> Decoded:
-    """Decode the pictures of a source.
+    """Decode the pictures of a source on all cores that this process may use; a progress bar is shown if it takes long.
 
     Every picture is written to its place at once, so that no more memory is taken than `allocate` takes.
 
@@ -65,7 +78,7 @@ def decode(source: Source, form: PictureFormat, allocate: Allocate = in_memory) 
 
     Raises:
         UserError: no pictures, one that cannot be read, pictures that do not agree in size or channels, or another
-            number of them than the source says.
+            number of them than the source says. Of several such pictures, the first one is named.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -73,43 +86,108 @@ def decode(source: Source, form: PictureFormat, allocate: Allocate = in_memory) 
 
 
 def _decode(source: Source, form: PictureFormat, allocate: Allocate) -> Decoded:
-    pixels: np.ndarray | None = None
-    sizes, modes = Counter[Size](), Counter[str]()
-    iterator = iter(source.pictures)
-    for number in range(source.count):
-        array, size, mode = _next(iterator, form, source, number)
-        array = array.transpose(2, 0, 1)
-        if pixels is None:
-            pixels = allocate((source.count, *array.shape))
-        elif array.shape != pixels.shape[1:]:
-            raise UserError(_mismatch(pixels.shape[1:], array.shape, source.name_of(number)))
-        pixels[number] = array
-        sizes[size] += 1
-        modes[mode] += 1
-    if pixels is None:
+    if source.count == 0:
         raise UserError("the data set holds no images; check its path and `image_column`.")
+    items = _items(source, form)
+    first = _converted(next(items), form, source, 0)
+    height, width, channels = first.pixels.shape
+    pixels = allocate((source.count, channels, height, width))
+
+    def place(chunk: list[tuple[int, Item]]) -> Counter[tuple[Size, str]]:
+        """Write pictures to their places; their sizes and modes."""
+        found = Counter[tuple[Size, str]]()
+        for number, item in chunk:
+            picture = _converted(item, form, source, number)
+            array = picture.pixels.transpose(2, 0, 1)
+            if array.shape != pixels.shape[1:]:
+                raise UserError(_mismatch(pixels.shape[1:], array.shape, source.name_of(number)))
+            pixels[number] = array
+            found[picture.size, picture.mode] += 1
+        return found
+
+    sizes, modes = Counter[Size](), Counter[str]()
+    shown = os.environ.get("RANK", "0") == "0"
+    with progress_bar(source.count, "image", shown=shown, desc="decoding", delay=2) as progress:
+        for found in _in_order(place, enumerate(chain([first], items))):
+            for (size, mode), number in found.items():
+                sizes[size] += number
+                modes[mode] += number
+                progress.update(number)
+    return Decoded(pixels, Originals.of(sizes, modes, width))
+
+
+def _items(source: Source, form: PictureFormat) -> Iterator[Item]:
+    """The pictures of a source, and an error in place of one that is missing, cannot be read, or is one too many.
+
+    Files and arrays are left for the threads. What is in memory may change when the next picture is asked for, unless
+    it is a part of one array: so other arrays are copied, and pictures of Pillow are converted at once.
+    """
+    iterator = iter(source.pictures)
+    said = f"a source must hold as many pictures as its `count` says, {source.count}, and holds"
+    for number in range(source.count):
+        try:
+            with _naming(source, number):
+                picture = next(iterator, None)
+            if picture is None:
+                raise UserError(f"{said} {number}.")
+            item: Item = picture
+            if isinstance(picture, Image.Image):
+                item = _converted(picture, form, source, number)
+            elif isinstance(picture, np.ndarray) and picture.base is not source.pictures:
+                item = picture.copy()
+        except UserError as error:
+            yield error
+            return
+        yield item
     if next(iterator, None) is not None:
-        raise UserError(f"a source must hold as many pictures as its `count` says, {source.count}, and holds more.")
-    return Decoded(pixels, Originals.of(sizes, modes, pixels.shape[-1]))
+        yield UserError(f"{said} more.")
 
 
-def _next(iterator: Iterator[Image.Image | np.ndarray], form: PictureFormat, source: Source, number: int) -> Converted:
-    """The next picture, converted."""
+def _converted(item: Item, form: PictureFormat, source: Source, number: int) -> Converted:
+    if isinstance(item, Converted):
+        return item
+    if isinstance(item, UserError):
+        raise item
     name = partial(source.name_of, number)  # looked up only for a message, because it may mean reading the row again
+    with _naming(source, number):
+        if isinstance(item, Path | bytes):
+            with open_picture(item) as picture:
+                return form.apply(picture, name)
+        return form.apply(item, name)
+
+
+def _in_order(
+    work: Callable[[list[tuple[int, Item]]], Counter], numbered: Iterable[tuple[int, Item]]
+) -> Iterator[Counter]:
+    """What `work` makes of each chunk, in order, by threads that are no more than a few chunks ahead."""
+    rest = iter(numbered)
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pool, pending = ThreadPoolExecutor(threads), deque[Future[Counter]]()
     try:
-        return form.apply(next(iterator), name)
-    except StopIteration:
-        raise UserError(
-            f"a source must hold as many pictures as its `count` says, {source.count}, and holds {number}."
-        ) from None
+        while chunk := list(islice(rest, CHUNK)):
+            pending.append(pool.submit(work, chunk))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _naming(source: Source, number: int) -> Iterator[None]:
+    """Whatever a picture raises becomes one sentence with its name."""
+    try:
+        yield
     except UserError:
         raise
     except TOO_LARGE as error:
-        reason = first_line(error).rstrip(".")
-        raise UserError(f"the image {name()} is too large ({reason}); make it smaller, or remove it.") from error
+        reason, name = first_line(error).rstrip("."), source.name_of(number)
+        raise UserError(f"the image {name} is too large ({reason}); make it smaller, or remove it.") from error
     except UNREADABLE as error:
+        name = source.name_of(number)
         raise UserError(
-            f"the image {name()} cannot be read ({first_line(error)}); convert, replace or remove it."
+            f"the image {name} cannot be read ({first_line(error)}); convert, replace or remove it."
         ) from error
 
 

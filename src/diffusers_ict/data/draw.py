@@ -17,11 +17,17 @@ from ..noise_schedule import level_dtype
 PERMUTATION, FLIP, PAIR, NOISE, DROPOUT, INIT, VALIDATION, AUGMENTATION, EVALUATION = range(9)
 # Whose draw it is: the consistency step's, or one half of the discriminator's batch. Each sees images of its own.
 GENERATOR, FAKES, REALS = range(3)
+BLOCK = 16  # samples whose noise is drawn together
 
 
 def derive_seed(*keys: int) -> int:
     """A 64-bit seed that is a well-mixed function of small non-negative integers."""
-    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0])
+    return derive_seeds(1, *keys)[0]
+
+
+def derive_seeds(count: int, *keys: int) -> list[int]:
+    """So many seeds; the first is that of `derive_seed`, and none depends on their number."""
+    return np.random.SeedSequence(keys).generate_state(count, np.uint64).tolist()
 
 
 @lru_cache(maxsize=6)  # three roles, each of which may straddle two epochs
@@ -45,6 +51,7 @@ class Draw:
     ) -> None:
         self.seed, self.step, self.batch_size, self.role = seed, step, batch_size, role
         self.device = torch.device(device)
+        self._last = -1, torch.empty(0)  # number and noise of the last block
 
     def _generator(self, stream: int) -> torch.Generator:
         seed = derive_seed(self.seed, stream, self.step, self.role)
@@ -75,10 +82,23 @@ class Draw:
         kind = level_dtype(self.device)
         return torch.rand(self.batch_size, dtype=kind, generator=self._generator(PAIR), device=self.device)
 
-    def noise(self, shape: tuple[int, ...]) -> Tensor:
-        """z ~ N(0, I): float32 [B, *shape] on `device`."""
-        generator = self._generator(NOISE)
-        return torch.randn((self.batch_size, *shape), generator=generator, device=self.device)
+    def noise(self, shape: tuple[int, ...], rows: range | None = None) -> Tensor:
+        """z ~ N(0, I): float32 [B, *shape] on `device`; or that of the samples in `rows` alone, a range of step 1.
+
+        It is drawn in blocks, each with a seed of its own, so that no process draws the noise of the others.
+        """
+        rows = range(self.batch_size) if rows is None else rows
+        first, end = rows.start // BLOCK, -(-rows.stop // BLOCK)
+        seeds = derive_seeds(end, self.seed, NOISE, self.step, self.role)
+        blocks = torch.empty((end - first) * BLOCK, *shape, device=self.device)
+        generator = torch.Generator(self.device)
+        for number, block in enumerate(blocks.split(BLOCK), first):
+            if number == self._last[0]:  # micro batches that do not end with a block share it with the next one
+                block.copy_(self._last[1])
+            else:
+                block.normal_(generator=generator.manual_seed(seeds[number]))
+            self._last = number, block
+        return blocks[rows.start - first * BLOCK :][: len(rows)]
 
     def augmentation_uniform(self, count: int) -> Tensor:
         """`count` uniform numbers in [0, 1) for each sample, on `device`: float32 [B, count]."""

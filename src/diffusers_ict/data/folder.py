@@ -4,11 +4,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from ..errors import UserError
 from .cache import state_of_files
-from .picture_file import open_picture, suffixes
+from .picture_file import suffixes
 from .source import Source
 
 
@@ -42,7 +40,7 @@ def read_folder(folder: Path, with_labels: bool) -> Source:
     def name_of(index: int) -> str:
         return os.fsencode(files[index]).decode("utf-8", "backslashreplace")
 
-    return Source(_pictures(files), len(files), labels, names, name_of, identity)
+    return Source(files, len(files), labels, names, name_of, identity)
 
 
 def holds_images(folder: Path) -> bool:
@@ -103,10 +101,3 @@ def _classes(folder: Path, parts: Sequence[tuple[str, ...]]) -> tuple[list[int] 
             ) from error
     number = {name: index for index, name in enumerate(names)}
     return [number[own[0]] for own in parts], names
-
-
-def _pictures(files: Sequence[Path]) -> Iterator[Image.Image]:
-    """The pictures, each open until the next one is asked for."""
-    for file in files:
-        with open_picture(file) as picture:
-            yield picture

@@ -1,18 +1,15 @@
 """Data sets read through the `datasets` library: Hub names, folders of `save_to_disk`, parquet and arrow files."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ..errors import UserError, first_line
 from .cache import state_of_files
 from .folder import holds_images
-from .picture_file import open_picture
 from .source import Source
 
+ROWS = 64  # read at once, because files may be large
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -97,20 +94,24 @@ def read_dataset(
     return Source(_pictures(data, column), len(data), labels, names, where, identity)
 
 
-def _pictures(data: Any, column: str) -> Iterator[Image.Image]:
-    """The stored images, each open until the next one is asked for; a broken file raises OSError or ValueError."""
-    for row in data.select_columns([column]):
-        stored = row[column] or {}
-        if not (stored.get("bytes") or stored.get("path")):
-            raise ValueError("it is empty")
-        with open_picture(io.BytesIO(stored["bytes"]) if stored["bytes"] else Path(stored["path"])) as picture:
-            yield picture
+def _pictures(data: Any, column: str) -> Iterator[bytes | Path]:
+    """The stored files: their content, or where there is none, their paths; neither is there for an empty row."""
+    for table in data.select_columns([column]).with_format("arrow").iter(ROWS):
+        for part in table.column(column).chunks:
+            stored = _fields(part)
+            for content, path in zip(stored["bytes"], stored["path"]):
+                held, name = content.as_py(), path.as_py()
+                yield Path(name) if name and not held else held or b""
+
+
+def _fields(stored: Any) -> dict[str, Any]:
+    """The columns "bytes" and "path" of an image column of Arrow."""
+    return {field.name: values for field, values in zip(stored.type, stored.flatten())}
 
 
 def _state(data: Any, column: str, path: Path) -> str:
     """What changes when local files of the data change: the files of `path`, and those that the rows name."""
-    stored = data.data.column(column)
-    fields = {field.name: values for field, values in zip(stored.type, stored.flatten())}
+    fields = _fields(data.data.column(column))
     absent = fields["bytes"].is_null().to_pylist() if fields["bytes"].null_count else []
     named = [Path(name) for name, missing in zip(fields["path"].to_pylist(), absent) if missing and name]
     own: list[Path] = []

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+Picture = Image.Image | np.ndarray | Path | bytes
 
 
 def numbered(index: int) -> str:
@@ -15,11 +18,12 @@ def numbered(index: int) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """Pictures to be decoded into `Images`, one after another.
+    """Pictures to be decoded into `Images`.
 
     Attributes:
-        pictures: PIL images or arrays [H, W] or [H, W, C] of uint8, uint16 or floats from 0 to 1. An iterator that
-            raises OSError, SyntaxError or ValueError stands for a picture that cannot be read.
+        pictures: files, as paths or as their content, which are read on all cores; or PIL images or arrays [H, W] or
+            [H, W, C] of uint8, uint16 or floats from 0 to 1, each of which is done with when the next is asked for. An
+            iterator that raises OSError, SyntaxError or ValueError stands for a picture that cannot be read.
         count: how many there are; another number of pictures is refused.
         labels: an integer for each picture, or None.
         class_names: a name for each class, or None.
@@ -28,7 +32,7 @@ class Source:
             identity. Without it, they are never kept.
     """
 
-    pictures: Iterable[Image.Image | np.ndarray]
+    pictures: Iterable[Picture]
     count: int
     labels: Sequence[int] | np.ndarray | None = None
     class_names: tuple[str, ...] | None = None

@@ -6,7 +6,6 @@ without talking, a stopped evaluation continues where it was, and the result doe
 
 import hashlib
 import json
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,11 @@ from accelerate import Accelerator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..errors import UserError, first_line
 from ..files import atomic_file
 from ..hub.provenance import tensors_hash
+from ..progress import progress_bar
 from .extractors import Extractor
 
 
@@ -113,15 +112,8 @@ def collect(
     """
     starts = range(0, count, chunk)
     paths = [folder / f"chunk-{number:06d}.safetensors" for number in range(len(starts))]
-    progress = tqdm(
-        total=count,
-        desc=label,
-        unit="image",
-        delay=2,  # what takes a moment needs no bar
-        mininterval=1.0 if sys.stderr.isatty() else 15.0,  # a log file is no terminal
-        leave=False,
-        disable=not accelerator.is_main_process,
-    )
+    # What takes a moment needs no bar.
+    progress = progress_bar(count, "image", shown=accelerator.is_main_process, desc=label, delay=2, leave=False)
     for number, (start, path) in enumerate(zip(starts, paths)):
         size = min(chunk, count - start)
         if number % accelerator.num_processes == accelerator.process_index and not is_whole(path):

@@ -24,7 +24,7 @@ from ..discriminator import ConsistencyDiscriminator
 from ..errors import UserError, first_line
 from ..objective import Objective, Pair
 from ..preconditioning import ConsistencyFunction, per_image
-from ..processes import average_gradients, network_precision
+from ..processes import GradientMean, network_precision
 from ..time_embedding import hold_fast_columns, zero_fast_columns
 from .captured import Captured
 from .optimization import make_optimizer
@@ -111,6 +111,7 @@ class Adversary:
         self.model = discriminator.to(accelerator.device).train()
         self.device, self.precision = accelerator.device.type, network_precision(accelerator)
         optimizer = make_optimizer(self.model.parameters(), learning_rate, betas, accelerator.device)
+        self.gradients = GradientMean(accelerator, self.model.parameters())
         self.optimizer = accelerator.prepare(optimizer)
         self.judge = torch.compile(self.losses, fullgraph=True) if compile else self.losses
         repeated = Captured if capture else lambda function: function
@@ -169,11 +170,12 @@ class Adversary:
         """
         found: dict[str, list[Tensor]] = defaultdict(list)
         penalised = (step + 1) % self.r1_interval == 0
-        for fake_batch, real_batch in zip(fakes, reals):
+        for part, (fake_batch, real_batch) in enumerate(zip(fakes, reals), 1):
             torch.manual_seed(fake_batch.dropout_seed)
-            for name, value in self.learn[penalised](f, fake_batch, real_batch, len(fakes)).items():
+            with self.gradients.over_processes(last=part == len(fakes)):
+                figures = self.learn[penalised](f, fake_batch, real_batch, len(fakes))
+            for name, value in figures.items():
                 found[name].append(value)
-        average_gradients(self.accelerator, self.model.parameters())
         self.step()
         self.optimizer.zero_grad(set_to_none=False)  # a captured step finds them where they are
         means: dict[str, Tensor | float] = {name: torch.stack(values).mean() for name, values in found.items()}

@@ -1,7 +1,6 @@
 """The log of a run: losses by noise level, speed, a progress bar, and a file of JSON lines."""
 
 import json
-import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..errors import TrainingDiverged
 from ..files import write_text
+from ..progress import progress_bar
 
 # Edges of the bins by which losses are reported, in units of sigma.
 BIN_EDGES = (0.002, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 80.0)
@@ -53,13 +52,8 @@ class Metrics:
         self.train_seconds = seconds
         self.losses: list[tuple[int, Tensor, Tensor]] = []
         self.figures: dict[str, Tensor | float] = {}
-        self.progress = tqdm(
-            total=total_steps,
-            initial=first_step,
-            unit="step",
-            mininterval=1.0 if sys.stderr.isatty() else 15.0,  # a log file is no terminal
-            disable=quiet or not accelerator.is_main_process,
-        )
+        shown = accelerator.is_main_process and not quiet
+        self.progress = progress_bar(total_steps, "step", shown=shown, initial=first_step)
         self.step_ends: list[float] = []
         self.start_clock()
 

@@ -31,8 +31,9 @@ from . import checkpoint
 from .adversary import Adversary, build_discriminator
 from .captured import can_capture
 from .ema import EMA
-from .estimate import describe
+from .estimate import describe, describe_cards
 from .log import Metrics
+from .memory import memory_of
 from .objectives import check_curriculum, make_objective
 from .optimization import make_optimizer
 from .output_dir import check_output_dir, lock_output_dir
@@ -233,18 +234,28 @@ def _summary(
     batch_size: int,
 ) -> str:
     """The lines that every run begins with."""
+    memory = memory_of(
+        unet,
+        discriminator,
+        averages=len(recipe.ema_decays),
+        teacher=objective.teacher_decay(0, recipe.max_train_steps) is not None,
+        half=accelerator.mixed_precision in ("fp16", "bf16"),
+        fakes=(recipe.discriminator_batch_size or 0) / recipe.train_batch_size,
+        data=images.pixels.nbytes,
+    )
     summary = describe(
         images,
         objective,
         unet,
         discriminator,
+        memory,
         steps=recipe.max_train_steps,
         batch_size=batch_size,
         micro_batch_size=recipe.train_batch_size,
-        emas=len(recipe.ema_decays),
-        half_precision=accelerator.mixed_precision in ("fp16", "bf16"),
         dropout=describe_dropout(recipe, unet),
     )
+    if recipe.dry_run:
+        summary += "\n" + describe_cards(memory, batch_size // accelerator.num_processes)
     if recipe.insensitive_time_embedding and uses_fast_columns(unet):
         summary += "\ntime        the given weights use fast frequencies of the time embedding: they are kept"
     return summary

@@ -10,7 +10,7 @@ from ..data.draw import FAKES, GENERATOR, REALS
 from ..data.images import Images
 from ..errors import TrainingDiverged, TrainingStopped
 from ..objective import Objective, consistency_pair
-from ..processes import average_gradients
+from ..processes import GradientMean
 from .captured import Captured, can_capture
 from .checkpoint import describe_newest
 from .ema import move_towards
@@ -62,6 +62,7 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
     """The training loop, from the first step of the run to its last, or to the one that is interrupted."""
     recipe, accelerator, metrics, optimizer, ema = run.recipe, run.accelerator, run.metrics, run.optimizer, run.ema
     objective, adversary, total_steps = run.objective, run.adversary, recipe.max_train_steps
+    gradients = GradientMean(accelerator, run.unet.parameters())
     rate = learning_rate_factor(recipe.lr_scheduler, recipe.lr_warmup_steps, total_steps)
     if run.first_step and is_sample_step(recipe, run.first_step - 1) and accelerator.is_main_process:
         sample_run(run, run.first_step)  # the checkpoint came first, and the run may have ended before its samples
@@ -87,10 +88,12 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
         # ------------------------------------------------------------ the generator
         # Outputs at neighbouring noise levels must agree; with ACT, D must also take the noisier one for a real image.
         set_learning_rate(optimizer, recipe.learning_rate * rate(step))
-        for batch in run.draw_batch(step, GENERATOR):
+        batches = run.draw_batch(step, GENERATOR)
+        for part, batch in enumerate(batches, 1):
             torch.manual_seed(batch.dropout_seed)
-            metrics.add_losses(step, learn_from(batch), batch.sigma_next)
-        average_gradients(accelerator, run.unet.parameters())
+            with gradients.over_processes(last=part == len(batches)):
+                loss = learn_from(batch)
+            metrics.add_losses(step, loss, batch.sigma_next)
         if recipe.max_grad_norm is not None:
             limit = recipe.max_grad_norm * objective.mean_weight(step, total_steps)
             accelerator.clip_grad_norm_(run.unet.parameters(), limit)
