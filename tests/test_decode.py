@@ -91,9 +91,7 @@ def test_a_bar_counts_the_images_on_the_first_process_alone(tmp_path, monkeypatc
     bars = []
 
     def recorded(*args, shown, **options):
-        bars.append(
-            (progress_bar(*args, **options | {"shown": True, "disable": False}), options["shown"], options["delay"])
-        )
+        bars.append((progress_bar(*args, **options, disable=False), shown, options["delay"]))
         return bars[-1][0]
 
     monkeypatch.setattr(decode, "progress_bar", recorded)
