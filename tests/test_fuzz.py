@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 from conftest import make_unet
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import diffusers_ict
@@ -119,12 +119,7 @@ def test_a_scheduler_has_descending_finite_levels_or_says_why_not(constants, way
     has_descending_finite_levels_or_says_why_not(constants, way)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=Exception,
-    reason="sigma_min, sigma_max, sigma_data and rho are not checked",
-)
-@settings(fuzz, phases=[Phase.generate])
+@fuzz
 @given(
     constants=st.fixed_dictionaries(
         {},

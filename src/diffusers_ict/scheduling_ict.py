@@ -1,6 +1,7 @@
 """ICTScheduler: sampling and training noise levels of consistency models, as a diffusers scheduler."""
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -9,13 +10,15 @@ from diffusers import CMStochasticIterativeScheduler, SchedulerMixin  # noqa: F4
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from .noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, level_dtype, rho_through
+from .noise_schedule import LARGEST_RHO, LEAST_RHO, RHO, SIGMA_MAX, SIGMA_MIN, level_dtype, rho_through
 from .objective import Objective
 from .preconditioning import SIGMA_DATA, ConsistencyFunction, c_out, c_skip, per_image, scale_input, sigma_of
 from .stock_key import STOCK_KEY
 
 # Settings of ours that a stock config carries under STOCK_KEY.
 CARRIED = ("rho", "intermediate_sigmas")
+
+LEAST_SIGMA, LARGEST_SIGMA = 1e-6, 1e6  # far beyond any use, and their squares are float32
 
 
 class ICTScheduler(CMStochasticIterativeScheduler):
@@ -40,7 +43,8 @@ class ICTScheduler(CMStochasticIterativeScheduler):
             first of them half-way is used, which is what the stock twin of this scheduler does.
 
     Raises:
-        ValueError: an intermediate sigma outside (sigma_min, sigma_max), or one that appears twice.
+        ValueError: a constant out of range, an intermediate sigma outside (sigma_min, sigma_max), or one that appears
+            twice.
     """
 
     @register_to_config
@@ -55,6 +59,7 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         clip_denoised: bool = True,
         intermediate_sigmas: Sequence[float] = (0.821,),
     ) -> None:
+        _check_constants(num_train_timesteps, sigma_min, sigma_max, sigma_data, s_noise, rho)
         # By keyword: diffusers takes positional arguments for defaults when it records the config.
         super().__init__(
             num_train_timesteps=num_train_timesteps,
@@ -252,3 +257,27 @@ class ICTScheduler(CMStochasticIterativeScheduler):
             config["intermediate_sigmas"] = []
             config.update({key: carried[key] for key in CARRIED if key in (carried or {})})
         return super().extract_init_dict(config, **kwargs)
+
+
+def _check_constants(
+    num_train_timesteps: int, sigma_min: float, sigma_max: float, sigma_data: float, s_noise: float, rho: float
+) -> None:
+    """Check that every level of the grids is a positive float32, and that they descend.
+
+    Raises:
+        ValueError: naming the first constant that is out of range.
+    """
+    if not isinstance(num_train_timesteps, int) or num_train_timesteps < 2:
+        raise ValueError(f"num_train_timesteps must be an integer of at least 2, got {num_train_timesteps}.")
+    ranges = {
+        "sigma_min": (sigma_min, LEAST_SIGMA, LARGEST_SIGMA),
+        "sigma_max": (sigma_max, sigma_min, LARGEST_SIGMA),
+        "sigma_data": (sigma_data, LEAST_SIGMA, LARGEST_SIGMA),
+        "s_noise": (s_noise, 0, LARGEST_SIGMA),
+        "rho": (rho, LEAST_RHO, LARGEST_RHO),
+    }
+    for name, (value, least, largest) in ranges.items():
+        if not isinstance(value, Real) or not least <= value <= largest:
+            raise ValueError(f"{name} must be a number from {least:g} to {largest:g}, got {value}.")
+    if sigma_min == sigma_max:
+        raise ValueError(f"sigma_max must be greater than sigma_min, got {sigma_max} for both.")
