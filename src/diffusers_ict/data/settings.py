@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from ..settings import setting
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from .images import Images
 
 
@@ -40,12 +42,20 @@ class DataSettings:
         None, "keep decoded images in a file there, for later runs and for data larger than memory", changes="nothing"
     )
 
-    def load(self, class_conditional: bool) -> Images:
-        """Read the images; see `load_images`."""
+    def load(self, class_conditional: bool, accelerator: Accelerator | None = None) -> Images:
+        """Read the images; see `load_images`. The processes of an accelerator share one copy on each machine."""
         from .images import load_images
+        from .shared import load_shared
 
         own = {item.name: getattr(self, item.name) for item in dataclasses.fields(DataSettings)}
-        return load_images(**own, class_conditional=class_conditional)
+        if accelerator is None:
+            return load_images(**own, class_conditional=class_conditional)
+        folder = own.pop("image_cache_dir")
+        return load_shared(
+            accelerator,
+            folder,
+            lambda chosen: load_images(**own, class_conditional=class_conditional, image_cache_dir=chosen),
+        )
 
     @property
     def data_name(self) -> str:

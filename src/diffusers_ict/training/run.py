@@ -140,7 +140,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     if recipe.push_to_hub:
         check_repo_id(recipe.hub_model_id)
     check_output_dir(Path(recipe.output_dir), resuming=recipe.resume_from_checkpoint is not None)
-    images = images or recipe.load(recipe.class_conditional)
+    images = images or recipe.load(recipe.class_conditional, accelerator)
     batch_size = _batch_size(recipe, accelerator, images)
     if recipe.num_train_epochs is not None:
         recipe.max_train_steps = max(1, round(recipe.num_train_epochs * len(images) / batch_size))
