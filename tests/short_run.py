@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
@@ -16,6 +17,12 @@ ICT = ["--loss", "ict", "--dropout", "0.3"]
 ACT = ["--loss", "act", "--consistency", "ict", "--dropout", "0.3", "--augment", "--augment_tau", "1e-6",
        "--augment_horizon", "300", "--r1_interval", "4"]  # fmt: skip
 CT = ["--loss", "ct", "--dropout", "0.3"]
+# ACT has every part; the others are run with the slow tests
+LOSSES = [
+    pytest.param(ICT, id="ict", marks=pytest.mark.slow),
+    pytest.param(CT, id="ct", marks=pytest.mark.slow),
+    pytest.param(ACT, id="act"),
+]
 
 
 def final_tensors(folder: Path) -> dict[str, torch.Tensor]:

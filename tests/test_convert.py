@@ -279,6 +279,7 @@ def test_files_of_old_versions_of_pytorch_are_read(tmp_path):
     assert np.array_equal(*drawn)
 
 
+@pytest.mark.slow
 def test_the_released_act_networks_are_known_by_their_widths(tmp_path):
     """The CIFAR-10 one, whole: 27.50 M parameters after the three channels that are not used are gone."""
     shape = {"sample_size": 32, "in_channels": 3, "out_channels": 3, "block_out_channels": (128, 128, 256, 256)}

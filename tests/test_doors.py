@@ -77,7 +77,7 @@ def shut(tmp_path, capsys, message, *flags):
     [
         (["--nonsense", 1], "unrecognized arguments"),
         (["--train_batch_size", 40], "a batch must not be larger than the data: 80 images a step"),
-        (["--resolution", 7], "must be a multiple of 2, got 7"),
+        (["--model_config_name_or_path", "act_lsun_cat256_unet.json"], "must be a multiple of 32, got 8"),
         (["--class_conditional"], "the UNet is made for no classes and the run has 4"),
         (["--max_train_steps", 2], "4 stages and needs at least as many steps"),
         (["--p_mean", "nan"], "--p_mean must be finite, got nan"),

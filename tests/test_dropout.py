@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from conftest import make_unet
+from conftest import ONE_LEVEL, make_unet
 from torch import nn
 
 from diffusers_ict import ICT, ConsistencyFunction, consistency_pair, reuse_masks, share_dropout
@@ -92,8 +92,9 @@ def test_in_half_precision_equal_levels_give_exactly_zero():
     assert not torch.equal(pair.student, level_pair(f).student)
 
 
+@pytest.mark.slow
 def test_the_whole_loss_compiles_into_one_graph_with_the_same_masks():
-    f, objective = ConsistencyFunction(make_unet(dropout=0.5).train()), ICT()
+    f, objective = ConsistencyFunction(make_unet(dropout=0.5, **ONE_LEVEL).train()), ICT()
 
     def loss(x, noise, sigma, sigma_next):
         pair = consistency_pair(f, x, noise, sigma, sigma_next)

@@ -252,6 +252,7 @@ def test_the_card_and_its_metadata_show_the_figures(run_folder, tmp_path):
     assert kid.metric_args["standard_deviation"] == rows[0]["metrics"]["kid_std"]
 
 
+@pytest.mark.slow
 def test_tuned_levels_are_written_for_every_sampler_if_they_are_better(run_folder, tmp_path, capsys):
     from diffusers import DiffusionPipeline
 

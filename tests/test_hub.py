@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from conftest import ROOT, make_unet
 from hub_stand_in import Hub, serve
@@ -53,6 +54,7 @@ LOADS = {
 }
 
 
+@pytest.mark.slow
 def test_a_repository_gives_identical_images_by_its_id_in_every_pipeline(tmp_path, python_without_us):
     repository = tmp_path / "repository"
     for seed, variant in ((1, "ema999"), (0, None)):

@@ -79,7 +79,7 @@ def test_files_that_do_not_hold_it_are_refused(tmp_path):
         LPIPS.from_safetensors(tmp_path / "b.safetensors")
 
 
-@pytest.mark.parametrize("loss", [["ct"], ["act", "--consistency", "ct"]])
+@pytest.mark.parametrize("loss", [["ct"], pytest.param(["act", "--consistency", "ct"], marks=pytest.mark.slow)])
 def test_the_script_trains_with_it(loss, path, tmp_path):
     data = write_npz(tmp_path / "d.npz")
     flags = ["--dataset_name", data, "--max_train_steps", 1, "--train_batch_size", 1, "--metric", "lpips"]

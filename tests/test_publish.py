@@ -233,6 +233,7 @@ for number, (options, call) in enumerate(json.loads(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_what_was_pushed_loads_by_its_id_where_we_are_not_installed(hub, folder, tmp_path, python_without_us):
     assert push(hub, folder, tmp_path).returncode == 0
     own = {"address": hub.address, "home": tmp_path / "c"}

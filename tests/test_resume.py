@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from short_run import ACT, CT, ICT, final_tensors, run, several_processes
+from short_run import ACT, CT, ICT, LOSSES, final_tensors, run, several_processes
 
 from diffusers_ict.training import checkpoint
 from diffusers_ict.training.log import read_log
@@ -81,7 +81,7 @@ def test_with_the_newest_checkpoint_damaged_the_previous_one_serves(flags, tmp_p
     assert_bitwise_equal(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize("loss", [ICT, CT, ACT], ids=["ict", "ct", "act"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_stopped_between_steps_and_resumed_a_run_ends_bit_identical(loss, flags, tmp_path, monkeypatch):
     """The short form of the test above: stopped by an exception, in one process."""
     flags = [*flags, "--max_train_steps", 12]

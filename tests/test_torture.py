@@ -15,12 +15,12 @@ from safetensors.numpy import save_file
 
 
 def test_nothing_is_lost_in_the_short_form(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "torture.py"), "--share", "0.02"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "torture.py"), "--share", "0.004"]
     done = subprocess.run([*command, "--output", str(tmp_path / "t")], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert len(rows) >= 14
-    assert sum(row["injected"] for row in rows) >= 30
+    assert sum(row["injected"] for row in rows) >= 20
     assert [row["fault"] for row in rows if row["lost"] or row["survived"] != row["trials"]] == []
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_unet
+from conftest import ONE_LEVEL, ROOT, make_unet
 from diffusers import ConsistencyModelPipeline, DiffusionPipeline, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -165,6 +165,7 @@ def test_a_warm_start_continues_and_keeps_fast_columns_where_they_are_used(flags
     assert 0 < shift < 0.1
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_on_cpu(flags, tmp_path):
     own = [*COARSE, "--mixed_precision", "bf16", "--max_train_steps", 80]
     assert run("--loss", "ict", *flags, *own, "--output_dir", tmp_path / "out") == 0
@@ -199,7 +200,7 @@ def test_dry_run_tells_the_plan_and_touches_nothing(flags, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
     assert run("--loss", "ict", *flags, "--max_train_steps", 400, "--dry_run", "--output_dir", tmp_path / "out") == 0
     out = capsys.readouterr().out
-    count = sum(p.numel() for p in make_unet().parameters())
+    count = sum(p.numel() for p in make_unet(**ONE_LEVEL).parameters())
     assert f"{count / 1e6:.2f} M" in out
     assert "400 of 8 images" in out
     assert "num_levels  4 stages: 3 from step 0, 5 from step 100, 9 from step 200, 17 from step 300" in out

@@ -15,7 +15,7 @@ from provenance import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
 import torch
-from conftest import TINY, write_npz
+from conftest import ONE_LEVEL, TINY, write_npz
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -86,7 +86,7 @@ class Workshop:
         Image.init()  # what is read and computed at the first use, children find done
         Figure().savefig(io.BytesIO())
         data = write_npz(base / "data.npz", count=80)
-        network = {**TINY, "block_out_channels": (8, 16), "_class_name": "UNet2DModel"}
+        network = {**TINY, **ONE_LEVEL, "block_out_channels": (8,), "_class_name": "UNet2DModel"}
         (base / "unet.json").write_text(json.dumps(network))
         self.data = ["--dataset_name", str(data)]
         self.flags = [*self.data, "--model_config_name_or_path", str(base / "unet.json"), *TRAIN]
