@@ -59,7 +59,7 @@ for step in range(options.steps):
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    ema.update(unet.named_parameters(), step)
+    ema.update(step)
     if step % 100 == 0:
         print(f"step {step}: N = {objective.num_levels(step, options.steps)}, loss = {loss:.3f}")
 

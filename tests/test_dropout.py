@@ -1,6 +1,7 @@
 """Student and teacher drop the same units: eagerly, compiled, in half precision, with recomputed activations."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -93,7 +94,15 @@ def test_in_half_precision_equal_levels_give_exactly_zero():
 
 
 @pytest.mark.slow
-def test_the_whole_loss_compiles_into_one_graph_with_the_same_masks():
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's own
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param("inductor", marks=pytest.mark.skipif(shutil.which("g++") is None, reason="it needs a compiler")),
+    ],
+)
+def test_the_whole_loss_compiles_into_one_graph_with_the_same_masks(backend):
     f, objective = ConsistencyFunction(make_unet(dropout=0.5, **ONE_LEVEL).train()), ICT()
 
     def loss(x, noise, sigma, sigma_next):
@@ -101,7 +110,7 @@ def test_the_whole_loss_compiles_into_one_graph_with_the_same_masks():
         return objective.loss(pair), pair.student, pair.target
 
     x, sigma = torch.randn(4, 1, 8, 8), torch.full((4,), 1.5, dtype=torch.float64)
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
     _, student, target = compiled(x, torch.randn_like(x), sigma, sigma)
     _, other, _ = compiled(x, torch.randn_like(x), sigma, sigma)
     assert (student - target).abs().max() == 0

@@ -126,12 +126,16 @@ def test_fewer_steps_than_the_checkpoint_has_are_refused(begun, capsys):
     assert "--max_train_steps must be at least 4" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("there", ["nothing", "a beginning", "a damaged checkpoint"])
+@pytest.mark.parametrize("there", ["nothing", "a lock", "a beginning", "a damaged checkpoint"])
 def test_latest_begins_anew_where_there_is_no_usable_checkpoint(flags, there, tmp_path, monkeypatch):
     """One command line serves a machine that may stop at any time."""
     own = [*ICT, *flags, "--max_train_steps", 6, *LATEST]
     assert run(*own, "--output_dir", tmp_path / "whole") == 0
-    if there != "nothing":
+    if there == "a lock":  # and half a recipe
+        (tmp_path / "out").mkdir()
+        for name in (".lock", ".recipe.yaml.99999.tmp"):
+            (tmp_path / "out" / name).touch()
+    elif there != "nothing":
         with monkeypatch.context() as patch:
             stop_at(patch, 3 if there == "a beginning" else 6, kill)
             with pytest.raises(KeyboardInterrupt):

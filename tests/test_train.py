@@ -165,6 +165,20 @@ def test_a_warm_start_continues_and_keeps_fast_columns_where_they_are_used(flags
     assert 0 < shift < 0.1
 
 
+def test_channels_last_changes_rounding_alone_and_is_saved_as_ever(flags, tmp_path, monkeypatch):
+    own = [*ACT, *flags, "--max_train_steps", 8]
+    assert run(*own, "--output_dir", tmp_path / "first") == 0
+    opened, runs = train.open_run, []
+    monkeypatch.setattr(train, "open_run", lambda *args: runs.append(opened(*args)) or runs[-1])
+    assert run(*own, "--channels_last", "--output_dir", tmp_path / "last") == 0
+    for network in (runs[0].unet, runs[0].adversary.model):
+        assert network.conv_in.weight.stride() == (9, 1, 3, 1)
+    first, last = final_tensors(tmp_path / "first"), final_tensors(tmp_path / "last")
+    for name, value in first.items():
+        torch.testing.assert_close(last[name], value, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    assert UNet2DModel.from_pretrained(tmp_path / "last" / "unet").conv_in.weight.is_contiguous()
+
+
 @pytest.mark.slow
 def test_bfloat16_trains_on_cpu(flags, tmp_path):
     own = [*COARSE, "--mixed_precision", "bf16", "--max_train_steps", 80]

@@ -21,7 +21,8 @@ class EMA:
     """shadow <- decay_k shadow + (1 - decay_k) weights, for each of several decays.
 
     Args:
-        parameters: (name, tensor) pairs, such as `model.named_parameters()`; the shadows begin as copies of them.
+        parameters: (name, tensor) pairs, such as `model.named_parameters()`, whose averages are kept; the shadows begin
+            as copies of them.
         decays: each in [0, 1).
         warmup: use min(decay, (1 + k) / (10 + k)) at step k, so that a run much shorter than 1 / (1 - decay) steps
             averages over its last tenth instead of remembering its initial weights. It leaves long runs as
@@ -31,17 +32,19 @@ class EMA:
     """
 
     def __init__(self, parameters: Iterable[tuple[str, Tensor]], decays: Iterable[float], warmup: bool = False) -> None:
-        start = {name: p.detach() for name, p in parameters}
-        self.warmup = warmup
-        self.shadows = {decay: {name: p.to(torch.float32, copy=True) for name, p in start.items()} for decay in decays}
+        named = dict(parameters)
+        self.weights, self.warmup = list(named.values()), warmup
+        self.shadows = {
+            decay: {name: p.detach().to(torch.float32, copy=True) for name, p in named.items()} for decay in decays
+        }
 
     @torch.no_grad()
-    def update(self, parameters: Iterable[tuple[str, Tensor]], step: int) -> None:
+    def update(self, step: int) -> None:
         """Move every shadow towards the weights after optimizer step `step` (from 0)."""
-        weights = {name: p.detach().float() for name, p in parameters}
+        weights = [p.float() for p in self.weights]
         for decay, shadow in self.shadows.items():
             now = min(decay, (1 + step) / (10 + step)) if self.warmup else decay
-            move_towards(shadow.values(), [weights[name] for name in shadow], now)
+            move_towards(shadow.values(), weights, now)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module, decay: float) -> None:

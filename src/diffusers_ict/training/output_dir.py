@@ -10,6 +10,11 @@ from ..files import check_writable
 LOCK = ".lock"
 
 
+def holds_a_run(folder: Path) -> bool:
+    """Whether a folder holds more than what a run leaves that is killed at its very start."""
+    return folder.is_dir() and any(path.name != LOCK and path.suffix != ".tmp" for path in folder.iterdir())
+
+
 def check_output_dir(folder: Path, resuming: bool) -> None:
     """Check that this run may write into `folder`. Nothing is created.
 
@@ -17,7 +22,7 @@ def check_output_dir(folder: Path, resuming: bool) -> None:
         UserError: it holds another run, or cannot be a folder that this process writes to.
     """
     check_writable("output_dir", folder)
-    if not resuming and folder.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
+    if not resuming and holds_a_run(folder):
         raise UserError(
             f"`output_dir` {folder} holds another run: add `resume_from_checkpoint` latest to continue it, or name "
             "another folder."

@@ -16,7 +16,7 @@ from ..version import __version__
 from .checkpoint import describe_newest
 from .plots import plot_training
 from .run import Run
-from .samples import export, sample_picture
+from .samples import contiguous_copy, export, sample_picture
 
 
 def save_run(run: Run, step: int) -> None:
@@ -48,7 +48,7 @@ def export_run(run: Run, step: int) -> None:
         with staged_folder(folder, last="model_index.json") as staged:
             export(run.pipeline, run.ema, staged, run.teacher)
             if run.adversary is not None:
-                run.adversary.model.save_pretrained(staged / "discriminator")
+                contiguous_copy(run.adversary.model).save_pretrained(staged / "discriminator")
     except SafetensorError as error:  # a full disk, in the words of this library
         raise UserError(f"the model cannot be written: {first_line(error)}; {describe_newest(folder)}.") from error
     plot_training(folder / "log.jsonl", folder / "training.png")

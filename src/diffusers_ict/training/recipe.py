@@ -103,6 +103,9 @@ class Recipe(DataSettings):
     allow_tf32: bool = setting(
         False, "let float32 matrix products use TF32 on a GPU: faster, 10 bits of mantissa", changes="rounding"
     )
+    channels_last: bool = setting(
+        False, "keep activations with channels last, as convolutions of some GPUs want them", changes="rounding"
+    )
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, more time", changes="rounding")
     torch_compile: bool = setting(
         False, "compile the losses; on one GPU, replay the steps as CUDA graphs", changes="rounding"

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from ..errors import UserError
 from . import checkpoint
 from .checkpoint import Checkpoint
+from .output_dir import holds_a_run
 from .recipe import Recipe
 from .state import RunState
 
@@ -144,7 +145,7 @@ def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
     if wanted is None:
         return None
     saved = checkpoint.load_latest(folder) if wanted == "latest" else checkpoint.load(Path(wanted))
-    if saved is None and folder.is_dir() and any(folder.iterdir()) and not recipe.resume_with_changes:
+    if saved is None and holds_a_run(folder) and not recipe.resume_with_changes:
         _check_begun_alike(recipe, folder)
     if saved is not None and not {item.name for item in fields(Identity)} <= saved.state.keys():
         raise UserError("the checkpoint was made by another version of diffusers-ict; resume it with that version.")

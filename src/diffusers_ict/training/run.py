@@ -39,7 +39,7 @@ from .optimization import make_optimizer
 from .output_dir import check_output_dir, lock_output_dir
 from .recipe import Recipe
 from .resume import Identity, circumstances, decisive, resume
-from .samples import make_pipeline
+from .samples import contiguous_copy, make_pipeline
 from .state import RunState
 from .unets import describe_dropout, make_unet
 
@@ -151,8 +151,13 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     accelerator.print(_summary(recipe, accelerator, images, objective, unet, discriminator, batch_size))
     if recipe.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    unet.to(accelerator.device).train()
-    adversary = None if discriminator is None else _adversary(recipe, accelerator, discriminator, weight)
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    unet.to(accelerator.device, memory_format=layout).train()
+    adversary = (
+        None
+        if discriminator is None
+        else _adversary(recipe, accelerator, discriminator.to(memory_format=layout), weight)
+    )
     teacher = None
     if objective.teacher_decay(0, recipe.max_train_steps) is not None:
         teacher = copy.deepcopy(unet).requires_grad_(False)
@@ -188,7 +193,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
         adversary=adversary,
         optimizer=optimizer,
         ema=ema,
-        pipeline=make_pipeline(copy.deepcopy(unet).requires_grad_(False), scheduler),
+        pipeline=make_pipeline(contiguous_copy(unet), scheduler),
         state=state,
         metrics=_open_log(recipe, accelerator, first_step, seconds),
         publisher=BackgroundPublisher(

@@ -1,18 +1,27 @@
 """Sample grids, and the exported pipeline of a run."""
 
+import copy
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from diffusers import UNet2DModel
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.images import Images
 from ..data.pictures import as_pictures, labelled_blocks
 from ..pipeline_consistency import ConsistencyPipeline
 from ..scheduling_ict import ICTScheduler
 from .ema import EMA, variant_name
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def contiguous_copy(network: Network) -> Network:
+    """A copy without gradients that can be saved: files hold contiguous tensors alone."""
+    return copy.deepcopy(network).requires_grad_(False).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def make_pipeline(unet: UNet2DModel, scheduler: ICTScheduler) -> ConsistencyPipeline:

@@ -99,7 +99,7 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
             accelerator.clip_grad_norm_(run.unet.parameters(), limit)
         update_weights()
         optimizer.zero_grad(set_to_none=False)  # a captured step finds them where they are
-        ema.update(run.unet.named_parameters(), step)
+        ema.update(step)
         decay = objective.teacher_decay(step, total_steps)
         if run.teacher is not None and decay is not None:
             move_towards(run.teacher.parameters(), run.unet.parameters(), decay)
