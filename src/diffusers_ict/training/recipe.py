@@ -101,7 +101,9 @@ class Recipe(DataSettings):
         None, "dropout only at feature maps of at most this size [all]", at_least=1
     )
     allow_tf32: bool = setting(
-        False, "let float32 matrix products use TF32 on a GPU: faster, 10 bits of mantissa", changes="rounding"
+        False,
+        "let float32 matrix products use TF32 on a GPU, as convolutions do anyway: faster, 10 bits of mantissa",
+        changes="rounding",
     )
     channels_last: bool = setting(
         False, "keep activations with channels last, as convolutions of some GPUs want them", changes="rounding"

@@ -1,0 +1,164 @@
+"""The part of bench.py about training steps."""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import diffusers_step
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import UNet2DModel
+from timing import CUDA, DEVICE, matrix_peak, now, once, seconds
+from torch.utils.flop_counter import FlopCounterMode
+
+from diffusers_ict.data.images import Images
+from diffusers_ict.discriminator import ConsistencyDiscriminator
+from diffusers_ict.training import train
+from diffusers_ict.training.interruption import Interruption
+from diffusers_ict.training.log import Metrics
+from diffusers_ict.training.recipe import Recipe, find_shipped
+from diffusers_ict.training.run import open_run
+from diffusers_ict.training.unets import read_config
+
+METHODS = {
+    "iCT": {"loss": "ict"},
+    "CT": {"loss": "ct"},
+    "ACT on CT": {"loss": "act", "consistency": "ct"},
+    "ACT on iCT": {"loss": "act", "consistency": "ict"},
+}
+PRECISIONS = {
+    "fp32": {},
+    "tf32": {"allow_tf32": True},
+    "bf16": {"mixed_precision": "bf16"},
+    "tf32 channels-last": {"allow_tf32": True, "channels_last": True},
+    "bf16 channels-last": {"mixed_precision": "bf16", "channels_last": True},
+}
+# Forward passes of a step's arithmetic, where a backward pass counts as two: (of the UNet, of the discriminator).
+# Consistency: the student forwards and backwards, the teacher forwards. ACT: D on the student's images, and backwards
+# to them; then one pass that makes fakes, and D forwards and backwards on fakes and on images. The gradient penalty,
+# each 16th step, is not counted, and not timed on CPUs.
+PASSES = {"ict": (4, 0), "ct": (4, 0), "act": (5, 8)}
+Row = dict[str, float | str | None]
+
+
+class TimingOver(Exception):
+    """Ends a run once its steps are timed."""
+
+
+def bench_steps(options: argparse.Namespace) -> Iterator[Row]:
+    """Each method at each batch and precision, against its bare forward passes and against diffusers' own step."""
+    config = {**read_config(options.unet), "dropout": 0.0}
+    critic_config = ConsistencyDiscriminator.load_config(find_shipped(options.discriminator))
+    for batch, precision in product(options.batch_sizes, options.precisions):
+        unet, critic = UNet2DModel.from_config(config), ConsistencyDiscriminator.from_config(critic_config)
+        forward = {"unet": forward_of(unet, batch, precision)}
+        peak, flops = matrix_peak(precision), flops_of(forward["unet"])
+        case = {"batch": batch, "precision": precision}
+        autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision.startswith("bf16"))
+        peer = seconds(diffusers_step.make(config, batch, DEVICE, autocast, options.dropout), options.repeats)
+        floor = 4 * seconds(forward["unet"], options.repeats)
+        yield {**case, "what": "four bare forward passes", "seconds": floor, "share_of_peak": 4 * flops / floor / peak}
+        yield {**case, "what": "diffusers' step", "seconds": peer, "against_floor": peer / floor}
+        if any(METHODS[method]["loss"] == "act" for method in options.methods):
+            forward["critic"] = forward_of(critic, batch, precision)
+        for method, compiled in product(options.methods, (False, True) if options.compiled else (False,)):
+            passes = PASSES[METHODS[method]["loss"]]
+            run = run_of(options, method, precision, batch, compiled)
+            taken, floor, memory = step_seconds(*run, options, list(zip(passes, forward.values())))
+            yield {
+                **case,
+                "what": method + (", compiled" if compiled else ""),
+                "seconds": taken,
+                "images_per_second": batch / taken,
+                "against_floor": taken / floor,
+                "against_diffusers": peer / taken,
+                "share_of_peak": 4 * flops / taken / peak if passes[1] == 0 else None,
+                "peak_gib": memory or None,
+            }
+
+
+def forward_of(network: torch.nn.Module, batch: int, precision: str) -> Callable[[], None]:
+    """A forward pass of a network alone, on random images, without gradients."""
+    size = network.config.sample_size
+    layout = torch.channels_last if "channels-last" in precision else torch.contiguous_format
+    network = network.to(DEVICE, memory_format=layout).eval()
+    x = torch.randn(batch, network.config.in_channels, size, size, device=DEVICE).to(memory_format=layout)
+    level = torch.full((batch,), 1000.0, device=DEVICE)
+
+    def forward() -> None:
+        with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision.startswith("bf16")):
+            network(x, level)
+
+    return forward
+
+
+def flops_of(function: Callable[[], None]) -> int:
+    """Floating point operations of a call: those of matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def run_of(
+    options: argparse.Namespace, method: str, precision: str, batch: int, compiled: bool
+) -> tuple[Recipe, Images]:
+    """A run of so many steps on random images that never saves."""
+    steps = options.warm + options.timed + 1
+    act = {"discriminator_config_name_or_path": options.discriminator} if METHODS[method]["loss"] == "act" else {}
+    recipe = Recipe(
+        **METHODS[method], **PRECISIONS[precision], **act,
+        model_config_name_or_path=str(find_shipped(options.unet)), train_batch_size=batch, dropout=options.dropout,
+        max_train_steps=max(steps, 16), checkpointing_steps=10**6, validation_steps=10**6, logging_steps=10**6,
+        torch_compile=compiled, random_flip=True, output_dir=tempfile.mkdtemp(prefix="bench-"),
+    )  # fmt: skip
+    config = read_config(options.unet)
+    shape = config["in_channels"], config["sample_size"], config["sample_size"]
+    return recipe, Images(torch.randint(0, 256, (max(4 * batch, 1024), *shape), dtype=torch.uint8))
+
+
+def step_seconds(
+    recipe: Recipe, images: Images, options: argparse.Namespace, passes: list[tuple[int, Callable[[], None]]]
+) -> tuple[float, float, float]:
+    """(time of a step of the training loop itself, time of its bare passes, peak memory in GiB).
+
+    On a GPU the mean over steps that are not waited for, with the passes before them; on a CPU the median of single
+    steps, with the passes between them, so that what slows the machine down slows down both.
+
+    Args:
+        passes: (how many, the pass).
+    """
+    starts: list[float] = []
+    stops: list[float] = []
+    floors: list[float] = []
+
+    def count(self: Metrics, count: int) -> None:
+        done = len(stops) + 1
+        last = done == options.warm + options.timed
+        if not CUDA or last:
+            stops.append(now())
+            floors.append(sum(number * once(forward) for number, forward in passes if number))
+        else:
+            stops.append(0.0)
+        if last:
+            raise TimingOver
+        if CUDA and done == options.warm:
+            torch.cuda.reset_peak_memory_stats()
+        starts.append(now() if not CUDA or done == options.warm else 0.0)
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # it would keep the precision of the run before
+    plain, Metrics.count_step = Metrics.count_step, count  # type: ignore[method-assign]
+    try:
+        with open_run(recipe, images=images) as run:
+            train._train_steps(run, Interruption(run.accelerator))
+    except TimingOver:
+        pass
+    finally:
+        Metrics.count_step = plain  # type: ignore[method-assign]
+    if CUDA:
+        mean, memory = (stops[-1] - starts[options.warm - 1]) / options.timed, torch.cuda.max_memory_allocated()
+        floor = sum(number * seconds(forward, options.repeats) for number, forward in passes if number)
+        return mean, floor, memory / 2**30
+    timed = [stop - start for start, stop in zip(starts[options.warm - 1 :], stops[options.warm :])]
+    return statistics.median(timed), statistics.median(floors[options.warm - 1 :]), 0.0
