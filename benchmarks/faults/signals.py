@@ -39,7 +39,7 @@ LAUNCHED = [
 
 def to_the_process(shop: Workshop, place: Path, number: int, random: Random) -> int:
     """Send a signal after a random step: exit code 3 and a checkpoint of that very step; then go on to the end."""
-    loss, at, asking = list(LOSSES)[number % 3], random.randrange(1, STEPS), ASKING[number // 3 % 3]
+    loss, at, asking = list(LOSSES)[number % 3], random.randrange(1, STEPS - 1), ASKING[number // 3 % 3]
     whole = shop.whole(loss)
 
     def body() -> int:
@@ -54,7 +54,7 @@ def to_the_process(shop: Workshop, place: Path, number: int, random: Random) -> 
         return shop.train(loss, place / "out")
 
     in_child(body, place).check(3)
-    _check_stopped(place / "out", at + 1 if at + 1 < STEPS else at)
+    _check_stopped(place / "out", at + 1)
     shop.finish(loss, place)
     _check_end(whole.folder, place / "out")
     return 1

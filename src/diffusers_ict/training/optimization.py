@@ -27,7 +27,14 @@ def learning_rate_factor(name: str, warmup_steps: int, total_steps: int) -> Call
 def make_optimizer(
     parameters: Iterable[nn.Parameter], learning_rate: float, betas: tuple[float, float], device: torch.device
 ) -> torch.optim.RAdam:
-    """RAdam, as all three papers use it. On CUDA, nothing of its step is read by the host, so it can be captured."""
+    """RAdam, as all three papers use it. On CUDA, nothing of its step is read by the host, so it can be captured.
+
+    Gradients are there from the start, as zeros: a captured step finds them where they are, and the first step of a
+    resumed run adds to zeros as any other does, which makes 0 of -0.
+    """
+    parameters = list(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
     cuda = device.type == "cuda"
     rate = torch.tensor(learning_rate, device=device) if cuda else learning_rate
     # foreach: one call for all parameters, also on CPUs, where it is not the default
