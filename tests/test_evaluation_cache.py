@@ -97,7 +97,9 @@ def test_two_evaluations_never_share_a_folder_of_work_and_a_later_one_takes_it_u
             assert other != folder
             assert second.claim("key") == other
             assert other.is_dir()
-            second.clean()
+        with WorkFolders(tmp_path, Accelerator()) as resumed:
+            assert resumed.claim("key") == other, "what the second one left is lost"
+            resumed.clean()
         assert not other.exists()
         assert folder.is_dir()
     with WorkFolders(tmp_path, Accelerator()) as third:

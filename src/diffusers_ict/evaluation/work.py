@@ -1,7 +1,7 @@
 """Folders of unfinished work: a stopped evaluation goes on in the one it left, and two at once never share one."""
 
+import itertools
 import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,15 +57,19 @@ class WorkFolders:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _lock(self, key: str) -> Path:
-        """The folder of that name, or one of its own where another evaluation is at the same work just now."""
-        folder = self.cache / "work" / key
-        lock = FileLock(self.cache / "locks" / f"{key}.lock")
-        for parent in (folder, self.cache / "locks"):
-            parent.mkdir(parents=True, exist_ok=True)
+        """The first folder of this key that no other evaluation works in just now."""
+        (self.cache / "locks").mkdir(parents=True, exist_ok=True)
+        names = itertools.chain([key], (f"{key}-{number}" for number in itertools.count(1)))
+        name, lock = next((name, lock) for name in names if (lock := self._free_lock(name)) is not None)
+        self._locks.append(lock)
+        folder = self.cache / "work" / name
+        folder.mkdir(parents=True, exist_ok=True)  # one that was stopped may have left it
+        return folder
+
+    def _free_lock(self, name: str) -> BaseFileLock | None:
+        lock = FileLock(self.cache / "locks" / f"{name}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            return Path(tempfile.mkdtemp(prefix=f"{key}-", dir=folder.parent))
-        self._locks.append(lock)
-        folder.mkdir(exist_ok=True)  # the one before may have removed it
-        return folder
+            return None
+        return lock
