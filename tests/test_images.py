@@ -155,7 +155,7 @@ IMAGES = np.zeros((4, 8, 8), np.uint8)
         ({"labels": np.arange(4)}, {}, r"holds no images: an array of uint8, .*, got labels \(int64 \[4\]\)"),
         ({"images": IMAGES[:0]}, {}, "holds no images"),
         ({"a": IMAGES, "b": IMAGES}, {}, "several arrays that could be meant by `image_column`: a, b"),
-        ({"a": IMAGES}, {"image_column": "c"}, "no array 'c'"),
+        ({"a": IMAGES}, {"image_column": "c"}, " has no array 'c'"),
         ({"a": IMAGES}, {"image_mode": "HSV"}, "`image_mode` must be one of"),
     ],
 )

@@ -231,7 +231,7 @@ def test_variants_are_saved_and_loaded(tmp_path):
         ({"num_inference_steps": 0}, "num_inference_steps must be an integer from 1"),
         ({"sigmas": [0.5, 80.0]}, "sigmas must descend"),
         ({"sigmas": [90.0]}, "sigmas must descend and lie within"),
-        ({"sigmas": [80.0], "timesteps": [0]}, "not both"),
+        ({"sigmas": [80.0], "timesteps": [0]}, "give timesteps or sigmas, not both"),
         ({"latents": torch.zeros(2, 3, 8, 8)}, r"shape \(2, 1, 8, 8\), got \(2, 3, 8, 8\)"),
         ({"generator": [torch.Generator()]}, "one for each of the 2 images, got 1"),
         ({"class_labels": [0, 7]}, "within 0 and 4"),

@@ -213,8 +213,8 @@ def _callable_of(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]
     if path.suffix == ".pt2":
         return torch.export.load(path).module().to(device)
     spec = importlib.util.spec_from_file_location(f"extractor_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path.name} is not a Python file")
+    assert spec is not None  # its name ends in .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not callable(getattr(module, "features", None)):

@@ -1,0 +1,82 @@
+"""Sentences that only rare mistakes provoke, and that no other test does."""
+
+import zipfile
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from conftest import make_unet
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as Picture
+
+from diffusers_ict import ConsistencyPipeline, ICTScheduler
+from diffusers_ict.data.images import load_images
+from diffusers_ict.errors import UserError
+from diffusers_ict.evaluation import chunks
+from diffusers_ict.evaluation.samples import list_variants
+from diffusers_ict.hub.card import write_card
+from diffusers_ict.processes import make_accelerator
+from diffusers_ict.training.recipe import Recipe
+
+
+def test_a_network_without_a_size_asks_for_one():
+    pipeline = ConsistencyPipeline(make_unet(sample_size=None), ICTScheduler())
+    with pytest.raises(ValueError, match="this model has no sample_size in its config: give height and width"):
+        pipeline(height=8)
+    assert pipeline(height=8, width=8, output_type="np").images.shape == (1, 8, 8, 1)
+
+
+def test_an_unknown_name_of_a_class_is_answered_by_the_known_ones():
+    pipeline = ConsistencyPipeline(make_unet(num_class_embeds=2), ICTScheduler())
+    pipeline.id2label = {0: "cat", 1: "dog"}
+    with pytest.raises(ValueError, match="class_labels by name must be among 'cat', 'dog', got 'cow'"):
+        pipeline(class_labels="cow")
+
+
+def test_of_two_label_columns_one_has_to_be_named(tmp_path):
+    classes = ClassLabel(names=["a", "b"])
+    rows = {"image": [Picture.new("L", (8, 8))] * 2, "kind": [0, 1], "colour": [1, 0]}
+    data = Dataset.from_dict(rows, Features({"image": Image(), "kind": classes, "colour": classes}))
+    data.to_parquet(tmp_path / "data.parquet")
+    own = {"dataset_name": str(tmp_path / "data.parquet"), "class_conditional": True}
+    with pytest.raises(UserError, match=r"several columns could be labels \(kind, colour\); name one"):
+        load_images(**own)
+    assert load_images(**own, label_column="colour").labels.tolist() == [1, 0]
+
+
+def test_an_array_in_another_version_of_numpys_format_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "data.npz", "w") as file, file.open("images.npy", "w") as member:
+        np.lib.format.write_array(member, np.zeros((4, 8, 8), np.uint8), version=(3, 0))
+    with pytest.raises(UserError, match=r"its arrays are in version \(3, 0\) of NumPy's format"):
+        load_images(dataset_name=str(tmp_path / "data.npz"))
+
+
+def test_a_chunk_that_disappears_while_it_is_needed_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"a chunk in .* was lost or damaged meanwhile: run it again"):
+        chunks._joined([tmp_path / "chunk.safetensors"], None)
+
+
+def test_a_hub_that_cannot_be_reached_is_named():
+    with pytest.raises(UserError, match="the files of someone/model cannot be listed: "):
+        list_variants("someone/model")
+
+
+def test_a_damaged_card_is_not_renewed(tmp_path, monkeypatch):
+    from diffusers_ict.hub import card
+
+    monkeypatch.setattr(card, "make_card", lambda *args: type("Card", (), {"content": ""}))
+    (tmp_path / "README.md").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"cannot be renewed: .* must be text in UTF-8"):
+        write_card(tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == b"\xff"
+
+
+def test_what_accelerate_refuses_is_told(tmp_path):
+    Accelerator(mixed_precision="no")
+    with pytest.raises(UserError, match="accelerate cannot run with these settings: AcceleratorState has already"):
+        make_accelerator("bf16", None, str(tmp_path))
+
+
+def test_publishing_needs_a_name():
+    with pytest.raises(UserError, match="`push_to_hub` needs `hub_model_id` USER/NAME, got none"):
+        Recipe(push_to_hub=True)
