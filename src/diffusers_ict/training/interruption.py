@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
@@ -33,6 +34,7 @@ class Interruption:
         self.launcher = _launcher()
         self.received: int | None = None
         self.before: dict[int, Any] = {}
+        self.sent: tuple[dist.Work, torch.Tensor] | None = None
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
@@ -52,13 +54,21 @@ class Interruption:
         self.before = {}
 
     def reason(self) -> str | None:
-        """Why the run is to stop now, or None. To be asked by all processes together; all get an answer if one does."""
+        """Why the run is to stop now, or None. To be asked by all processes together, after each step.
+
+        Several processes hear what each of them had to say one step before: that message has arrived by now, and no
+        device is waited for.
+        """
         own = self._own_reason()
-        if self.accelerator.num_processes > 1:
-            asked = torch.tensor(float(own is not None), device=self.accelerator.device)
-            if self.accelerator.reduce(asked, "sum") > 0 and own is None:
-                return "another process was asked to stop"
-        return own
+        if self.accelerator.num_processes == 1:
+            return own
+        votes = torch.full((), float(own is not None), device=self.accelerator.device)
+        before, self.sent = self.sent, (dist.all_reduce(votes, async_op=True), votes)
+        if before is None:
+            return None
+        work, votes = before
+        work.wait()
+        return (own or "another process was asked to stop") if votes > 0 else None
 
     def _own_reason(self) -> str | None:
         if self.received is not None:
