@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
+from diffusers import UNet2DModel
 from torch import Tensor
 
 from ..act import (
@@ -20,45 +21,45 @@ from ..act import (
 )
 from ..augmentation import augment
 from ..data.batch import Batch, GlobalBatch
+from ..data.draw import FAKES, INIT, derive_seed
 from ..discriminator import ConsistencyDiscriminator
 from ..errors import UserError, first_line
 from ..objective import Objective, Pair
 from ..preconditioning import ConsistencyFunction, per_image
 from ..processes import GradientMean, network_precision
 from ..time_embedding import hold_fast_columns, zero_fast_columns
-from .captured import Captured
+from .captured import Captured, can_capture
 from .optimization import make_optimizer
-from .recipe import find_shipped
+from .recipe import Recipe, find_shipped
 from .unets import discriminator_config
 
 
-def build_discriminator(
-    unet_config: dict, config_name_or_path: str | None, seed: int, insensitive_time_embedding: bool = True
-) -> ConsistencyDiscriminator:
-    """A fresh discriminator for the images of a UNet: of a given config, or one like the UNet's encoder.
+def build_discriminator(recipe: Recipe, unet: UNet2DModel) -> ConsistencyDiscriminator:
+    """A fresh discriminator for the images of a UNet: of the recipe's config, or one like the UNet's encoder.
 
     Raises:
         UserError: no such config, or it does not fit the images or the classes.
     """
-    config = discriminator_config(unet_config)
-    if config_name_or_path is not None:
-        given = _read(config_name_or_path)
+    config = discriminator_config(dict(unet.config))
+    name_or_path = recipe.discriminator_config_name_or_path
+    if name_or_path is not None:
+        given = _read(name_or_path)
         # Size and channels follow the images where the config does not state them; classes must be stated.
         stated = {"sample_size": config["sample_size"], "in_channels": config["in_channels"], **given}
         for key in ("sample_size", "in_channels", "num_class_embeds"):
             if stated.get(key) != config.get(key):
                 raise UserError(
                     f"the discriminator's {key} is {stated.get(key)} and the images need {config.get(key)}: change it "
-                    f"in {config_name_or_path}."
+                    f"in {name_or_path}."
                 )
         config = {**given, **{key: config[key] for key in ("sample_size", "in_channels")}}
     try:
         with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
+            torch.manual_seed(derive_seed(recipe.seed, INIT, FAKES))
             discriminator = ConsistencyDiscriminator.from_config(config)
     except ValueError as error:
         raise UserError(f"the discriminator does not fit the images: {error}") from error
-    if insensitive_time_embedding:
+    if recipe.insensitive_time_embedding:
         zero_fast_columns(discriminator)
         hold_fast_columns(discriminator)
     return discriminator
@@ -69,6 +70,29 @@ def _read(name_or_path: str) -> dict:
         return ConsistencyDiscriminator.load_config(find_shipped(name_or_path))
     except (OSError, ValueError) as error:
         raise UserError(f"no discriminator config could be read from {name_or_path}: {first_line(error)}") from error
+
+
+def make_adversary(
+    recipe: Recipe, accelerator: Accelerator, discriminator: ConsistencyDiscriminator, weight: AdversarialWeight
+) -> "Adversary":
+    """The adversary that a recipe asks for, on the accelerator's device."""
+    strength = None
+    if recipe.augment:
+        strength = AdaptiveStrength(recipe.augment_tau, recipe.augment_horizon, accelerator.device)
+    return Adversary(
+        accelerator,
+        discriminator,
+        weight,
+        learning_rate=recipe.discriminator_learning_rate,
+        betas=(recipe.discriminator_beta1, recipe.discriminator_beta2),
+        r1_gamma=recipe.r1_gamma,
+        r1_interval=recipe.r1_interval,
+        time_weight=recipe.discriminator_time_weight,
+        strength=strength,
+        signal=recipe.augment_signal,
+        compile=recipe.torch_compile,
+        capture=can_capture(recipe, accelerator),
+    )
 
 
 class Adversary:

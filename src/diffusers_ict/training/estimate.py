@@ -2,13 +2,17 @@
 
 from collections.abc import Iterator
 
+from accelerate import Accelerator
 from diffusers import UNet2DModel
 
 from ..data.images import Images
 from ..data.overview import overview
 from ..discriminator import ConsistencyDiscriminator
 from ..objective import Objective
-from .memory import CARDS, Memory
+from ..time_embedding import uses_fast_columns
+from .memory import CARDS, Memory, memory_of
+from .recipe import Recipe
+from .unets import describe_dropout
 
 
 def stages(objective: Objective, total_steps: int) -> Iterator[tuple[int, dict[str, float]]]:
@@ -22,37 +26,51 @@ def stages(objective: Objective, total_steps: int) -> Iterator[tuple[int, dict[s
 
 
 def describe(
+    recipe: Recipe,
+    accelerator: Accelerator,
     images: Images,
     objective: Objective,
     unet: UNet2DModel,
     discriminator: ConsistencyDiscriminator | None,
-    memory: Memory,
-    *,
-    steps: int,
     batch_size: int,
-    micro_batch_size: int,
-    dropout: str,
 ) -> str:
-    """The summary of a run before it begins: images, parameters, dropout, steps, stages of the curriculum, and memory.
+    """The lines that every run begins with: images, parameters, dropout, steps, stages of the curriculum, and memory.
 
-    `dropout` says how much, and where it comes from.
+    A dry run adds the micro batches that fit on cards of several sizes.
     """
+    steps = recipe.max_train_steps
+    memory = memory_of(
+        unet,
+        discriminator,
+        averages=len(recipe.ema_decays),
+        teacher=objective.teacher_decay(0, steps) is not None,
+        half=accelerator.mixed_precision in ("fp16", "bf16"),
+        fakes=(recipe.discriminator_batch_size or 0) / recipe.train_batch_size,
+        data=images.pixels.nbytes,
+    )
+    lines = [
+        *(f"{title:<11} {text}" for title, text in overview(images).items()),
+        f"parameters  {_describe_size(unet, discriminator)}",
+        f"dropout     {describe_dropout(recipe, unet)}",
+        f"steps       {steps} of {batch_size} images, {steps * batch_size / len(images):.1f} epochs",
+        *_describe_stages(list(stages(objective, steps))),
+        f"memory      about {memory.total(recipe.train_batch_size) / 2**30:.2f} GiB: images, weights, gradients, "
+        "moments, averages, activations, and a fifth to spare",
+    ]
+    if recipe.dry_run:
+        lines.append(describe_cards(memory, batch_size // accelerator.num_processes))
+    if recipe.insensitive_time_embedding and uses_fast_columns(unet):
+        lines.append("time        the given weights use fast frequencies of the time embedding: they are kept")
+    return "\n".join(lines)
+
+
+def _describe_size(unet: UNet2DModel, discriminator: ConsistencyDiscriminator | None) -> str:
     parameters = sum(p.numel() for p in unet.parameters())
     size = f"{parameters / 1e6:.2f} M"
     if discriminator is not None:
         added = sum(p.numel() for p in discriminator.parameters())
         size += f" and {added / 1e6:.2f} M in the discriminator, {(parameters + added) / 1e6:.2f} M together"
-    return "\n".join(
-        [
-            *(f"{title:<11} {text}" for title, text in overview(images).items()),
-            f"parameters  {size}",
-            f"dropout     {dropout}",
-            f"steps       {steps} of {batch_size} images, {steps * batch_size / len(images):.1f} epochs",
-            *_describe_stages(list(stages(objective, steps))),
-            f"memory      about {memory.total(micro_batch_size) / 2**30:.2f} GiB: images, weights, gradients, moments, "
-            "averages, activations, and a fifth to spare",
-        ]
-    )
+    return size
 
 
 def _describe_stages(plan: list[tuple[int, dict[str, float]]]) -> list[str]:

@@ -12,11 +12,10 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 from filelock import BaseFileLock
 
-from ..act import AdaptiveStrength, AdversarialWeight
+from ..act import AdversarialWeight
 from ..data.batch import GlobalBatch
-from ..data.draw import FAKES, GENERATOR, INIT, Draw, derive_seed
+from ..data.draw import GENERATOR, INIT, Draw, derive_seed
 from ..data.images import Images
-from ..discriminator import ConsistencyDiscriminator
 from ..dropout import share_dropout
 from ..errors import TrainingStopped, UserError
 from ..files import write_text
@@ -26,14 +25,11 @@ from ..pipeline_consistency import ConsistencyPipeline
 from ..preconditioning import ConsistencyFunction
 from ..processes import make_accelerator, network_precision
 from ..scheduling_ict import ICTScheduler
-from ..time_embedding import uses_fast_columns
 from . import checkpoint
-from .adversary import Adversary, build_discriminator
-from .captured import can_capture
+from .adversary import Adversary, build_discriminator, make_adversary
 from .ema import EMA
-from .estimate import describe, describe_cards
+from .estimate import describe
 from .log import Metrics
-from .memory import memory_of
 from .objectives import check_curriculum, make_objective
 from .optimization import make_optimizer
 from .output_dir import check_output_dir, lock_output_dir
@@ -41,7 +37,7 @@ from .recipe import Recipe
 from .resume import Identity, circumstances, decisive, resume
 from .samples import contiguous_copy, make_pipeline
 from .state import RunState
-from .unets import describe_dropout, make_unet
+from .unets import make_unet
 
 
 @dataclass
@@ -147,8 +143,8 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     check_curriculum(objective, recipe.max_train_steps)
     _check_channels(recipe, images)
     unet = make_unet(recipe, images, derive_seed(recipe.seed, INIT, GENERATOR))
-    discriminator = _discriminator(recipe, unet) if recipe.loss == "act" else None
-    accelerator.print(_summary(recipe, accelerator, images, objective, unet, discriminator, batch_size))
+    discriminator = build_discriminator(recipe, unet) if recipe.loss == "act" else None
+    accelerator.print(describe(recipe, accelerator, images, objective, unet, discriminator, batch_size))
     if recipe.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
@@ -156,7 +152,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     adversary = (
         None
         if discriminator is None
-        else _adversary(recipe, accelerator, discriminator.to(memory_format=layout), weight)
+        else make_adversary(recipe, accelerator, discriminator.to(memory_format=layout), weight)
     )
     teacher = None
     if objective.teacher_decay(0, recipe.max_train_steps) is not None:
@@ -220,52 +216,6 @@ def _adversarial_weight(recipe: Recipe) -> AdversarialWeight:
         raise UserError(f"`adversarial_weight` and `adversarial_weight_mid`: {error}") from error
 
 
-def _discriminator(recipe: Recipe, unet: UNet2DModel) -> ConsistencyDiscriminator:
-    return build_discriminator(
-        dict(unet.config),
-        recipe.discriminator_config_name_or_path,
-        derive_seed(recipe.seed, INIT, FAKES),
-        recipe.insensitive_time_embedding,
-    )
-
-
-def _summary(
-    recipe: Recipe,
-    accelerator: Accelerator,
-    images: Images,
-    objective: Objective,
-    unet: UNet2DModel,
-    discriminator: ConsistencyDiscriminator | None,
-    batch_size: int,
-) -> str:
-    """The lines that every run begins with."""
-    memory = memory_of(
-        unet,
-        discriminator,
-        averages=len(recipe.ema_decays),
-        teacher=objective.teacher_decay(0, recipe.max_train_steps) is not None,
-        half=accelerator.mixed_precision in ("fp16", "bf16"),
-        fakes=(recipe.discriminator_batch_size or 0) / recipe.train_batch_size,
-        data=images.pixels.nbytes,
-    )
-    summary = describe(
-        images,
-        objective,
-        unet,
-        discriminator,
-        memory,
-        steps=recipe.max_train_steps,
-        batch_size=batch_size,
-        micro_batch_size=recipe.train_batch_size,
-        dropout=describe_dropout(recipe, unet),
-    )
-    if recipe.dry_run:
-        summary += "\n" + describe_cards(memory, batch_size // accelerator.num_processes)
-    if recipe.insensitive_time_embedding and uses_fast_columns(unet):
-        summary += "\ntime        the given weights use fast frequencies of the time embedding: they are kept"
-    return summary
-
-
 def _open_log(recipe: Recipe, accelerator: Accelerator, first_step: int, seconds: float) -> Metrics:
     """Write the recipe into the output folder, and start the log and the tracker."""
     if recipe.dry_run:
@@ -310,28 +260,6 @@ def _in_precision(net: UNet2DModel, accelerator: Accelerator) -> Callable:
             return net(*args, **kwargs)
 
     return call
-
-
-def _adversary(
-    recipe: Recipe, accelerator: Accelerator, discriminator: ConsistencyDiscriminator, weight: AdversarialWeight
-) -> Adversary:
-    strength = None
-    if recipe.augment:
-        strength = AdaptiveStrength(recipe.augment_tau, recipe.augment_horizon, accelerator.device)
-    return Adversary(
-        accelerator,
-        discriminator,
-        weight,
-        learning_rate=recipe.discriminator_learning_rate,
-        betas=(recipe.discriminator_beta1, recipe.discriminator_beta2),
-        r1_gamma=recipe.r1_gamma,
-        r1_interval=recipe.r1_interval,
-        time_weight=recipe.discriminator_time_weight,
-        strength=strength,
-        signal=recipe.augment_signal,
-        compile=recipe.torch_compile,
-        capture=can_capture(recipe, accelerator),
-    )
 
 
 def _state(unet, optimizer, ema: EMA, teacher, adversary: Adversary | None, accelerator: Accelerator) -> RunState:
