@@ -86,7 +86,7 @@ def shut(tmp_path, capsys, message, *flags):
         (["--resume_from_checkpoint", "nowhere/checkpoint-1"], "it does not exist or has no manifest"),
         (["--pretrained_model_name_or_path", "nowhere"], "no UNet2DModel could be loaded from nowhere"),
         (["--adversarial_weight", 1.5], "0 < w_mid <= w <= 1"),
-        (["--intermediate_sigmas", 100], "--intermediate_sigmas: intermediate_sigmas must be different numbers"),
+        (["--intermediate_sigmas", 100], "--intermediate_sigmas: must be different numbers"),
         (["--intermediate_sigmas", 0.01], "choose an intermediate sigma in that range"),
         (["--loss", "act", "--adversarial_weight", 1.2], "0 < w_mid <= w <= 1"),
         (["--loss", "act", "--adversarial_weight_mid", 0.5], "0 < w_mid <= w <= 1"),

@@ -91,11 +91,11 @@ def test_stopped_between_steps_and_resumed_a_run_ends_bit_identical(loss, flags,
 
     def stopping(self, *args, **kwargs):
         if next(calls) == (14 if loss is ACT else 7):
-            raise KeyboardInterrupt
+            raise SystemExit
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.RAdam, "step", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit):
         run(*loss, *flags, "--output_dir", tmp_path / "stopped")
     monkeypatch.undo()
     assert run(*loss, *flags, "--output_dir", tmp_path / "stopped", "--resume_from_checkpoint", "latest") == 0

@@ -9,14 +9,17 @@ from conftest import make_unet
 from datasets import ClassLabel, Dataset, Features, Image
 from PIL import Image as Picture
 
-from diffusers_ict import ConsistencyPipeline, ICTScheduler
+from diffusers_ict import CT, ICT, ConsistencyPipeline, ICTScheduler
+from diffusers_ict.commands.program import run_program
 from diffusers_ict.data.images import load_images
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import chunks
 from diffusers_ict.evaluation.samples import list_variants
 from diffusers_ict.hub.card import write_card
+from diffusers_ict.hub.publish import stage
 from diffusers_ict.processes import make_accelerator
-from diffusers_ict.training.recipe import Recipe
+from diffusers_ict.training.estimate import stages
+from diffusers_ict.training.recipe import Recipe, parse
 
 
 def test_a_network_without_a_size_asks_for_one():
@@ -80,3 +83,58 @@ def test_what_accelerate_refuses_is_told(tmp_path):
 def test_publishing_needs_a_name():
     with pytest.raises(UserError, match="`push_to_hub` needs `hub_model_id` USER/NAME, got none"):
         Recipe(push_to_hub=True)
+
+
+def test_numbers_that_no_run_can_use_are_refused():
+    for setting in ({"huber_c": 1e300}, {"max_train_steps": 10**12}, {"num_train_epochs": 1e300}):
+        with pytest.raises(UserError, match=r"` must be .* and less than 1e\+"):
+            Recipe(**setting)
+
+
+def test_the_stages_of_the_longest_run_are_found_at_once():
+    found = dict(stages(ICT(), 10**12 - 1))
+    assert [values["num_levels"] for values in found.values()] == [10 * 2**k + 1 for k in range(8)]
+    for objective in (ICT(), CT()):
+        walked = [k for k in range(300) if k == 0 or objective.schedule(k, 300) != objective.schedule(k - 1, 300)]
+        assert [step for step, _ in stages(objective, 300)] == walked
+
+
+@pytest.mark.parametrize("content", ["model_config_name_or_path: 5", "model_config_name_or_path: [a]", "[" * 3000])
+def test_a_recipe_of_other_types_is_refused(tmp_path, content):
+    (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(UserError):
+        parse(["--config", str(tmp_path / "recipe.yaml"), "--p_std", "-1"], "train_ict.py", "")
+
+
+def test_a_damaged_header_of_an_npz_is_refused(tmp_path):
+    np.savez(tmp_path / "data.npz", images=np.zeros((4, 8, 8), np.uint8))
+    content = bytearray((tmp_path / "data.npz").read_bytes())
+    opening = content.index(b"{'descr'")
+    content[opening + 8] = ord("(")  # a bracket that is never closed
+    (tmp_path / "data.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot be read as \.npz"):
+        load_images(dataset_name=str(tmp_path / "data.npz"))
+
+
+def test_a_readme_makes_no_data_set_of_a_folder_of_images(tmp_path):
+    for name in ("train/1.png", "other/2.png"):
+        (tmp_path / name).parent.mkdir()
+        Picture.new("L", (8, 8)).save(tmp_path / name)
+    (tmp_path / "README.md").write_text("Photos of my garden.\n")
+    with pytest.raises(UserError, match="a folder of images is given as `train_data_dir`"):
+        load_images(dataset_name=str(tmp_path))
+
+
+def test_an_interrupted_program_says_so(capsys):
+    def body():
+        raise KeyboardInterrupt
+
+    assert run_program("train_ict.py", body) == 130
+    assert capsys.readouterr().err == "train_ict.py: interrupted.\n"
+
+
+def test_what_cannot_be_published_is_named_where_it_lies(tmp_path):
+    for name in ("model_index.json", "recipe.yaml", "run.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=f"{tmp_path.name}/run.json lacks"):
+        stage(tmp_path, "someone/model")

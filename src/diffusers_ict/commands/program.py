@@ -24,7 +24,8 @@ def as_flags(message: str) -> str:
 def run_program(name: str, body: Callable[[], int | None]) -> int:
     """Run a program's body and translate its errors into one sentence and an exit code.
 
-    0 done, 1 training diverged, 2 bad input or a file that cannot be read or written, 3 training stopped early.
+    0 done, 1 training diverged, 2 bad input or a file that cannot be read or written, 3 training stopped early, 130
+    interrupted where there is nothing to save.
     Warnings are one line, without the place in the code that they come from.
     """
     plain = warnings.formatwarning
@@ -49,5 +50,8 @@ def run_program(name: str, body: Callable[[], int | None]) -> int:
             file=sys.stderr,
         )
         return 3
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted.", file=sys.stderr)
+        return 130
     finally:
         warnings.formatwarning = plain

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import metadata_load
+
 from ..errors import UserError, first_line
 from .cache import state_of_files
 from .folder import holds_images
@@ -129,7 +132,7 @@ def _open(datasets: Any, name: str, config_name: str | None, split: str) -> Any:
             return datasets.load_dataset(FILES[path.suffix], data_files=str(path), split="train")
         if _is_saved(path):
             return _split_of(datasets, datasets.load_from_disk(name), name, split)
-        if path.is_dir() and not (path / "README.md").exists() and holds_images(path):
+        if path.is_dir() and not _is_described(path) and holds_images(path):
             # The library would guess splits from names of folders and files, and leave out the other images.
             raise UserError(f"a folder of images is given as `train_data_dir`, got `dataset_name` {name}.")
         return datasets.load_dataset(name, config_name, split=split)
@@ -137,6 +140,15 @@ def _open(datasets: Any, name: str, config_name: str | None, split: str) -> Any:
         raise
     except Exception as error:  # the library raises its own kinds, and OSError, ValueError, KeyError
         raise UserError(f"the data set {name} cannot be opened: {first_line(error)}") from error
+
+
+def _is_described(folder: Path) -> bool:
+    """Whether a folder is a data set of the Hub: its README.md names the files of its splits."""
+    try:
+        metadata = metadata_load(folder / "README.md") or {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return not metadata.keys().isdisjoint(("configs", "dataset_info"))
 
 
 def _split_of(datasets: Any, saved: Any, name: str, split: str) -> Any:

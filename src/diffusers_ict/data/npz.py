@@ -3,6 +3,7 @@
 import lzma
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from .source import Source
 
 UNREADABLE = (
     *(OSError, ValueError, EOFError, MemoryError, RuntimeError),
-    *(struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile),
+    *(struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tokenize.TokenError, SyntaxError, TypeError),
 )
 
 

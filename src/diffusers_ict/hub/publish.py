@@ -80,6 +80,8 @@ def stage(folder: Path, repo_id: str, license: str | None = None) -> Path:
     except BaseException as error:
         if staged is not None:
             shutil.rmtree(staged, ignore_errors=True)
+            if isinstance(error, UserError):  # the copy is gone, the original is to be mended
+                raise UserError(str(error).replace(str(staged), str(folder))) from error
         if isinstance(error, OSError):
             place = tempfile.gettempdir()
             raise PublishError(f"{folder} could not be copied into {place} for publishing: {error}.") from error

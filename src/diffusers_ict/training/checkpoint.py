@@ -115,6 +115,22 @@ def tidy(folder: Path, keep: int | None = None) -> None:
         _prune(folder, keep)
 
 
+def set_aside_after(folder: Path, step: int) -> None:
+    """Rename checkpoints of more than `step` steps, so that `latest` finds those of the run that goes on from there."""
+    newer = [path for path in list_checkpoints(folder) if _step_of(path) > step]
+    for path in newer:
+        aside = path.with_name(f"superseded-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    if newer:
+        names = ", ".join(path.name for path in newer)
+        warnings.warn(f"newer than where the run goes on, and renamed to superseded-*: {names}.", stacklevel=2)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first."""
     if not folder.is_dir():

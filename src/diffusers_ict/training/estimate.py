@@ -1,5 +1,6 @@
 """The summary of a run before it begins: parameters, stages and memory."""
 
+from bisect import bisect_left
 from collections.abc import Iterator
 
 from accelerate import Accelerator
@@ -17,12 +18,16 @@ from .unets import describe_dropout
 
 def stages(objective: Objective, total_steps: int) -> Iterator[tuple[int, dict[str, float]]]:
     """(first step, schedule) of every stage of the curriculum."""
-    last = None
-    for step in range(total_steps):
+    step = 0
+    while step < total_steps:
         now = objective.schedule(step, total_steps)
-        if now != last:
-            yield step, now
-        last = now
+        yield step, now
+
+        def is_over(k: int, now: dict[str, float] = now) -> bool:
+            return objective.schedule(k, total_steps) != now
+
+        later = range(step + 1, total_steps)  # a schedule never comes back, so its end can be bisected
+        step = step + 1 + bisect_left(later, True, key=is_over)
 
 
 def describe(

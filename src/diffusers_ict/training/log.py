@@ -143,7 +143,8 @@ class JSONLines:
 
     def __init__(self, path: Path, first_step: int) -> None:
         self.path = path
-        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        # Damaged lines are dropped: a log is no reason to stop.
+        lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
         kept = [line for line in lines if (step := _step(line)) is not None and step <= first_step]
         write_text(path, "".join(line + "\n" for line in kept))
 
@@ -153,10 +154,13 @@ class JSONLines:
 
 
 def _step(line: str) -> int | None:
+    """The step of an entry that is whole, else None."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return None  # a line cut short by a kill
+        entry = json.loads(line)
+        whole = "\N{REPLACEMENT CHARACTER}" not in line and {"loss", "loss_unweighted"} <= entry.keys()
+        return int(entry["step"]) if whole else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -8,32 +8,49 @@ from ..errors import UserError
 from ..files import check_writable
 
 LOCK = ".lock"
+WRITTEN = (
+    *("recipe.yaml", "log.jsonl", "training.png", "samples", "run.json", "README.md", "labels.json", "pipeline.py"),
+    *("model_index.json", "unet", "scheduler", "discriminator", "checkpoint-*"),
+)
 
 
-def holds_a_run(folder: Path) -> bool:
-    """Whether a folder holds more than what a run leaves that is killed at its very start."""
-    return folder.is_dir() and any(path.name != LOCK and path.suffix != ".tmp" for path in folder.iterdir())
+def contents(folder: Path) -> set[str]:
+    """The names in a folder that a run may have written; not the lock, nor files of others."""
+    return {path.name for pattern in WRITTEN for path in folder.glob(pattern)}
 
 
-def check_output_dir(folder: Path, resuming: bool) -> None:
-    """Check that this run may write into `folder`. Nothing is created.
+def check_output_dir(folder: Path, resume_from: str | None) -> set[str]:
+    """Check that this run may write into `folder`, and return its contents. Nothing is created.
+
+    Args:
+        resume_from: a checkpoint, "latest", or None for a run that begins.
 
     Raises:
         UserError: it holds another run, or cannot be a folder that this process writes to.
     """
     check_writable("output_dir", folder)
-    if not resuming and holds_a_run(folder):
+    found = contents(folder)
+    if found and resume_from is None:
         raise UserError(
             f"`output_dir` {folder} holds another run: add `resume_from_checkpoint` latest to continue it, or name "
             "another folder."
         )
+    if found and resume_from not in (None, "latest") and Path(resume_from).resolve().parent != folder.resolve():
+        raise UserError(
+            f"`output_dir` {folder} holds another run than that of `resume_from_checkpoint` {resume_from}: name "
+            "another folder, or a checkpoint of this one."
+        )
+    return found
 
 
-def lock_output_dir(folder: Path) -> BaseFileLock:
+def lock_output_dir(folder: Path, expected: set[str]) -> BaseFileLock:
     """Make the folder this run's own, until the lock is released or the process ends, however it ends.
 
+    Args:
+        expected: its contents when it was checked.
+
     Raises:
-        UserError: another run writes to it.
+        UserError: another run writes to it, or has written since.
     """
     own = FileLock(folder / LOCK)
     try:
@@ -45,4 +62,7 @@ def lock_output_dir(folder: Path) -> BaseFileLock:
         ) from error
     except OSError as error:
         raise UserError(f"`output_dir` {folder} cannot be written: {error.strerror}; name another folder.") from error
+    if contents(folder) != expected:
+        own.release()
+        raise UserError(f"`output_dir` {folder} was written to by another run meanwhile: start this one again.")
     return own

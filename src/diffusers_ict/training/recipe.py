@@ -44,7 +44,9 @@ class Recipe(DataSettings):
     )
     p_mean: float = setting(-1.1, "iCT: mean of ln(sigma) when noise levels are drawn")
     p_std: float = setting(2.0, "iCT: standard deviation of ln(sigma)", above=0)
-    huber_c: float | None = setting(None, "iCT: constant of the pseudo-Huber loss [0.00054 sqrt(C*H*W)]", above=0)
+    huber_c: float | None = setting(
+        None, "iCT: constant of the pseudo-Huber loss [0.00054 sqrt(C*H*W)]", above=0, below=1e6
+    )
     teacher_mu0: float = setting(0.9, "CT: decay of the teacher's EMA at the beginning", at_least=0, below=1)
     metric: str = setting("l2", "CT: distance of a pair, squared L2 or LPIPS as published", choices=("l2", "lpips"))
     lpips_weights: str | None = setting(None, "safetensors of VGG16 and LPIPS [those of the installed lpips package]")
@@ -118,8 +120,12 @@ class Recipe(DataSettings):
     gradient_accumulation_steps: int = setting(
         1, "micro batches of one optimizer step on each process", at_least=1, changes="rounding"
     )
-    max_train_steps: int = setting(100_000, "optimizer steps K; the curriculum stretches over them", at_least=1)
-    num_train_epochs: float | None = setting(None, "passes over the data, instead of max_train_steps", above=0)
+    max_train_steps: int = setting(
+        100_000, "optimizer steps K; the curriculum stretches over them", at_least=1, below=1e12
+    )
+    num_train_epochs: float | None = setting(
+        None, "passes over the data, instead of max_train_steps", above=0, below=1e6
+    )
     learning_rate: float = setting(1e-4, "learning rate of RAdam", above=0)
     lr_scheduler: str = setting(
         "constant", "learning rate after the warm-up; published: constant", choices=("constant", "linear", "cosine")
@@ -294,7 +300,7 @@ def _file_as_flags(path: Path) -> list[str]:
     """The entries of a YAML file as command line flags; files that it names are looked for beside it."""
     try:
         entries = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the recipe {path} cannot be read: {reason}.") from error
     if not isinstance(entries, dict):
@@ -306,7 +312,7 @@ def _file_as_flags(path: Path) -> list[str]:
             raise UserError(
                 f"the recipe {path} has the unknown key {key!r}; see the help of the program for those that exist."
             )
-        if key.endswith("_config_name_or_path") and value and (path.parent / value).is_file():
+        if key.endswith("_config_name_or_path") and isinstance(value, str) and (path.parent / value).is_file():
             value = str(path.parent / value)
         if value is not None:
             flags += as_flag(key, value)

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from ..errors import UserError
 from . import checkpoint
 from .checkpoint import Checkpoint
-from .output_dir import holds_a_run
+from .output_dir import contents
 from .recipe import Recipe
 from .state import RunState
 
@@ -145,7 +145,7 @@ def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
     if wanted is None:
         return None
     saved = checkpoint.load_latest(folder) if wanted == "latest" else checkpoint.load(Path(wanted))
-    if saved is None and holds_a_run(folder) and not recipe.resume_with_changes:
+    if saved is None and contents(folder) and not recipe.resume_with_changes:
         _check_begun_alike(recipe, folder)
     if saved is not None and not {item.name for item in fields(Identity)} <= saved.state.keys():
         raise UserError("the checkpoint was made by another version of diffusers-ict; resume it with that version.")
@@ -156,7 +156,7 @@ def _check_begun_alike(recipe: Recipe, folder: Path) -> None:
     """Check that a folder without a usable checkpoint holds the beginning of this very run, and nothing else."""
     try:
         earlier = yaml.safe_load((folder / "recipe.yaml").read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         earlier = None
     if not isinstance(earlier, dict):
         raise UserError(f"`output_dir` {folder} holds neither a checkpoint nor a recipe: name another folder.")

@@ -135,7 +135,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     scheduler, weight = _scheduler(recipe), _adversarial_weight(recipe)
     if recipe.push_to_hub:
         check_repo_id(recipe.hub_model_id)
-    check_output_dir(Path(recipe.output_dir), resuming=recipe.resume_from_checkpoint is not None)
+    found = check_output_dir(Path(recipe.output_dir), recipe.resume_from_checkpoint)
     images = images or recipe.load(recipe.class_conditional, accelerator)
     batch_size = _batch_size(recipe, accelerator, images)
     if recipe.num_train_epochs is not None:
@@ -169,8 +169,10 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     first_step, seconds = resume(recipe, state, identity)
     accelerator.wait_for_everyone()  # what one writes, the others would take for an earlier run
     writing = accelerator.is_main_process and not recipe.dry_run
-    own_lock = lock_output_dir(Path(recipe.output_dir)) if writing else None
+    own_lock = lock_output_dir(Path(recipe.output_dir), found) if writing else None
     if writing:
+        if recipe.resume_from_checkpoint not in (None, "latest"):
+            checkpoint.set_aside_after(Path(recipe.output_dir), first_step)
         checkpoint.tidy(Path(recipe.output_dir), recipe.checkpoints_total_limit)
 
     def consistency_function(net: UNet2DModel) -> ConsistencyFunction:
@@ -206,7 +208,8 @@ def _scheduler(recipe: Recipe) -> ICTScheduler:
     try:
         return ICTScheduler(intermediate_sigmas=recipe.intermediate_sigmas)
     except ValueError as error:
-        raise UserError(f"`intermediate_sigmas`: {error}") from error
+        reason = str(error).removeprefix("intermediate_sigmas ")
+        raise UserError(f"`intermediate_sigmas`: {reason}") from error
 
 
 def _adversarial_weight(recipe: Recipe) -> AdversarialWeight:

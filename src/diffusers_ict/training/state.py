@@ -68,9 +68,10 @@ class RunState:
             checkpoint.restore_optimizer(optimizer, module, saved.tensors[name])
         for number, decay in enumerate(self.ema.shadows):
             self.ema.load_state_dict(decay, saved.tensors[f"ema_{number}"])
-        if self.scaler is not None:
+        # Both begin anew in a run that goes on with changes.
+        if self.scaler is not None and "scaler" in saved.state:
             self.scaler.load_state_dict(saved.state["scaler"])
-        if self.strength is not None:
+        if self.strength is not None and "augmentation" in saved.state:
             self.strength.load_state(saved.state["augmentation"])
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
