@@ -228,8 +228,7 @@ def test_a_conversion_that_fails_while_saving_leaves_nothing(stop, tmp_path, cap
         assert convert.main(command) == 2
         assert capsys.readouterr().err.endswith(" cannot be written: No space left on device.\n")
     else:
-        with pytest.raises(KeyboardInterrupt):
-            convert.main(command)
+        assert convert.main(command) == 130
     assert seen, "it failed before it wrote anything"
     assert sorted(tmp_path.rglob("*")) == before
     monkeypatch.undo()
