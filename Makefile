@@ -18,7 +18,7 @@ demo: .venv/installed ## train on the digits of scikit-learn, sample, measure: t
 	rm -rf runs/digits
 	$(BIN)/python examples/demo_digits.py --output_dir runs/digits
 
-test: .venv/installed ## run the test suite without what is marked slow: under four minutes on two cores
+test: .venv/installed ## run the test suite without what is marked slow: three to five minutes on two cores
 	$(PYTEST) -m 'not slow'
 
 test-slow: .venv/installed ## run what is marked slow: kills, several processes, whole programs
