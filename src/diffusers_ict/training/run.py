@@ -169,11 +169,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     first_step, seconds = resume(recipe, state, identity)
     accelerator.wait_for_everyone()  # what one writes, the others would take for an earlier run
     writing = accelerator.is_main_process and not recipe.dry_run
-    own_lock = lock_output_dir(Path(recipe.output_dir), found) if writing else None
-    if writing:
-        if recipe.resume_from_checkpoint not in (None, "latest"):
-            checkpoint.set_aside_after(Path(recipe.output_dir), first_step)
-        checkpoint.tidy(Path(recipe.output_dir), recipe.checkpoints_total_limit)
+    own_lock = _take_folder(recipe, found, first_step) if writing else None
 
     def consistency_function(net: UNet2DModel) -> ConsistencyFunction:
         return scheduler.consistency_function(_in_precision(net, accelerator))
@@ -202,6 +198,16 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
         own_objective=own_objective,
         lock=own_lock,
     )
+
+
+def _take_folder(recipe: Recipe, expected: set[str], first_step: int) -> BaseFileLock:
+    """Lock the output folder, and clear away what would be in the way of the checkpoints of this run."""
+    folder = Path(recipe.output_dir)
+    lock = lock_output_dir(folder, expected)
+    if recipe.resume_from_checkpoint not in (None, "latest"):
+        checkpoint.set_aside_after(folder, first_step)
+    checkpoint.tidy(folder, recipe.checkpoints_total_limit)
+    return lock
 
 
 def _scheduler(recipe: Recipe) -> ICTScheduler:
