@@ -1,6 +1,7 @@
 """The part of bench.py about training steps."""
 
 import argparse
+import copy
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ import diffusers_step
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import UNet2DModel
-from timing import CUDA, DEVICE, matrix_peak, now, once, seconds
+from timing import CUDA, DEVICE, in_turns, matrix_peak, now, once, seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_ict.data.images import Images
@@ -18,6 +19,7 @@ from diffusers_ict.discriminator import ConsistencyDiscriminator
 from diffusers_ict.training import train
 from diffusers_ict.training.interruption import Interruption
 from diffusers_ict.training.log import Metrics
+from diffusers_ict.training.optimization import make_optimizer
 from diffusers_ict.training.recipe import Recipe, find_shipped
 from diffusers_ict.training.run import open_run
 from diffusers_ict.training.unets import read_config
@@ -57,16 +59,21 @@ def bench_steps(options: argparse.Namespace) -> Iterator[Row]:
         peak, flops = matrix_peak(precision), flops_of(forward["unet"])
         case = {"batch": batch, "precision": precision}
         autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision.startswith("bf16"))
-        peer = seconds(diffusers_step.make(config, batch, DEVICE, autocast, options.dropout), options.repeats)
-        floor = 4 * seconds(forward["unet"], options.repeats)
+        peers = {
+            "PyTorch's own passes and RAdam": bare_step(unet, batch, forward["unet"], autocast),
+            "diffusers' step": diffusers_step.make(config, batch, DEVICE, autocast, options.dropout),
+        }
+        floor, *taken = in_turns([several([(4, forward["unet"])]), *peers.values()], options.repeats)
         yield {**case, "what": "four bare forward passes", "seconds": floor, "share_of_peak": 4 * flops / floor / peak}
-        yield {**case, "what": "diffusers' step", "seconds": peer, "against_floor": peer / floor}
+        for what, time in zip(peers, taken):
+            yield {**case, "what": what, "seconds": time, "against_floor": time / floor}
+        peer = taken[-1]
         if any(METHODS[method]["loss"] == "act" for method in options.methods):
             forward["critic"] = forward_of(critic, batch, precision)
         for method, compiled in product(options.methods, (False, True) if options.compiled else (False,)):
             passes = PASSES[METHODS[method]["loss"]]
             run = run_of(options, method, precision, batch, compiled)
-            taken, floor, memory = step_seconds(*run, options, list(zip(passes, forward.values())))
+            taken, floor, memory = step_seconds(*run, options, several(list(zip(passes, forward.values()))))
             yield {
                 **case,
                 "what": method + (", compiled" if compiled else ""),
@@ -94,6 +101,41 @@ def forward_of(network: torch.nn.Module, batch: int, precision: str) -> Callable
     return forward
 
 
+def several(passes: list[tuple[int, Callable[[], None]]]) -> Callable[[], None]:
+    """Each pass as often as its number says."""
+
+    def run() -> None:
+        for number, forward in passes:
+            for _ in range(number):
+                forward()
+
+    return run
+
+
+def bare_step(
+    network: torch.nn.Module, batch: int, forward: Callable[[], None], autocast: torch.autocast
+) -> Callable[[], None]:
+    """What PyTorch takes for a step's passes without anything around them: no noise, no dropout, no loss of ours.
+
+    A forward pass without gradients, one with them, its backward pass, and RAdam.
+    """
+    network = copy.deepcopy(network).train()
+    optimizer = make_optimizer(network.parameters(), 1e-4, (0.9, 0.999), DEVICE)
+    size = network.config.sample_size
+    x = torch.randn(batch, network.config.in_channels, size, size, device=DEVICE)
+    level = torch.full((batch,), 1000.0, device=DEVICE)
+
+    def step() -> None:
+        forward()
+        with autocast:
+            out = network(x, level, return_dict=False)[0]
+        out.float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    return step
+
+
 def flops_of(function: Callable[[], None]) -> int:
     """Floating point operations of a call: those of matrix products and convolutions."""
     with FlopCounterMode(display=False) as counter:
@@ -119,7 +161,7 @@ def run_of(
 
 
 def step_seconds(
-    recipe: Recipe, images: Images, options: argparse.Namespace, passes: list[tuple[int, Callable[[], None]]]
+    recipe: Recipe, images: Images, options: argparse.Namespace, floor: Callable[[], None]
 ) -> tuple[float, float, float]:
     """(time of a step of the training loop itself, time of its bare passes, peak memory in GiB).
 
@@ -127,7 +169,7 @@ def step_seconds(
     steps, with the passes between them, so that what slows the machine down slows down both.
 
     Args:
-        passes: (how many, the pass).
+        floor: the bare passes.
     """
     starts: list[float] = []
     stops: list[float] = []
@@ -138,7 +180,7 @@ def step_seconds(
         last = done == options.warm + options.timed
         if not CUDA or last:
             stops.append(now())
-            floors.append(sum(number * once(forward) for number, forward in passes if number))
+            floors.append(once(floor))
         else:
             stops.append(0.0)
         if last:
@@ -158,7 +200,6 @@ def step_seconds(
         Metrics.count_step = plain  # type: ignore[method-assign]
     if CUDA:
         mean, memory = (stops[-1] - starts[options.warm - 1]) / options.timed, torch.cuda.max_memory_allocated()
-        floor = sum(number * seconds(forward, options.repeats) for number, forward in passes if number)
-        return mean, floor, memory / 2**30
+        return mean, seconds(floor, options.repeats), memory / 2**30
     timed = [stop - start for start, stop in zip(starts[options.warm - 1 :], stops[options.warm :])]
     return statistics.median(timed), statistics.median(floors[options.warm - 1 :]), 0.0
