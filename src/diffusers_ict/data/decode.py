@@ -1,7 +1,6 @@
 """Pictures into one array of bytes, on all cores, with a sentence for each picture that does not fit.
 
-Threads share the work, because Pillow decodes and resizes without Python's lock. Processes would gain more on tiny
-pictures, but they can be started only as copies of a program that has threads, or by running its main file again.
+Threads share the work. Where there are many stored pictures, each thread has a process that converts them.
 """
 
 import os
@@ -26,6 +25,7 @@ from .originals import Originals, Size
 from .picture_file import open_picture
 from .picture_format import Converted, PictureFormat
 from .source import Picture, Source
+from .workers import MANY, Workers
 
 CHUNK = 16  # pictures that a thread takes at once
 Item = Picture | Converted | UserError
@@ -96,8 +96,8 @@ def _decode(source: Source, form: PictureFormat, allocate: Allocate) -> Decoded:
     def place(chunk: list[tuple[int, Item]]) -> Counter[tuple[Size, str]]:
         """Write pictures to their places; their sizes and modes."""
         found = Counter[tuple[Size, str]]()
-        for number, item in chunk:
-            picture = _converted(item, form, source, number)
+        ready = workers.convert([item for _, item in chunk]) or (_converted(item, form, source, n) for n, item in chunk)
+        for (number, _), picture in zip(chunk, ready):
             array = picture.pixels.transpose(2, 0, 1)
             if array.shape != pixels.shape[1:]:
                 raise UserError(_mismatch(pixels.shape[1:], array.shape, source.name_of(number)))
@@ -107,8 +107,12 @@ def _decode(source: Source, form: PictureFormat, allocate: Allocate) -> Decoded:
 
     sizes, modes = Counter[Size](), Counter[str]()
     shown = os.environ.get("RANK", "0") == "0"
-    with progress_bar(source.count, "image", shown=shown, desc="decoding", delay=2) as progress:
-        for found in _in_order(place, enumerate(chain([first], items))):
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with (
+        Workers(form, threads if threads > 1 and source.count >= MANY else 0) as workers,
+        progress_bar(source.count, "image", shown=shown, desc="decoding", delay=2) as progress,
+    ):
+        for found in _in_order(place, enumerate(chain([first], items)), threads):
             for (size, mode), number in found.items():
                 sizes[size] += number
                 modes[mode] += number
@@ -157,11 +161,10 @@ def _converted(item: Item, form: PictureFormat, source: Source, number: int) -> 
 
 
 def _in_order(
-    work: Callable[[list[tuple[int, Item]]], Counter], numbered: Iterable[tuple[int, Item]]
+    work: Callable[[list[tuple[int, Item]]], Counter], numbered: Iterable[tuple[int, Item]], threads: int
 ) -> Iterator[Counter]:
     """What `work` makes of each chunk, in order, by threads that are no more than a few chunks ahead."""
     rest = iter(numbered)
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     pool, pending = ThreadPoolExecutor(threads), deque[Future[Counter]]()
     try:
         while chunk := list(islice(rest, CHUNK)):
