@@ -12,6 +12,7 @@ PROGRAMS = {
     "publish": "publish",
     "check": "check_repository",
     "convert": "convert",
+    "ema": "ema",
 }
 
 

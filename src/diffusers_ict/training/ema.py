@@ -5,6 +5,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from ..power_ema import power_decay, power_exponent
+
+TRACKED_STDS = (0.05, 0.10)  # as in EDM2
+
 
 def variant_name(decay: float) -> str:
     """0.9999 -> "ema9999": the name of an EMA's weights as a diffusers variant, which may hold no dot."""
@@ -43,8 +47,11 @@ class EMA:
         """Move every shadow towards the weights after optimizer step `step` (from 0)."""
         weights = [p.float() for p in self.weights]
         for decay, shadow in self.shadows.items():
-            now = min(decay, (1 + step) / (10 + step)) if self.warmup else decay
-            move_towards(shadow.values(), weights, now)
+            move_towards(shadow.values(), weights, self.decay_at(decay, step))
+
+    def decay_at(self, decay: float, step: int) -> float:
+        """The decay of a shadow in step `step` (from 0)."""
+        return min(decay, (1 + step) / (10 + step)) if self.warmup else decay
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module, decay: float) -> None:
@@ -61,3 +68,17 @@ class EMA:
         """Restore the shadow of one decay."""
         for name, shadow in self.shadows[decay].items():
             shadow.copy_(state[name])
+
+
+class PowerEMA(EMA):
+    """Power-function averages of two lengths, of whose snapshots those of any other length are made. EDM2, Sec. 3.
+
+    Each is known by its standard deviation as a share of the run; see `power_ema`.
+    """
+
+    def __init__(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
+        super().__init__(parameters, TRACKED_STDS)
+
+    def decay_at(self, decay: float, step: int) -> float:
+        """The decay of the average of this standard deviation in step `step` (from 0)."""
+        return power_decay(step + 1, power_exponent(decay))

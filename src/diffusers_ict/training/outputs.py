@@ -17,12 +17,19 @@ from .checkpoint import describe_newest
 from .plots import plot_training
 from .run import Run
 from .samples import contiguous_copy, export, sample_picture
+from .snapshots import save_snapshot
 
 
 def save_run(run: Run, step: int) -> None:
     """Write a checkpoint after `step` optimizer steps."""
     facts = dataclasses.asdict(run.identity)
     run.state.save(run.output_dir, step, run.metrics.train_seconds, facts, run.recipe.checkpoints_total_limit)
+
+
+def snapshot_run(run: Run, step: int) -> None:
+    """Keep the averages of which others are made later, if the run has some; before a checkpoint of the same step."""
+    if run.powers is not None and run.accelerator.is_main_process:
+        save_snapshot(run.output_dir, run.powers, step)
 
 
 def sample_run(run: Run, step: int) -> None:

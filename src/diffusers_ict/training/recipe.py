@@ -148,6 +148,9 @@ class Recipe(DataSettings):
         None, "precision inside the networks [that of accelerate's config]", choices=("no", "fp16", "bf16")
     )
     ema_decays: list[float] = setting([0.9999], "EMA decays; the first is published, the others are its variants")
+    ema_snapshot_steps: int | None = setting(
+        None, "keep snapshots of two more averages every N steps, of which ema.py makes others later [none]", at_least=1
+    )
     ema_warmup: bool = setting(True, "average over the last tenth while the run is shorter than the EMA's memory")
     seed: int = setting(0, "everything random follows from it", at_least=0)
 

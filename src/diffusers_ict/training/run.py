@@ -27,7 +27,7 @@ from ..processes import make_accelerator, network_precision
 from ..scheduling_ict import ICTScheduler
 from . import checkpoint
 from .adversary import Adversary, build_discriminator, make_adversary
-from .ema import EMA
+from .ema import EMA, PowerEMA
 from .estimate import describe
 from .log import Metrics
 from .objectives import check_curriculum, make_objective
@@ -36,6 +36,7 @@ from .output_dir import check_output_dir, lock_output_dir
 from .recipe import Recipe
 from .resume import Identity, circumstances, decisive, resume
 from .samples import contiguous_copy, make_pipeline
+from .snapshots import remove_snapshots_after
 from .state import RunState
 from .unets import make_unet
 
@@ -68,6 +69,7 @@ class Run:
     adversary: Adversary | None
     optimizer: torch.optim.Optimizer
     ema: EMA
+    powers: PowerEMA | None
     pipeline: ConsistencyPipeline
     state: RunState
     metrics: Metrics
@@ -161,7 +163,8 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     betas = (recipe.adam_beta1, recipe.adam_beta2)
     optimizer = accelerator.prepare(make_optimizer(unet.parameters(), recipe.learning_rate, betas, accelerator.device))
     ema = EMA(unet.named_parameters(), recipe.ema_decays, recipe.ema_warmup)
-    state = _state(unet, optimizer, ema, teacher, adversary, accelerator)
+    powers = None if recipe.ema_snapshot_steps is None else PowerEMA(unet.named_parameters())
+    state = _state(unet, optimizer, ema, powers, teacher, adversary, accelerator)
     networks = {"unet": unet.config} | ({} if discriminator is None else {"discriminator": discriminator.config})
     identity = Identity(
         decisive(recipe, images.fingerprint(), batch_size, networks, own_objective), circumstances(recipe, accelerator)
@@ -187,6 +190,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
         adversary=adversary,
         optimizer=optimizer,
         ema=ema,
+        powers=powers,
         pipeline=make_pipeline(contiguous_copy(unet), scheduler),
         state=state,
         metrics=_open_log(recipe, accelerator, first_step, seconds),
@@ -207,6 +211,7 @@ def _take_folder(recipe: Recipe, expected: set[str], first_step: int) -> BaseFil
     if recipe.resume_from_checkpoint not in (None, "latest"):
         checkpoint.set_aside_after(folder, first_step)
     checkpoint.tidy(folder, recipe.checkpoints_total_limit)
+    remove_snapshots_after(folder, first_step)
     return lock
 
 
@@ -271,7 +276,9 @@ def _in_precision(net: UNet2DModel, accelerator: Accelerator) -> Callable:
     return call
 
 
-def _state(unet, optimizer, ema: EMA, teacher, adversary: Adversary | None, accelerator: Accelerator) -> RunState:
+def _state(
+    unet, optimizer, ema: EMA, powers: PowerEMA | None, teacher, adversary: Adversary | None, accelerator: Accelerator
+) -> RunState:
     """Everything of a run that a checkpoint holds."""
     modules, optimizers = {"unet": unet}, {"optimizer": (optimizer, unet)}
     if teacher is not None:
@@ -280,4 +287,4 @@ def _state(unet, optimizer, ema: EMA, teacher, adversary: Adversary | None, acce
         modules["discriminator"] = adversary.model
         optimizers["discriminator_optimizer"] = (adversary.optimizer, adversary.model)
     strength = None if adversary is None else adversary.strength
-    return RunState(modules, optimizers, ema, accelerator.scaler, strength)
+    return RunState(modules, optimizers, ema, powers, accelerator.scaler, strength)

@@ -22,6 +22,7 @@ class RunState:
         modules: networks in training, and teachers, by name.
         optimizers: (optimizer, the module it trains), by name.
         ema: averages to sample with.
+        powers: averages that snapshots are taken of, or None.
         scaler: loss scale of fp16, or None.
         strength: of ACT's augmentation, or None.
     """
@@ -29,6 +30,7 @@ class RunState:
     modules: dict[str, nn.Module]
     optimizers: dict[str, tuple[torch.optim.Optimizer, nn.Module]]
     ema: EMA
+    powers: EMA | None = None
     scaler: Any = None
     strength: AdaptiveStrength | None = None
 
@@ -66,8 +68,8 @@ class RunState:
             module.load_state_dict(saved.tensors[name])
         for name, (optimizer, module) in self.optimizers.items():
             checkpoint.restore_optimizer(optimizer, module, saved.tensors[name])
-        for number, decay in enumerate(self.ema.shadows):
-            self.ema.load_state_dict(decay, saved.tensors[f"ema_{number}"])
+        for part, (averages, decay) in self._averages().items():
+            averages.load_state_dict(decay, saved.tensors[part])
         # Both begin anew in a run that goes on with changes.
         if self.scaler is not None and "scaler" in saved.state:
             self.scaler.load_state_dict(saved.state["scaler"])
@@ -78,9 +80,17 @@ class RunState:
         tensors = {name: dict(module.state_dict()) for name, module in self.modules.items()}
         for name, (optimizer, module) in self.optimizers.items():
             tensors[name] = checkpoint.optimizer_tensors(optimizer, module)
-        for number, decay in enumerate(self.ema.shadows):
-            tensors[f"ema_{number}"] = self.ema.state_dict(decay)
+        for part, (averages, decay) in self._averages().items():
+            tensors[part] = averages.state_dict(decay)
         return tensors
+
+    def _averages(self) -> dict[str, tuple[EMA, float]]:
+        kinds = {"ema": self.ema} | ({} if self.powers is None else {"power": self.powers})
+        return {
+            f"{kind}_{number}": (averages, decay)
+            for kind, averages in kinds.items()
+            for number, decay in enumerate(averages.shadows)
+        }
 
     def _check_fits(self, saved: Checkpoint) -> None:
         own = self._tensors()

@@ -16,7 +16,7 @@ from .checkpoint import describe_newest
 from .ema import move_towards
 from .interruption import Interruption
 from .optimization import learning_rate_factor, set_learning_rate
-from .outputs import export_run, publish_run, sample_run, save_run
+from .outputs import export_run, publish_run, sample_run, save_run, snapshot_run
 from .recipe import Recipe
 from .run import Run, open_run
 from .schedule import is_due, is_sample_step, last_step
@@ -100,6 +100,8 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
         update_weights()
         optimizer.zero_grad(set_to_none=False)  # a captured step finds them where they are
         ema.update(step)
+        if run.powers is not None:
+            run.powers.update(step)
         decay = objective.teacher_decay(step, total_steps)
         if run.teacher is not None and decay is not None:
             move_towards(run.teacher.parameters(), run.unet.parameters(), decay)
@@ -115,6 +117,8 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
         if recipe.dry_run:
             continue
         last = step + 1 == total_steps
+        if last or is_due(step, recipe.ema_snapshot_steps):
+            snapshot_run(run, step + 1)
         stopping = None if last else interruption.reason()
         saving = last or stopping is not None or is_due(step, recipe.checkpointing_steps)
         sampling = stopping is None and is_sample_step(recipe, step)

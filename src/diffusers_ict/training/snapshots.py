@@ -1,0 +1,108 @@
+"""Snapshots of power-function averages, and averages of any length that are made of them after the run."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import UserError, first_line
+from ..files import atomic_file
+from ..hub.card import write_card
+from ..power_ema import power_exponent, reconstruction
+from .ema import PowerEMA
+
+FOLDER = "averages"
+NAME = re.compile(r"step-(\d+)\.safetensors")
+
+
+def save_snapshot(folder: Path, averages: PowerEMA, step: int) -> None:
+    """Write the averages after `step` optimizer steps into the folder of a run, in float16, as EDM2 does."""
+    tensors = {
+        f"{std}|{name}": tensor.half().cpu().contiguous()
+        for std in averages.shadows
+        for name, tensor in averages.state_dict(std).items()
+    }
+    with atomic_file(folder / FOLDER / f"step-{step:07d}.safetensors") as temporary:
+        save_file(tensors, temporary)
+
+
+def list_snapshots(folder: Path) -> dict[int, Path]:
+    """The snapshots of a run by their steps, in order."""
+    found = {int(match[1]): path for path in (folder / FOLDER).glob("*") if (match := NAME.fullmatch(path.name))}
+    return dict(sorted(found.items()))
+
+
+def remove_snapshots_after(folder: Path, step: int) -> None:
+    """Delete what a run that is resumed after `step` steps will write anew, perhaps otherwise."""
+    for later, path in list_snapshots(folder).items():
+        if later > step:
+            path.unlink()
+
+
+def reconstruct(folder: Path, std: float, step: int | None = None) -> tuple[dict[str, Tensor], float]:
+    """The average of this relative standard deviation after `step` steps, made of the snapshots up to then.
+
+    Args:
+        step: by default that of the last snapshot.
+
+    Returns:
+        (float32 tensors by name; the distance of its profile from the exact one, as a share of its norm).
+
+    Raises:
+        UserError: there are no snapshots, one is damaged, or there is no such average.
+    """
+    found = list_snapshots(folder)
+    if not found:
+        raise UserError(f"{folder} has no snapshots of averages: train with `ema_snapshot_steps`.")
+    step = max(found) if step is None else step
+    if step not in found:
+        raise UserError(f"`step` must be that of a snapshot ({', '.join(map(str, found))}), got {step}.")
+    try:
+        wanted = (step, power_exponent(std))
+    except ValueError as error:
+        raise UserError(f"`std`: {error}") from error
+    used = [path for number, path in found.items() if number <= step]
+    stds = _stds_of(used[0])
+    steps = [number for number in found if number <= step]
+    mixture, distance = reconstruction([(n, power_exponent(own)) for n in steps for own in stds], wanted)
+    made: dict[str, Tensor] = {}
+    for path, shares in zip(used, mixture.reshape(len(used), len(stds)).tolist()):
+        for std_name, tensor in _tensors_of(path).items():
+            own, name = std_name.split("|", 1)
+            share = shares[stds.index(float(own))]
+            made[name] = made.get(name, torch.zeros(())) + share * tensor.double()
+    return {name: tensor.float() for name, tensor in made.items()}, distance
+
+
+def write_variants(folder: Path, stds: Sequence[float], step: int | None = None) -> Iterator[tuple[str, float]]:
+    """Write averages beside the weights of a run, as variants, and renew its card: (name, distance) of each.
+
+    Raises:
+        UserError: as `reconstruct`; or the folder holds no finished run.
+    """
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    if not weights.is_file():
+        raise UserError(f"{folder} must be the output folder of a finished run; it has no {weights.name} in unet.")
+    for std in stds:
+        tensors, distance = reconstruct(folder, std, step)
+        name = "std" + f"{std:.10f}".rstrip("0").replace(".", "")
+        with atomic_file(weights.with_suffix(f".{name}.safetensors")) as temporary:
+            save_file(tensors, temporary, {"format": "pt"})
+        yield name, distance
+    write_card(folder)
+
+
+def _stds_of(path: Path) -> list[float]:
+    return sorted({float(name.split("|", 1)[0]) for name in _tensors_of(path)})
+
+
+def _tensors_of(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the snapshot {path} cannot be read ({first_line(error)}): delete it.") from error

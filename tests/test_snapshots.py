@@ -1,0 +1,82 @@
+"""Averages of any length, made after the run of the snapshots that it kept."""
+
+import shutil
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import load_file
+from short_run import ICT, run
+
+from diffusers_ict.commands import ema
+from diffusers_ict.power_ema import power_decay, power_exponent
+from diffusers_ict.training.ema import PowerEMA
+from diffusers_ict.training.snapshots import list_snapshots
+
+STD = 0.075
+
+
+@pytest.fixture
+def made(flags, tmp_path, monkeypatch):
+    """A run with snapshots, and the average of STD that was tracked while it trained."""
+    update, tracked = PowerEMA.update, {}
+
+    def tracking(self, step):
+        update(self, step)
+        share = 1 - power_decay(step + 1, power_exponent(STD))
+        for name, weight in zip(self.shadows[0.05], self.weights):
+            average = tracked.setdefault(name, torch.zeros(weight.shape, dtype=torch.float64))
+            average.lerp_(weight.detach().double(), share)
+
+    monkeypatch.setattr(PowerEMA, "update", tracking)
+    own = [*ICT, *flags, "--max_train_steps", 40, "--ema_snapshot_steps", 2, "--learning_rate", 1e-2]
+    assert run(*own, "--output_dir", tmp_path / "out") == 0
+    monkeypatch.undo()
+    return own, tmp_path / "out", tracked
+
+
+def test_an_average_of_another_length_is_that_which_was_tracked(made, capsys):
+    _, out, tracked = made
+    assert list(list_snapshots(out)) == list(range(2, 41, 2))
+    assert ema.main([str(out), "--std", str(STD), "0.1"]) == 0
+    assert "std0075: its profile is within" in capsys.readouterr().out
+    found = UNet2DModel.from_pretrained(out, subfolder="unet", variant="std0075").state_dict()
+    distance = sum((found[name].double() - average).square().sum() for name, average in tracked.items()).sqrt()
+    norm = sum(average.square().sum() for average in tracked.values()).sqrt()
+    assert distance < 0.005 * norm
+    final = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
+    moved = sum((found[name] - final[name]).square().sum() for name in found).sqrt()
+    assert moved > 10 * distance, "the averages differ by less than the error"
+    assert 'variant="std0075"' in (out / "README.md").read_text()
+
+
+def test_a_resumed_run_keeps_the_same_snapshots(made, tmp_path):
+    own, out, _ = made
+    resumed = shutil.copytree(out, tmp_path / "resumed")
+    shutil.rmtree(resumed / "checkpoint-40")
+    (resumed / "averages" / "step-0000090.safetensors").write_bytes(b"of a longer run")
+    assert run(*own, "--output_dir", resumed, "--resume_from_checkpoint", "latest") == 0
+    assert list(list_snapshots(resumed)) == list(list_snapshots(out))
+    for there, here in zip(list_snapshots(out).values(), list_snapshots(resumed).values()):
+        assert there.read_bytes() == here.read_bytes()
+
+
+def test_what_cannot_be_made_is_told_and_nothing_is_written(made, flags, tmp_path, capsys):
+    _, out, _ = made
+    before = sorted(out.rglob("*"))
+    for words, message in (
+        ([out, "--std", 0.5], "--std: the relative standard deviation of an average must be between 0 and 0.289"),
+        ([out, "--std", 0.1, "--step", 7], "--step must be that of a snapshot (2, 4,"),
+        ([tmp_path, "--std", 0.1], "must be the output folder of a finished run"),
+    ):
+        assert ema.main([str(word) for word in words]) == 2
+        assert message in capsys.readouterr().err
+    list_snapshots(out)[4].write_bytes(b"torn")
+    assert ema.main([str(out), "--std", "0.1"]) == 2
+    assert "step-0000004.safetensors cannot be read" in capsys.readouterr().err
+    shutil.rmtree(out / "averages")
+    assert ema.main([str(out), "--std", "0.1"]) == 2
+    assert "has no snapshots of averages: train with --ema_snapshot_steps" in capsys.readouterr().err
+    assert [path for path in sorted(out.rglob("*")) if path.is_file()] == [
+        path for path in before if path.is_file() and path.parent.name != "averages"
+    ]
