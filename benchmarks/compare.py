@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""CT, iCT and ACT side by side: same data, same UNet, same batch, same seconds of compute.
+"""Methods side by side at equal seconds on the same data: CT, iCT and ACT with one UNet and batch, or those of a file.
 
     python benchmarks/compare.py --output benchmarks/results/digits                       # the digits of scikit-learn
     python benchmarks/compare.py --data fashion-mnist.npz --resolution 16 --output ...     # any data of train_ict.py
+    python benchmarks/compare.py --trials benchmarks/runs/fashion32_trials.yaml --output ...   # settings to choose from
 
 Each method is timed for a few steps, given as many steps as fit into the seconds, trained by
 train_scripts/train_ict.py, and sampled with one and two steps. Writes OUTPUT.json (figures and how they came about),
@@ -13,6 +14,7 @@ import argparse
 import importlib.util
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from features import features as classifier_features
 from features import fit_classifier
 from provenance import ROOT, heading, provenance
@@ -50,7 +53,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--image_column"), parser.add_argument("--label_column")
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--output", type=Path, required=True, help="path of the results, without ending")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", help="some of the methods, by name [all]")
+    parser.add_argument("--trials", type=Path, help="YAML file of other methods: their flags by name")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--seconds", type=float, default=120, help="of training, for each run")
     parser.add_argument("--calibration_steps", type=int, default=60)
@@ -61,7 +65,25 @@ def arguments() -> argparse.Namespace:
         "--work", type=Path, help="folder of the runs, in which a stopped comparison goes on [temporary]"
     )
     parser.add_argument("train_flags", nargs="*", help="after --: flags of train_ict.py for every method")
-    return parser.parse_args()
+    options = parser.parse_args()
+    known = METHODS if options.trials is None else read_trials(options.trials)
+    if unknown := set(options.methods or ()) - known.keys():
+        parser.error(f"--methods must be some of {', '.join(known)}, got {', '.join(sorted(unknown))}")
+    options.methods = {name: known[name] for name in options.methods or known}
+    return options
+
+
+def read_trials(path: Path) -> dict[str, list[str]]:
+    """Flags of train_ict.py by the name of the trial; those under `all` belong to every trial, and are given first."""
+    trials = {name: shlex.split(flags or "") for name, flags in yaml.safe_load(path.read_text()).items()}
+    shared = trials.pop("all", [])
+    return {name: [*shared, *flags] for name, flags in trials.items()}
+
+
+def batch_of(flags: list[str]) -> int:
+    """Images of a step: the last value that is given, or the program's own."""
+    given = [flags[at + 1] for at, flag in enumerate(flags) if flag == "--train_batch_size"]
+    return int(given[-1]) if given else 64
 
 
 def run(flags: list[str], threads: int) -> list[dict]:
@@ -75,14 +97,14 @@ def run(flags: list[str], threads: int) -> list[dict]:
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
 
-def steps_for(flags: list[str], options: argparse.Namespace, folder: Path, threads: int, batch: int) -> int:
+def steps_for(flags: list[str], options: argparse.Namespace, folder: Path, threads: int) -> int:
     """How many steps fit into the seconds, from the median speed after warming up. Remembered in the work folder."""
     known = folder.with_suffix(".json")
     if not known.exists():
         shutil.rmtree(folder, ignore_errors=True)
         log = run([*flags, "--max_train_steps", str(options.calibration_steps), "--output_dir", str(folder)], threads)
         speed = float(np.median([entry["images_per_second"] for entry in log[len(log) // 3 :]]))
-        known.write_text(json.dumps(max(int(options.seconds * speed / batch), 16)))
+        known.write_text(json.dumps(max(int(options.seconds * speed / batch_of(flags)), 16)))
     return json.loads(known.read_text())
 
 
@@ -162,14 +184,13 @@ def main() -> None:
     common = ["--dataset_name", data, *options.train_flags]
     for name, value in (*named.items(), ("resolution", options.resolution)):
         common += [f"--{name}", str(value)] if value is not None else []
-    batch = int(common[common.index("--train_batch_size") + 1]) if "--train_batch_size" in common else 64
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
 
     with ThreadPoolExecutor(options.jobs) as pool:
         extract, extractor = load_extractor(options, images, device)
         real = extract(images.pixels)
         plan = pool.map(
-            lambda m: steps_for([*METHODS[m], *common], options, work / f"calibrate {m}", threads, batch),
+            lambda m: steps_for([*common, *options.methods[m]], options, work / f"calibrate {m}", threads),
             options.methods,
         )
         steps = dict(zip(options.methods, plan))
@@ -179,7 +200,8 @@ def main() -> None:
             folder = work / f"{method}, seed {seed}"
             done = folder.with_suffix(".json")
             if not done.exists():
-                log = train([*METHODS[method], *common, "--seed", str(seed)], folder, steps[method], threads)
+                flags = [*common, *options.methods[method], "--seed", str(seed)]
+                log = train(flags, folder, steps[method], threads)
                 row = {"method": method, "seed": seed, "steps": steps[method]}
                 row["train_seconds"] = log[-1]["train_seconds"]
                 row["augment_p"] = max(entry.get("augment_p", 0.0) for entry in log)
@@ -193,7 +215,7 @@ def main() -> None:
     report = {
         **settings(options, images, extractor),
         "train_flags": options.train_flags,
-        "batch_size": batch,
+        "methods": options.methods,
         "rows": rows,
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
