@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from itertools import product
 
-import diffusers_step
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import UNet2DModel
+from diffusers_step import DiffusersStep
 from timing import CUDA, DEVICE, in_turns, matrix_peak, now, once, seconds
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -61,7 +61,7 @@ def bench_steps(options: argparse.Namespace) -> Iterator[Row]:
         autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision.startswith("bf16"))
         peers = {
             "PyTorch's own passes and RAdam": bare_step(unet, batch, forward["unet"], autocast),
-            "diffusers' step": diffusers_step.make(config, batch, DEVICE, autocast, options.dropout),
+            "diffusers' step": diffusers_step(config, batch, autocast, options.dropout),
         }
         floor, *taken = in_turns([several([(4, forward["unet"])]), *peers.values()], options.repeats)
         yield {**case, "what": "four bare forward passes", "seconds": floor, "share_of_peak": 4 * flops / floor / peak}
@@ -134,6 +134,16 @@ def bare_step(
         optimizer.zero_grad(set_to_none=False)
 
     return step
+
+
+def diffusers_step(config: dict, batch: int, autocast: torch.autocast, dropout: float) -> Callable[[], None]:
+    """A step as diffusers' own script takes it, on random images."""
+    unet = UNet2DModel.from_config({**config, "dropout": dropout}).to(DEVICE)
+    step = DiffusersStep(unet, 1000, 1e-4, autocast)
+    images = torch.randn(
+        batch, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size, device=DEVICE
+    )
+    return lambda: step(images)
 
 
 def flops_of(function: Callable[[], None]) -> int:

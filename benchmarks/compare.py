@@ -5,13 +5,12 @@
     python benchmarks/compare.py --data fashion-mnist.npz --resolution 16 --output ...     # any data of train_ict.py
     python benchmarks/compare.py --trials benchmarks/runs/fashion32_trials.yaml --output ...   # settings to choose from
 
-Each method is timed for a few steps, given as many steps as fit into the seconds, trained by
-train_scripts/train_ict.py, and sampled with one and two steps. Writes OUTPUT.json (figures and how they came about),
-OUTPUT.md and OUTPUT.png.
+Each method is timed for a few steps, given as many steps as fit into the seconds, trained, and sampled with one and two
+steps. The peer is diffusers' own training script (diffusers_step.py), at as many steps as iCT: with the weights that it
+publishes, and with its averaged ones. Writes OUTPUT.json (figures and how they came about), OUTPUT.md and OUTPUT.png.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import shlex
@@ -19,25 +18,26 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from features import features as classifier_features
-from features import fit_classifier
-from provenance import ROOT, heading, provenance
+from compare_report import plot, table
+from diffusers import ConsistencyModelPipeline, DiffusionPipeline
+from measure import Extractor, evaluate, load_extractor
+from provenance import ROOT, provenance
 from torch import Tensor
 
 from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.data.images import Images, load_images
-from diffusers_ict.data.pictures import image_grid
-from diffusers_ict.evaluation import frechet_distance, precision_recall
 from diffusers_ict.training.checkpoint import list_checkpoints
 
+PEER = "diffusers' step"
 METHODS = {
+    PEER: [],
     "CT": ["--loss", "ct"],
     "iCT": ["--loss", "ict"],
     "ACT on CT": ["--loss", "act", "--consistency", "ct"],
@@ -45,6 +45,8 @@ METHODS = {
     "ACT on iCT": ["--loss", "act", "--consistency", "ict"],
     "ACT on iCT, augmented": ["--loss", "act", "--consistency", "ict", "--augment"],
 }
+# Settings that change what a step costs.
+COSTS = ("--model_config_name_or_path", "--train_batch_size", "--loss", "--consistency", "--augment", "--dropout")
 
 
 def arguments() -> argparse.Namespace:
@@ -80,16 +82,16 @@ def read_trials(path: Path) -> dict[str, list[str]]:
     return {name: [*shared, *flags] for name, flags in trials.items()}
 
 
-def batch_of(flags: list[str]) -> int:
-    """Images of a step: the last value that is given, or the program's own."""
-    given = [flags[at + 1] for at, flag in enumerate(flags) if flag == "--train_batch_size"]
-    return int(given[-1]) if given else 64
+def value_of(flag: str, flags: list[str]) -> str | None:
+    """The last value that is given for a flag."""
+    given = [flags[at + 1] for at, word in enumerate(flags) if word == flag]
+    return given[-1] if given else None
 
 
-def run(flags: list[str], threads: int) -> list[dict]:
+def run(flags: list[str], threads: int, program: Path) -> list[dict]:
     """Train in a process of its own; the entries of its log."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
-    command = [sys.executable, str(ROOT / "train_scripts/train_ict.py"), *flags]
+    command = [sys.executable, str(program), *flags]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"a run failed: {' '.join(flags)}\n{done.stderr[-2000:]}")
@@ -97,65 +99,31 @@ def run(flags: list[str], threads: int) -> list[dict]:
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
 
-def steps_for(flags: list[str], options: argparse.Namespace, folder: Path, threads: int) -> int:
-    """How many steps fit into the seconds, from the median speed after warming up. Remembered in the work folder."""
-    known = folder.with_suffix(".json")
+def steps_for(flags: list[str], options: argparse.Namespace, work: Path, threads: int, program: Path) -> int:
+    """How many steps fit into the seconds, from the median speed after warming up.
+
+    Remembered in the work folder for all methods whose steps cost the same, so that they take equally many.
+    """
+    cost = [program.stem, *(f"{flag.strip('-')} {value_of(flag, flags)}" for flag in COSTS if value_of(flag, flags))]
+    folder = work / ("calibrate " + ", ".join(cost).replace("/", "_"))
+    known = folder.with_suffix(".steps")
     if not known.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        log = run([*flags, "--max_train_steps", str(options.calibration_steps), "--output_dir", str(folder)], threads)
+        flags = [*flags, "--max_train_steps", str(options.calibration_steps), "--output_dir", str(folder)]
+        log = run(flags, threads, program)
         speed = float(np.median([entry["images_per_second"] for entry in log[len(log) // 3 :]]))
-        known.write_text(json.dumps(max(int(options.seconds * speed / batch_of(flags)), 16)))
-    return json.loads(known.read_text())
+        known.write_text(str(max(int(options.seconds * speed / int(value_of("--train_batch_size", flags) or 64)), 16)))
+    return int(known.read_text())
 
 
-def train(flags: list[str], folder: Path, steps: int, threads: int) -> list[dict]:
+def train(flags: list[str], folder: Path, steps: int, threads: int, program: Path) -> list[dict]:
     """One run of the comparison, taken up again where an earlier call was stopped."""
     flags = [*flags, "--max_train_steps", str(steps), "--checkpointing_steps", str(max(steps // 8, 1))]
     if list_checkpoints(folder):
         flags += ["--resume_from_checkpoint", "latest"]
     else:
         shutil.rmtree(folder, ignore_errors=True)
-    return run([*flags, "--output_dir", str(folder)], threads)
-
-
-@torch.no_grad()
-def draw(folder: Path, steps: int, count: int, seed: int, device: str) -> Tensor:
-    """uint8 images [count, C, H, W] of a trained model."""
-    pipeline = ConsistencyPipeline.from_pretrained(folder).to(device)
-    pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator(device).manual_seed(seed)
-    parts = []
-    for start in range(0, count, 500):
-        size = min(500, count - start)
-        drawn = pipeline(size, None, steps, generator=generator, output_type="pt").images
-        parts.append((drawn * 255).round().to(torch.uint8).cpu())
-    return torch.cat(parts)
-
-
-def evaluate(folder: Path, extract: Callable, real: Tensor, count: int, device: str) -> dict:
-    """Frechet distance, precision and recall with one and two steps, against features of the whole data."""
-    out = {}
-    for steps in (1, 2):
-        images = draw(folder, steps, count, seed=1234, device=device)
-        fake = extract(images)
-        precision, recall = precision_recall(real[:5000], fake[:5000])
-        out[f"{steps}"] = {"frechet": frechet_distance(real, fake), "precision": precision, "recall": recall}
-        first = images[:64].permute(0, 2, 3, 1).numpy() / 255
-        image_grid(first, 16, zoom=2).save(folder / f"grid-{steps}.png")
-    return out
-
-
-def load_extractor(options: argparse.Namespace, images: Images, device: str) -> tuple[Callable, str]:
-    """(features of uint8 images on the CPU, what they are)."""
-    if options.features is None:
-        net = fit_classifier(images.pixels, images.labels)
-        return lambda pixels: classifier_features(
-            net, pixels
-        ), "64 features of the classifier in benchmarks/features.py"
-    spec = importlib.util.spec_from_file_location("given_features", options.features)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda pixels: module.features(pixels, device), f"features() of {Path(options.features).name}"
+    return run([*flags, "--output_dir", str(folder)], threads, program)
 
 
 def settings(options: argparse.Namespace, images: Images, extractor: str) -> dict:
@@ -172,6 +140,72 @@ def settings(options: argparse.Namespace, images: Images, extractor: str) -> dic
     }
 
 
+@dataclass
+class Comparison:
+    """What the runs of a comparison share.
+
+    Attributes:
+        work: folder of the runs.
+        common: flags of every run.
+        real: features of all images.
+        steps: of each method.
+    """
+
+    options: argparse.Namespace
+    work: Path
+    common: list[str]
+    threads: int
+    device: str
+    extract: Extractor
+    real: Tensor
+    steps: dict[str, int] = field(default_factory=dict)
+
+    def plan(self) -> None:
+        """Find the steps of each method: those that fit into the seconds; the peer takes as many as iCT."""
+        own = [name for name in self.options.methods if name != PEER or "iCT" not in self.options.methods]
+        for name in own:  # one after another: those that cost the same are measured once
+            self.steps[name] = steps_for(self.flags_of(name), self.options, self.work, self.threads, program_of(name))
+        if PEER in self.options.methods:
+            self.steps.setdefault(PEER, self.steps.get("iCT", 0))
+
+    def flags_of(self, method: str) -> list[str]:
+        return [*self.common, *self.options.methods[method]]
+
+    def rows(self, method: str, seed: int) -> list[dict]:
+        """Train and measure, if that was not done before: one row for each model that the run leaves."""
+        folder = self.work / f"{method}, seed {seed}"
+        done = folder.with_suffix(".json")
+        if not done.exists():
+            steps = self.steps[method]
+            flags = [*self.flags_of(method), "--seed", str(seed)]
+            log = train(flags, folder, steps, self.threads, program_of(method))
+            shared = {"seed": seed, "steps": steps, "train_seconds": log[-1]["train_seconds"]}
+            shared["augment_p"] = max(entry.get("augment_p", 0.0) for entry in log)
+            rows = [
+                {"method": name, **shared, "results": self.measure(pipeline.to(self.device), folder)}
+                for name, pipeline in models_of(method, folder).items()
+            ]
+            done.write_text(json.dumps(rows))
+            print(done.read_text(), flush=True)
+        return json.loads(done.read_text())
+
+    def measure(self, pipeline: DiffusionPipeline, folder: Path) -> dict:
+        return evaluate(pipeline, folder / "grid", self.extract, self.real, self.options.samples)
+
+
+def models_of(method: str, folder: Path) -> dict[str, DiffusionPipeline]:
+    """The models that a run leaves, by the name of their row."""
+    if method != PEER:
+        return {method: ConsistencyPipeline.from_pretrained(folder)}
+    parts = {f"{PEER}, as published": folder, f"{PEER}, averaged": folder / "averaged"}
+    return {name: ConsistencyModelPipeline.from_pretrained(part) for name, part in parts.items()}
+
+
+def program_of(method: str) -> Path:
+    """The script that trains a method."""
+    return ROOT / ("benchmarks/diffusers_train.py" if method == PEER else "train_scripts/train_ict.py")
+
+
 def main() -> None:
     options = arguments()
     work = options.work or Path(tempfile.mkdtemp(prefix="compare-"))
@@ -180,38 +214,19 @@ def main() -> None:
     data = options.data or str(write_digits(work / "digits.npz"))
     named = {"image_column": options.image_column, "label_column": options.label_column}
     images = load_images(dataset_name=data, resolution=options.resolution, class_conditional=True, **named)
-    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    cores = os.cpu_count() or 1
     common = ["--dataset_name", data, *options.train_flags]
     for name, value in (*named.items(), ("resolution", options.resolution)):
         common += [f"--{name}", str(value)] if value is not None else []
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-
+    torch.set_num_threads(max(1, cores // 2))
+    extract, extractor = load_extractor(options.features, images, device)
+    real = extract(images.pixels)
+    comparison = Comparison(options, work, common, max(1, cores // options.jobs), device, extract, real)
+    comparison.plan()
+    print("steps:", comparison.steps, flush=True)
     with ThreadPoolExecutor(options.jobs) as pool:
-        extract, extractor = load_extractor(options, images, device)
-        real = extract(images.pixels)
-        plan = pool.map(
-            lambda m: steps_for([*common, *options.methods[m]], options, work / f"calibrate {m}", threads),
-            options.methods,
-        )
-        steps = dict(zip(options.methods, plan))
-        print("steps:", steps, flush=True)
-
-        def one(method: str, seed: int) -> dict:
-            folder = work / f"{method}, seed {seed}"
-            done = folder.with_suffix(".json")
-            if not done.exists():
-                flags = [*common, *options.methods[method], "--seed", str(seed)]
-                log = train(flags, folder, steps[method], threads)
-                row = {"method": method, "seed": seed, "steps": steps[method]}
-                row["train_seconds"] = log[-1]["train_seconds"]
-                row["augment_p"] = max(entry.get("augment_p", 0.0) for entry in log)
-                row["results"] = evaluate(folder, extract, real, options.samples, device)
-                done.write_text(json.dumps(row))
-                print(done.read_text(), flush=True)
-            return json.loads(done.read_text())
-
         jobs = [(method, seed) for seed in options.seeds for method in options.methods]
-        rows = list(pool.map(lambda job: one(*job), jobs))
+        rows = [row for rows in pool.map(lambda job: comparison.rows(*job), jobs) for row in rows]
     report = {
         **settings(options, images, extractor),
         "train_flags": options.train_flags,
@@ -232,52 +247,6 @@ def write_digits(path: Path) -> Path:
     digits = load_digits()
     np.savez(path, images=(digits.images * 255 / 16).round().astype(np.uint8), labels=digits.target)
     return path
-
-
-def grouped(report: dict) -> dict[str, list[dict]]:
-    out: dict[str, list[dict]] = {}
-    for row in report["rows"]:
-        out.setdefault(row["method"], []).append(row)
-    return out
-
-
-def table(report: dict) -> str:
-    """Markdown: mean over the seeds, and each seed's Frechet distance."""
-    head = (
-        "| method | steps | Frechet 1 step | 2 steps | precision 1 / 2 | recall 1 / 2 | each seed, 1 step | 2 steps |"
-    )
-    origin = f"{heading(report)}, {report['samples']} samples, {report['features']}."
-    lines = [origin, "", head, "|" + "---|" * 8]
-    for method, rows in grouped(report).items():
-
-        def mean(step: str, metric: str, rows=rows) -> float:
-            return float(np.mean([row["results"][step][metric] for row in rows]))
-
-        each = [", ".join(f"{row['results'][s]['frechet']:.3g}" for row in rows) for s in ("1", "2")]
-        lines.append(
-            f"| {method} | {rows[0]['steps']} | {mean('1', 'frechet'):.3g} | {mean('2', 'frechet'):.3g} | "
-            f"{mean('1', 'precision'):.2f} / {mean('2', 'precision'):.2f} | "
-            f"{mean('1', 'recall'):.2f} / {mean('2', 'recall'):.2f} | {each[0]} | {each[1]} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def plot(report: dict, target: Path) -> None:
-    """Frechet distance of every run, one and two steps."""
-    from matplotlib.figure import Figure
-
-    methods = grouped(report)
-    figure = Figure(figsize=(9, 0.6 * len(methods) + 1.5), layout="constrained")
-    axes = figure.subplots()
-    for steps, marker in (("1", "o"), ("2", "x")):
-        points = [(row["results"][steps]["frechet"], i) for i, rows in enumerate(methods.values()) for row in rows]
-        axes.scatter(*zip(*points), marker=marker, label=f"{steps} step{'s' if steps == '2' else ''}")
-    axes.set(xscale="log", xlabel=f"Frechet distance ({report['features']})", yticks=range(len(methods)))
-    axes.set_yticklabels(list(methods))
-    axes.invert_yaxis()
-    axes.grid(axis="x", which="both", alpha=0.3)
-    axes.legend()
-    figure.savefig(target, dpi=120)
 
 
 if __name__ == "__main__":

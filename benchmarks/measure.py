@@ -1,0 +1,98 @@
+#!/usr/bin/env python
+"""Measure a trained model with one and two steps: Frechet distance, precision and recall against the whole data.
+
+    python benchmarks/measure.py my-model --data fashion32.npz --samples 10000 --output benchmarks/results/fashion32_ict
+
+Writes OUTPUT.json, OUTPUT.md, and grids of samples OUTPUT-1.png and OUTPUT-2.png. The features are those of a small
+classifier that is fitted on the data first (benchmarks/features.py), or of a Python file.
+"""
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from features import features as classifier_features
+from features import fit_classifier
+from provenance import heading, provenance
+from torch import Tensor
+
+from diffusers_ict import ConsistencyPipeline
+from diffusers_ict.data.images import Images, load_images
+from diffusers_ict.data.pictures import image_grid
+from diffusers_ict.evaluation import frechet_distance, precision_recall
+
+Extractor = Callable[[Tensor], Tensor]  # uint8 images on the CPU -> features [n, d]
+
+
+def load_extractor(file: str | None, images: Images, device: str) -> tuple[Extractor, str]:
+    """(features, what they are): the classifier's, or those of a file with features(uint8 [n, C, H, W], device)."""
+    if file is None:
+        net = fit_classifier(images.pixels, images.labels)
+        named = "64 features of the classifier in benchmarks/features.py"
+        return lambda pixels: classifier_features(net, pixels), named
+    spec = importlib.util.spec_from_file_location("given_features", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return lambda pixels: module.features(pixels, device), f"features() of {Path(file).name}"
+
+
+def draw(pipeline: DiffusionPipeline, steps: int, count: int, seed: int) -> Tensor:
+    """uint8 images [count, C, H, W]; of random classes, where there are classes."""
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator(pipeline.device).manual_seed(seed)
+    parts = []
+    for start in range(0, count, 500):
+        size = min(500, count - start)
+        drawn = pipeline(size, num_inference_steps=steps, generator=generator, output_type="pt").images
+        parts.append((drawn * 255).round().to(torch.uint8).cpu())
+    return torch.cat(parts)
+
+
+def evaluate(pipeline: DiffusionPipeline, grid: Path, extract: Extractor, real: Tensor, count: int) -> dict:
+    """The figures by number of steps, as a string; writes GRID-1.png and GRID-2.png with 64 samples each."""
+    out = {}
+    for steps in (1, 2):
+        images = draw(pipeline, steps, count, seed=1234)
+        fake = extract(images)
+        precision, recall = precision_recall(real[:5000], fake[:5000])
+        out[f"{steps}"] = {"frechet": frechet_distance(real, fake), "precision": precision, "recall": recall}
+        first = images[:64].permute(0, 2, 3, 1).numpy() / 255
+        image_grid(first, 16, zoom=2).save(f"{grid}-{steps}.png")
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", help="a folder, or a model on the Hub")
+    parser.add_argument("--data", required=True, help="what train_ict.py takes as --dataset_name")
+    parser.add_argument("--resolution", type=int)
+    parser.add_argument("--variant", help="weights other than the published ones, such as ema999")
+    parser.add_argument("--features", help="Python file with features(uint8 [n, C, H, W], device) -> [n, d]")
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--output", type=Path, required=True, help="path of the results, without ending")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    images = load_images(dataset_name=options.data, resolution=options.resolution, class_conditional=True)
+    extract, features = load_extractor(options.features, images, device)
+    pipeline = ConsistencyPipeline.from_pretrained(options.model, variant=options.variant).to(device)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    results = evaluate(pipeline, options.output, extract, extract(images.pixels), options.samples)
+    report = {**provenance(), "samples": options.samples, "features": features, "results": results}
+    options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    lines = [
+        f"{heading(report)}, {options.samples} samples, {features}.",
+        "",
+        "| steps | Frechet | precision | recall |",
+    ]
+    lines.append("|---|---|---|---|")
+    lines += [f"| {n} | {r['frechet']:.3g} | {r['precision']:.2f} | {r['recall']:.2f} |" for n, r in results.items()]
+    options.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
