@@ -84,7 +84,7 @@ def read_trials(path: Path) -> dict[str, list[str]]:
 
 def value_of(flag: str, flags: list[str]) -> str | None:
     """The last value that is given for a flag."""
-    given = [flags[at + 1] for at, word in enumerate(flags) if word == flag]
+    given = [value for word, value in zip(flags, [*flags[1:], "on"]) if word == flag]
     return given[-1] if given else None
 
 
@@ -104,9 +104,9 @@ def steps_for(flags: list[str], options: argparse.Namespace, work: Path, threads
 
     Remembered in the work folder for all methods whose steps cost the same, so that they take equally many.
     """
-    cost = [program.stem, *(f"{flag.strip('-')} {value_of(flag, flags)}" for flag in COSTS if value_of(flag, flags))]
+    cost = [program.stem, *(f"{flag[2:]} {value}" for flag in COSTS if (value := value_of(flag, flags)))]
     folder = work / ("calibrate " + ", ".join(cost).replace("/", "_"))
-    known = folder.with_suffix(".steps")
+    known = work / f"{folder.name}.steps"
     if not known.exists():
         shutil.rmtree(folder, ignore_errors=True)
         flags = [*flags, "--max_train_steps", str(options.calibration_steps), "--output_dir", str(folder)]
@@ -174,7 +174,7 @@ class Comparison:
     def rows(self, method: str, seed: int) -> list[dict]:
         """Train and measure, if that was not done before: one row for each model that the run leaves."""
         folder = self.work / f"{method}, seed {seed}"
-        done = folder.with_suffix(".json")
+        done = self.work / f"{folder.name}.json"
         if not done.exists():
             steps = self.steps[method]
             flags = [*self.flags_of(method), "--seed", str(seed)]

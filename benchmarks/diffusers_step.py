@@ -48,7 +48,12 @@ class DiffusersStep:
         self.average = EMAModel(unet.parameters(), decay=0.99993)
         self.average.to(unet.device)
         self.optimizer = torch.optim.AdamW(unet.parameters(), lr=learning_rate, betas=(0.95, 0.999), weight_decay=1e-6)
-        self.rates = get_scheduler("cosine", self.optimizer, min(500, max_train_steps // 2), max_train_steps)
+        self.rates = get_scheduler(
+            "cosine",
+            self.optimizer,
+            num_warmup_steps=min(500, max_train_steps // 2),
+            num_training_steps=max_train_steps,
+        )
         self.generator = torch.Generator(unet.device).manual_seed(seed)
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> None:

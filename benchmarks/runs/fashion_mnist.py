@@ -2,9 +2,9 @@
 """Fashion-MNIST padded from 28x28 to 32x32, as an .npz file for --dataset_name: 60,000 grey images of ten classes.
 
     python benchmarks/runs/fashion_mnist.py runs/fashion32/data.npz
-    python benchmarks/runs/fashion_mnist.py runs/fashion32/data.npz --source fashion-mnist.npz   # train_images, train_labels
+    python benchmarks/runs/fashion_mnist.py runs/fashion32/data.npz --source fashion-mnist.npz
 
-Downloads zalando-datasets/fashion_mnist from the Hub, unless an .npz file with the same images is given.
+Downloads zalando-datasets/fashion_mnist from the Hub, unless an .npz file with train_images and train_labels is given.
 """
 
 import argparse
