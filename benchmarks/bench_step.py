@@ -88,17 +88,23 @@ def bench_steps(options: argparse.Namespace) -> Iterator[Row]:
 
 def forward_of(network: torch.nn.Module, batch: int, precision: str) -> Callable[[], None]:
     """A forward pass of a network alone, on random images, without gradients."""
-    size = network.config.sample_size
     layout = torch.channels_last if "channels-last" in precision else torch.contiguous_format
     network = network.to(DEVICE, memory_format=layout).eval()
-    x = torch.randn(batch, network.config.in_channels, size, size, device=DEVICE).to(memory_format=layout)
-    level = torch.full((batch,), 1000.0, device=DEVICE)
+    x, level = noise_for(network, batch)
+    x = x.to(memory_format=layout)
 
     def forward() -> None:
         with torch.no_grad(), torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision.startswith("bf16")):
             network(x, level)
 
     return forward
+
+
+def noise_for(network: torch.nn.Module, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(random images, their noise levels)."""
+    size = network.config.sample_size
+    x = torch.randn(batch, network.config.in_channels, size, size, device=DEVICE)
+    return x, torch.full((batch,), 1000.0, device=DEVICE)
 
 
 def several(passes: list[tuple[int, Callable[[], None]]]) -> Callable[[], None]:
@@ -121,9 +127,7 @@ def bare_step(
     """
     network = copy.deepcopy(network).train()
     optimizer = make_optimizer(network.parameters(), 1e-4, (0.9, 0.999), DEVICE)
-    size = network.config.sample_size
-    x = torch.randn(batch, network.config.in_channels, size, size, device=DEVICE)
-    level = torch.full((batch,), 1000.0, device=DEVICE)
+    x, level = noise_for(network, batch)
 
     def step() -> None:
         forward()

@@ -21,7 +21,7 @@ def test_every_part_is_measured(tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     report = json.loads((tmp_path / "bench.json").read_text())
     steps = [row for row in report["rows"] if row["part"] == "step"]
-    assert len(steps) == 3 * (2 + 4)
+    assert len(steps) == 3 * (3 + 4)
     assert len(report["rows"]) == len(steps) + 8 + 2 + 1 + 2
     assert all(row["seconds"] > 0 for row in report["rows"])
     assert all(0.1 < row["against_floor"] < 1000 for row in report["rows"] if "against_floor" in row)
