@@ -8,7 +8,8 @@ from torch import Tensor
 from ..augmentation import NUM_UNIFORM
 from ..objective import Objective
 from .draw import Draw
-from .images import Images
+from .images import to_unit
+from .stream import TrainingImages
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class GlobalBatch:
     def __init__(
         self,
         draw: Draw,
-        images: Images,
+        images: TrainingImages,
         objective: Objective,
         total_steps: int,
         micro_batch_size: int,
@@ -62,7 +63,7 @@ class GlobalBatch:
     ) -> None:
         self.draw, self.images, self.size = draw, images, draw.batch_size
         self.micro_batch_size, self.rank, self.ranks = micro_batch_size, rank, ranks
-        self.indices = draw.indices(len(images), images.pixels.device)
+        self.images_of = images.sampler(draw)
         self.flips = draw.flips() if random_flip else None
         self.sigma, self.sigma_next = objective.sample_pair(draw.pair_uniform(), draw.step, total_steps)
         self.uniform = draw.augmentation_uniform(NUM_UNIFORM) if augmented else None
@@ -80,10 +81,10 @@ class GlobalBatch:
         size = self.micro_batch_size
         rows = slice(number * size, (number + 1) * size)
         flips = None if self.flips is None else self.flips[rows]
-        x, labels = self.images.batch(self.indices[rows], flips, self.draw.device)
+        pixels, labels = self.images_of(rows)
         return Batch(
-            x,
-            labels,
+            to_unit(pixels, flips, self.draw.device),
+            None if labels is None else labels.to(self.draw.device),
             self.draw.noise(self.images.shape, range(rows.start, rows.stop)),
             self.sigma[rows],
             self.sigma_next[rows],

@@ -68,13 +68,14 @@ def in_memory(shape: tuple[int, ...]) -> np.ndarray:
         ) from error
 
 
-def decode(source: Source, form: PictureFormat, allocate: Allocate = in_memory) -> Decoded:
+def decode(source: Source, form: PictureFormat, allocate: Allocate = in_memory, quiet: bool = False) -> Decoded:
     """Decode the pictures of a source on all cores that this process may use; a progress bar is shown if it takes long.
 
     Every picture is written to its place at once, so that no more memory is taken than `allocate` takes.
 
     Args:
         allocate: makes the array for the pixels from its shape.
+        quiet: show no progress bar.
 
     Raises:
         UserError: no pictures, one that cannot be read, pictures that do not agree in size or channels, or another
@@ -82,10 +83,10 @@ def decode(source: Source, form: PictureFormat, allocate: Allocate = in_memory) 
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return _decode(source, form, allocate)
+        return _decode(source, form, allocate, quiet)
 
 
-def _decode(source: Source, form: PictureFormat, allocate: Allocate) -> Decoded:
+def _decode(source: Source, form: PictureFormat, allocate: Allocate, quiet: bool) -> Decoded:
     if source.count == 0:
         raise UserError("the data set holds no images; check its path and `image_column`.")
     items = _items(source, form)
@@ -106,7 +107,7 @@ def _decode(source: Source, form: PictureFormat, allocate: Allocate) -> Decoded:
         return found
 
     sizes, modes = Counter[Size](), Counter[str]()
-    shown = os.environ.get("RANK", "0") == "0"
+    shown = not quiet and os.environ.get("RANK", "0") == "0"
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with (
         Workers(form, threads if threads > 1 and source.count >= MANY else 0) as workers,

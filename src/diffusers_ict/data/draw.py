@@ -14,7 +14,7 @@ from torch import Tensor
 from ..noise_schedule import level_dtype
 
 # One stream for each kind of randomness, so that a new kind does not change the others. Never renumber.
-PERMUTATION, FLIP, PAIR, NOISE, DROPOUT, INIT, VALIDATION, AUGMENTATION, EVALUATION = range(9)
+PERMUTATION, FLIP, PAIR, NOISE, DROPOUT, INIT, VALIDATION, AUGMENTATION, EVALUATION, SHARD, BLOCK_ORDER = range(11)
 # Whose draw it is: the consistency step's, or one half of the discriminator's batch. Each sees images of its own.
 GENERATOR, FAKES, REALS = range(3)
 BLOCK = 16  # samples whose noise is drawn together

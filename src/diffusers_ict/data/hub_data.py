@@ -13,6 +13,7 @@ from .folder import holds_images
 from .source import Source
 
 ROWS = 64  # read at once, because files may be large
+SHARDS = 64  # of a stream of what was saved on disk
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -79,9 +80,9 @@ def read_dataset(
     """
     import datasets
 
-    data = _open(datasets, name, config_name, split)
+    data = _open(datasets, name, config_name, split, streaming=False)
     original = data._fingerprint
-    column = _image_column(datasets, data, image_column)
+    column = image_column_of(datasets, data.features, image_column)
     # Undecoded, so that a broken file can be named when its turn comes.
     data = data.cast_column(column, datasets.Image(decode=False))
     labels, names = _labels(datasets, data, label_column) if with_labels else (None, None)
@@ -123,19 +124,32 @@ def _state(data: Any, column: str, path: Path) -> str:
     return state_of_files(file.absolute() for file in [*own, *named])
 
 
-def _open(datasets: Any, name: str, config_name: str | None, split: str) -> Any:
+def open_stream(name: str, config_name: str | None, split: str) -> Any:
+    """A data set of the Hub, a folder or a file as an `IterableDataset` that knows its columns.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    import datasets
+
+    data = _open(datasets, name, config_name, split, streaming=True)
+    return data if data.features is not None else data._resolve_features()
+
+
+def _open(datasets: Any, name: str, config_name: str | None, split: str, streaming: bool) -> Any:
     path = Path(name)
     try:
         if path.suffix in FILES:
             if not path.is_file():
                 raise UserError(f"there is no file {name}.")
-            return datasets.load_dataset(FILES[path.suffix], data_files=str(path), split="train")
+            return datasets.load_dataset(FILES[path.suffix], data_files=str(path), split="train", streaming=streaming)
         if _is_saved(path):
-            return _split_of(datasets, datasets.load_from_disk(name), name, split)
+            saved = _split_of(datasets, datasets.load_from_disk(name), name, split)
+            return saved.to_iterable_dataset(num_shards=min(len(saved), SHARDS)) if streaming else saved
         if path.is_dir() and not _is_described(path) and holds_images(path):
             # The library would guess splits from names of folders and files, and leave out the other images.
             raise UserError(f"a folder of images is given as `train_data_dir`, got `dataset_name` {name}.")
-        return datasets.load_dataset(name, config_name, split=split)
+        return datasets.load_dataset(name, config_name, split=split, streaming=streaming)
     except UserError:
         raise
     except Exception as error:  # the library raises its own kinds, and OSError, ValueError, KeyError
@@ -162,9 +176,12 @@ def _split_of(datasets: Any, saved: Any, name: str, split: str) -> Any:
     return saved[split]
 
 
-def _image_column(datasets: Any, data: Any, wanted: str | None) -> str:
-    """The wanted column, or the only one that holds images."""
-    features = data.features
+def image_column_of(datasets: Any, features: Any, wanted: str | None) -> str:
+    """The wanted column, or the only one that holds images.
+
+    Raises:
+        UserError: it is missing, ambiguous or of the wrong kind.
+    """
     if wanted is not None:
         if wanted not in features:
             raise UserError(f"the data has no column {wanted!r} for `image_column`; it has {', '.join(features)}.")

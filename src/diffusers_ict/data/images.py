@@ -8,9 +8,11 @@ larger than memory are mapped from a file.
 import hashlib
 import json
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from ..errors import UserError
 from .cache import cache_key, cached, in_temporary_file
 from .decode import Decoded, decode
+from .draw import Draw
 from .folder import read_folder
 from .hub_data import check_hub_settings, read_dataset
 from .labels import checked_labels
@@ -68,11 +71,32 @@ class Images:
 
     def batch(self, indices: Tensor, flips: Tensor | None, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
         """Images in [-1, 1], float32 [B, C, H, W], and labels [B], on `device`; those in `flips` are mirrored."""
-        indices = indices.to(self.pixels.device)
-        x = self.pixels[indices].to(device).float() / 127.5 - 1
-        if flips is not None:
-            x = torch.where(flips.to(device)[:, None, None, None], x.flip(-1), x)
-        return x, None if self.labels is None else self.labels[indices].to(device)
+        pixels, labels = self.part(indices.to(self.pixels.device))
+        return to_unit(pixels, flips, device), None if labels is None else labels.to(device)
+
+    def part(self, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
+        """Pixels and labels of some images, uint8 [B, C, H, W] and int64 [B] or None."""
+        return self.pixels[rows], None if self.labels is None else self.labels[rows]
+
+    def sampler(self, draw: Draw) -> Callable[[slice], tuple[Tensor, Tensor | None]]:
+        """A function of rows of a step's batch, which gives the pixels and labels of their images."""
+        indices = draw.indices(len(self), self.pixels.device)
+        return lambda rows: self.part(indices[rows])
+
+    @property
+    def count(self) -> int:
+        """Images of the data set."""
+        return len(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels."""
+        return self.pixels.nbytes
+
+    @property
+    def examples(self) -> "Images":
+        """Images to show beside samples."""
+        return self
 
     def fingerprint(self) -> str:
         """What the images are, in 32 hexadecimal digits: the same for the same pixels, shape, labels and class names.
@@ -81,7 +105,7 @@ class Images:
         """
         labels = None if self.labels is None else _sha256(self.labels)
         facts = [list(self.pixels.shape), self.pixels_sha256, labels, self.class_names]
-        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+        return fingerprint_of(facts)
 
     @cached_property
     def pixels_sha256(self) -> str:
@@ -93,6 +117,17 @@ class Images:
         if sha256 is not None:
             vars(self)["pixels_sha256"] = sha256
         return self
+
+
+def to_unit(pixels: Tensor, flips: Tensor | None, device: torch.device | str) -> Tensor:
+    """uint8 [B, C, H, W] -> float32 in [-1, 1] on `device`; those in `flips` are mirrored."""
+    x = pixels.to(device).float() / 127.5 - 1
+    return x if flips is None else torch.where(flips.to(device)[:, None, None, None], x.flip(-1), x)
+
+
+def fingerprint_of(facts: Any) -> str:
+    """SHA-256 of JSON types, in 32 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
 def load_images(

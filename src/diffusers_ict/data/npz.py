@@ -30,16 +30,20 @@ class Header:
 
     shape: tuple[int, ...]
     dtype: np.dtype
+    fortran: bool = False
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
 
 
-def read_npz(path: Path, image_column: str | None, label_column: str | None, with_labels: bool) -> Source:
+def read_npz(
+    path: Path, image_column: str | None, label_column: str | None, with_labels: bool, mapped: bool = False
+) -> Source:
     """The images of a .npz file, and its labels where they are wanted and there.
 
     Args:
         image_column, label_column: names of the arrays, where they are not the only ones of their kind.
+        mapped: map images that are not compressed instead of reading them; their checksum is not looked at then.
 
     Raises:
         UserError: no such file or array, several that could be meant, or one of a shape that cannot be meant.
@@ -56,7 +60,8 @@ def read_npz(path: Path, image_column: str | None, label_column: str | None, wit
                 f"[n, C, H, W], got {_list(headers)}."
             )
         shape = headers[chosen].shape
-        if len(shape) not in (3, 4):
+        flat = _side_of_flat(headers[chosen])
+        if len(shape) not in (3, 4) and not flat:
             raise UserError(
                 f"`image_column` must name an array [n, H, W], [n, H, W, C] or [n, C, H, W], and {chosen} of {path} is "
                 f"{headers[chosen]}."
@@ -64,8 +69,11 @@ def read_npz(path: Path, image_column: str | None, label_column: str | None, wit
         count, labels = shape[0], None
         if with_labels:
             labels = _pick(headers, label_column, lambda own: _may_be_labels(own, count), "label_column", path)
-        images = _array(file, chosen)
+        images = _array(file, chosen, mapped)
         found = None if labels is None else _array(file, labels)
+    if flat:
+        images, shape = images.reshape(count, 3, flat, flat), (count, 3, flat, flat)
+        found = None if found is None else found.astype(np.int64) - 1
     if len(shape) == 4 and shape[1] in (1, 3, 4) and shape[-1] not in (1, 3, 4):
         images = images.transpose(0, 2, 3, 1)
     return Source(
@@ -98,11 +106,11 @@ def _parsed(member: IO[bytes]) -> Header:
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"its arrays are in version {version} of NumPy's format")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(member)
-    return Header(shape, dtype)
+    shape, fortran, dtype = read(member)
+    return Header(shape, dtype, fortran)
 
 
-def _array(file: zipfile.ZipFile, name: str) -> np.ndarray:
+def _array(file: zipfile.ZipFile, name: str, mapped: bool = False) -> np.ndarray:
     """An array; no memory is taken for one that is not there in full."""
     with file.open(f"{name}.npy") as member:
         header = _parsed(member)
@@ -110,13 +118,36 @@ def _array(file: zipfile.ZipFile, name: str) -> np.ndarray:
         said = math.prod(header.shape) * header.dtype.itemsize
         if not header.dtype.hasobject and (said != there or min(header.shape, default=0) < 0):
             raise ValueError(f"{name} is {header}, which takes {said} bytes, and {there} are there")
+        if mapped and file.filename and file.getinfo(f"{name}.npy").compress_type == zipfile.ZIP_STORED:
+            return _map(file.filename, file.getinfo(f"{name}.npy").header_offset, member.tell(), header)
     with file.open(f"{name}.npy") as member:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
+def _map(path: str, member: int, begin: int, header: Header) -> np.ndarray:
+    """An array that is stored as it is, `begin` bytes behind the header of the member that begins at byte `member`."""
+    with open(path, "rb") as raw:
+        raw.seek(member + 26)  # where the member says how long its name and its extra field are
+        name, extra = struct.unpack("<HH", raw.read(4))
+    return np.memmap(
+        path, header.dtype, "r", member + 30 + name + extra + begin, header.shape, "F" if header.fortran else "C"
+    )
+
+
 def _may_be_pixels(header: Header) -> bool:
     kind, size = header.dtype.kind, header.dtype.itemsize
-    return len(header.shape) in (3, 4) and (kind == "f" or (kind == "u" and size <= 2))
+    return _side_of_flat(header) > 0 or (len(header.shape) in (3, 4) and (kind == "f" or (kind == "u" and size <= 2)))
+
+
+def _side_of_flat(header: Header) -> int:
+    """Side of the images of an array [n, 3 side side] of bytes, or 0: so are the parts of downsampled ImageNet.
+
+    Their rows hold all red values, then all green and all blue ones, and their labels count from 1.
+    """
+    if len(header.shape) != 2 or header.dtype != np.uint8:
+        return 0
+    side = math.isqrt(header.shape[1] // 3)
+    return side if header.shape[1] == 3 * side**2 else 0
 
 
 def _may_be_labels(header: Header, count: int) -> bool:

@@ -2,22 +2,25 @@
 
 import torch
 
-from .images import Images
+from .stream import StreamedImages, TrainingImages
 
 LONGEST = 80  # characters of a list of classes
 
 
-def overview(images: Images) -> dict[str, str]:
+def overview(images: TrainingImages) -> dict[str, str]:
     """Texts by title: number, shape and classes of the images, and what the pictures were, where it is known."""
-    found = {"images": f"{len(images)} of {'x'.join(map(str, images.shape))}, {_classes(images)}"}
-    if images.originals is not None:
-        found["originals"] = str(images.originals)
+    count = "unknown number" if images.count is None else images.count
+    found = {"images": f"{count} of {'x'.join(map(str, images.shape))}, {_classes(images)}"}
+    if isinstance(images, StreamedImages):
+        found["streamed"] = f"{images.shards.number} shards, shuffled in blocks of {images.buffer} images"
+    if images.examples.originals is not None:
+        found["originals"] = str(images.examples.originals)
     return found
 
 
-def _classes(images: Images) -> str:
+def _classes(images: TrainingImages) -> str:
     """Classes with the number of images of each, or, of many classes, the least and the largest number."""
-    if images.labels is None or images.num_classes is None:
+    if isinstance(images, StreamedImages) or images.labels is None or images.num_classes is None:
         return f"{images.num_classes or 'no'} classes"
     counts = torch.bincount(images.labels, minlength=images.num_classes).tolist()
     names = images.class_names or [f"class {number}" for number in range(len(counts))]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from .images import Images
+    from .picture_format import PictureFormat
 
 
 @dataclass(kw_only=True)
@@ -56,6 +57,13 @@ class DataSettings:
             folder,
             lambda chosen: load_images(**own, class_conditional=class_conditional, image_cache_dir=chosen),
         )
+
+    @property
+    def form(self) -> PictureFormat:
+        """What pictures are converted to."""
+        from .picture_format import PictureFormat
+
+        return PictureFormat(self.resolution, self.center_crop, self.image_mode, self.background)
 
     @property
     def data_name(self) -> str:

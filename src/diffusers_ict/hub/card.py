@@ -104,7 +104,7 @@ def _training(run: RunMetadata) -> dict[str, Any]:
     """The values of the section on training."""
     return {
         "dataset": run.dataset,
-        "image_count": f"{run.images:,}",
+        "image_count": f"{run.images:,} images" if run.images else "a stream of images",
         "classes": f"{run.classes} classes" if run.classes else "classes not used",
         "base_model": run.base_model,
         "steps": f"{run.steps:,}",

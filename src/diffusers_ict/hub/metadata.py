@@ -41,6 +41,7 @@ class RunMetadata(Metadata):
 
     Attributes:
         dataset, base_model: names, and whether they are on the Hub; base_model is None for a run from scratch.
+        images: of the data set, or None where nobody knows.
         shape: (C, H, W) of the images; classes, class_names: or None.
         batch_size: images of one optimizer step on all processes together.
         command: repeats the run; commit: of the code, where it is a checkout.
@@ -54,7 +55,7 @@ class RunMetadata(Metadata):
     dataset_on_hub: bool
     base_model: str | None
     base_model_on_hub: bool
-    images: int
+    images: int | None
     shape: list[int]
     classes: int | None
     class_names: list[str] | None

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from accelerate import Accelerator
 from diffusers import UNet2DModel
 
-from ..data.images import Images
 from ..data.overview import overview
+from ..data.stream import TrainingImages
 from ..discriminator import ConsistencyDiscriminator
 from ..objective import Objective
 from ..time_embedding import uses_fast_columns
@@ -33,7 +33,7 @@ def stages(objective: Objective, total_steps: int) -> Iterator[tuple[int, dict[s
 def describe(
     recipe: Recipe,
     accelerator: Accelerator,
-    images: Images,
+    images: TrainingImages,
     objective: Objective,
     unet: UNet2DModel,
     discriminator: ConsistencyDiscriminator | None,
@@ -51,13 +51,13 @@ def describe(
         teacher=objective.teacher_decay(0, steps) is not None,
         half=accelerator.mixed_precision in ("fp16", "bf16"),
         fakes=(recipe.discriminator_batch_size or 0) / recipe.train_batch_size,
-        data=images.pixels.nbytes,
+        data=images.nbytes,
     )
     lines = [
         *(f"{title:<11} {text}" for title, text in overview(images).items()),
         f"parameters  {_describe_size(unet, discriminator)}",
         f"dropout     {describe_dropout(recipe, unet)}",
-        f"steps       {steps} of {batch_size} images, {steps * batch_size / len(images):.1f} epochs",
+        f"steps       {steps} of {batch_size} images{_epochs(steps * batch_size, images.count)}",
         *_describe_stages(list(stages(objective, steps))),
         f"memory      about {memory.total(recipe.train_batch_size) / 2**30:.2f} GiB: images, weights, gradients, "
         "moments, averages, activations, and a fifth to spare",
@@ -67,6 +67,10 @@ def describe(
     if recipe.insensitive_time_embedding and uses_fast_columns(unet):
         lines.append("time        the given weights use fast frequencies of the time embedding: they are kept")
     return "\n".join(lines)
+
+
+def _epochs(seen: int, count: int | None) -> str:
+    return "" if count is None else f", {seen / count:.1f} epochs"
 
 
 def _describe_size(unet: UNet2DModel, discriminator: ConsistencyDiscriminator | None) -> str:

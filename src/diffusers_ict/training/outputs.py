@@ -20,9 +20,9 @@ from .samples import contiguous_copy, export, sample_picture
 from .snapshots import save_snapshot
 
 
-def save_run(run: Run, step: int) -> None:
-    """Write a checkpoint after `step` optimizer steps."""
-    facts = dataclasses.asdict(run.identity)
+def save_run(run: Run, step: int, places: list[dict[str, int]] | None) -> None:
+    """Write a checkpoint after `step` optimizer steps; `places` are those of all processes in the stream of images."""
+    facts = {**dataclasses.asdict(run.identity), **({} if places is None else {"stream": places})}
     run.state.save(run.output_dir, step, run.metrics.train_seconds, facts, run.recipe.checkpoints_total_limit)
 
 
@@ -36,7 +36,7 @@ def sample_run(run: Run, step: int) -> None:
     """Save samples of the first EMA after `step` optimizer steps, give them to the trackers, and renew the plot."""
     run.ema.copy_to(run.pipeline.unet, run.recipe.ema_decays[0])
     seed = derive_seed(run.recipe.seed, VALIDATION)
-    picture = sample_picture(run.pipeline, run.images, run.recipe.num_validation_images, seed)
+    picture = sample_picture(run.pipeline, run.images.examples, run.recipe.num_validation_images, seed)
     folder = run.output_dir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
     picture.save(folder / f"step-{step:07d}.png")
@@ -68,7 +68,7 @@ def export_run(run: Run, step: int) -> None:
         dataset_on_hub=dataset_on_hub and recipe.dataset_name is not None,
         base_model=base,
         base_model_on_hub=base_on_hub,
-        images=len(run.images),
+        images=run.images.count,
         shape=list(run.images.shape),
         classes=run.images.num_classes,
         class_names=None if run.images.class_names is None else list(run.images.class_names),

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from diffusers import UNet2DModel
 from filelock import BaseFileLock
 
 from ..act import AdversarialWeight
 from ..data.batch import GlobalBatch
 from ..data.draw import GENERATOR, INIT, Draw, derive_seed
-from ..data.images import Images
+from ..data.stream import StreamedImages, TrainingImages, stream_images
 from ..dropout import share_dropout
 from ..errors import TrainingStopped, UserError
 from ..files import write_text
@@ -60,7 +61,7 @@ class Run:
     recipe: Recipe
     accelerator: Accelerator
     objective: Objective
-    images: Images
+    images: TrainingImages
     batch_size: int
     unet: UNet2DModel
     f: ConsistencyFunction
@@ -100,6 +101,10 @@ class Run:
         if self.lock is not None:
             self.lock.release()
 
+    def places_in_stream(self) -> list[dict[str, int]] | None:
+        """Where each process stands in the stream of images, if there is one; all processes have to call this."""
+        return gather_object([self.images.place]) if isinstance(self.images, StreamedImages) else None
+
     def draw_batch(self, step: int, role: int) -> GlobalBatch:
         """The images, noise and noise levels of a step; `role` is GENERATOR, FAKES or REALS."""
         recipe = self.recipe
@@ -119,7 +124,7 @@ class Run:
         )
 
 
-def open_run(recipe: Recipe, objective: Objective | None = None, images: Images | None = None) -> Run:
+def open_run(recipe: Recipe, objective: Objective | None = None, images: TrainingImages | None = None) -> Run:
     """Check a recipe, print a summary, and build everything. A dry run writes nothing.
 
     Args:
@@ -138,10 +143,14 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     if recipe.push_to_hub:
         check_repo_id(recipe.hub_model_id)
     found = check_output_dir(Path(recipe.output_dir), recipe.resume_from_checkpoint)
-    images = images or recipe.load(recipe.class_conditional, accelerator)
+    images = images or _load(recipe, accelerator)
     batch_size = _batch_size(recipe, accelerator, images)
     if recipe.num_train_epochs is not None:
-        recipe.max_train_steps = max(1, round(recipe.num_train_epochs * len(images) / batch_size))
+        if images.count is None:
+            raise UserError(
+                "`num_train_epochs` needs a data set that says how many images it has: give `max_train_steps`."
+            )
+        recipe.max_train_steps = max(1, round(recipe.num_train_epochs * images.count / batch_size))
     check_curriculum(objective, recipe.max_train_steps)
     _check_channels(recipe, images)
     unet = make_unet(recipe, images, derive_seed(recipe.seed, INIT, GENERATOR))
@@ -165,6 +174,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Images 
     ema = EMA(unet.named_parameters(), recipe.ema_decays, recipe.ema_warmup)
     powers = None if recipe.ema_snapshot_steps is None else PowerEMA(unet.named_parameters())
     state = _state(unet, optimizer, ema, powers, teacher, adversary, accelerator)
+    state.stream = images if isinstance(images, StreamedImages) else None
     networks = {"unet": unet.config} | ({} if discriminator is None else {"discriminator": discriminator.config})
     identity = Identity(
         decisive(recipe, images.fingerprint(), batch_size, networks, own_objective), circumstances(recipe, accelerator)
@@ -215,6 +225,13 @@ def _take_folder(recipe: Recipe, expected: set[str], first_step: int) -> BaseFil
     return lock
 
 
+def _load(recipe: Recipe, accelerator: Accelerator) -> TrainingImages:
+    if not recipe.streaming:
+        return recipe.load(recipe.class_conditional, accelerator)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    return stream_images(recipe, recipe.class_conditional, recipe.shuffle_buffer, recipe.seed, rank, ranks)
+
+
 def _scheduler(recipe: Recipe) -> ICTScheduler:
     try:
         return ICTScheduler(intermediate_sigmas=recipe.intermediate_sigmas)
@@ -244,18 +261,18 @@ def _open_log(recipe: Recipe, accelerator: Accelerator, first_step: int, seconds
     return Metrics(accelerator, log, recipe.max_train_steps, first_step, seconds, tracking)
 
 
-def _batch_size(recipe: Recipe, accelerator: Accelerator, images: Images) -> int:
+def _batch_size(recipe: Recipe, accelerator: Accelerator, images: TrainingImages) -> int:
     """Images of one optimizer step on all processes together."""
     size = recipe.train_batch_size * recipe.gradient_accumulation_steps * accelerator.num_processes
-    if size > len(images):
+    if images.count is not None and size > images.count:
         raise UserError(
             f"a batch must not be larger than the data: {size} images a step (batch x accumulation x processes) and "
-            f"{len(images)} in the data; lower `train_batch_size`."
+            f"{images.count} in the data; lower `train_batch_size`."
         )
     return size
 
 
-def _check_channels(recipe: Recipe, images: Images) -> None:
+def _check_channels(recipe: Recipe, images: TrainingImages) -> None:
     """Refuse images that LPIPS cannot compare."""
     lpips = recipe.metric == "lpips" and (recipe.loss == "ct" or (recipe.loss, recipe.consistency) == ("act", "ct"))
     if lpips and images.shape[0] not in (1, 3):

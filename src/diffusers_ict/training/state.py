@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..act import AdaptiveStrength
+from ..data.stream import StreamedImages
 from ..errors import TrainingDiverged, UserError
 from . import checkpoint
 from .checkpoint import Checkpoint
@@ -25,6 +26,7 @@ class RunState:
         powers: averages that snapshots are taken of, or None.
         scaler: loss scale of fp16, or None.
         strength: of ACT's augmentation, or None.
+        stream: images that are streamed, or None.
     """
 
     modules: dict[str, nn.Module]
@@ -33,6 +35,7 @@ class RunState:
     powers: EMA | None = None
     scaler: Any = None
     strength: AdaptiveStrength | None = None
+    stream: StreamedImages | None = None
 
     def save(
         self, folder: Path, step: int, train_seconds: float, facts: dict[str, Any], keep: int | None = None
@@ -75,6 +78,8 @@ class RunState:
             self.scaler.load_state_dict(saved.state["scaler"])
         if self.strength is not None and "augmentation" in saved.state:
             self.strength.load_state(saved.state["augmentation"])
+        if self.stream is not None and "stream" in saved.state:
+            self.stream.seek(saved.state["stream"])
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         tensors = {name: dict(module.state_dict()) for name, module in self.modules.items()}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..data.batch import Batch
 from ..data.draw import FAKES, GENERATOR, REALS
-from ..data.images import Images
+from ..data.stream import TrainingImages
 from ..errors import TrainingDiverged, TrainingStopped
 from ..objective import Objective, consistency_pair
 from ..processes import GradientMean
@@ -22,7 +22,7 @@ from .run import Run, open_run
 from .schedule import is_due, is_sample_step, last_step
 
 
-def train(recipe: Recipe, objective: Objective | None = None, images: Images | None = None) -> str | None:
+def train(recipe: Recipe, objective: Objective | None = None, images: TrainingImages | None = None) -> str | None:
     """Train as a recipe says, from reading the data to the exported folder.
 
     Args:
@@ -123,10 +123,11 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
         saving = last or stopping is not None or is_due(step, recipe.checkpointing_steps)
         sampling = stopping is None and is_sample_step(recipe, step)
         if sampling or saving or is_due(step, recipe.logging_steps):
+            places = run.places_in_stream() if saving else None
             metrics.write(step + 1, objective.mean_weight(step, total_steps), objective.schedule(step, total_steps))
             if accelerator.is_main_process:
                 if saving:
-                    save_run(run, step + 1)
+                    save_run(run, step + 1, places)
                 if sampling:
                     sample_run(run, step + 1)
                 if saving and not (last or stopping) and recipe.push_to_hub and recipe.hub_strategy == "checkpoint":

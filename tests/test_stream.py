@@ -1,0 +1,230 @@
+"""Streams: the order of the images is a function of seed and place, and a resumed run is the uninterrupted one."""
+
+import json
+from collections import Counter
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from short_run import ICT, final_tensors, run, two_processes
+
+from diffusers_ict.data.draw import Draw
+from diffusers_ict.data.picture_format import PictureFormat
+from diffusers_ict.data.shards import Shards, open_shards
+from diffusers_ict.data.stream import StreamedImages
+from diffusers_ict.errors import UserError
+from diffusers_ict.training.recipe import Recipe
+from diffusers_ict.training.train import train
+
+
+def numbers(sizes: list[int], classes: int | None = None) -> Shards:
+    """Grey images whose first pixel is their number in the data set, in shards of these sizes."""
+    first = np.cumsum([0, *sizes])
+
+    def read(shard, skipped):
+        for number in range(first[shard] + skipped, first[shard + 1]):
+            yield np.full((8, 8), number, np.uint8), None if classes is None else number % classes
+
+    return Shards(len(sizes), read, classes, None, sum(sizes), ["numbers", sizes])
+
+
+def stream(sizes=(7, 5, 9), buffer=6, seed=0, rank=0, ranks=1, classes=None) -> StreamedImages:
+    return StreamedImages(numbers(list(sizes), classes), PictureFormat(), buffer, seed, rank, ranks)
+
+
+def taken(images: StreamedImages, count: int) -> list[int]:
+    return images.take(count)[0][:, 0, 0, 0].tolist()
+
+
+def test_an_epoch_holds_every_image_once_and_the_next_one_has_another_order():
+    images = stream(buffer=7)
+    first, second = taken(images, 21), taken(images, 21)
+    assert sorted(first) == sorted(second) == list(range(21))
+    assert first != second
+    assert first != sorted(first)
+    assert taken(stream(buffer=7), 21) == first
+    assert taken(stream(buffer=7, seed=1), 21) != first
+
+
+def test_images_stay_in_the_block_of_their_place_in_the_shards():
+    images = stream(buffer=6)
+    order = images._order(0)
+    first = np.cumsum([0, 7, 5, 9])
+    placed = [n for shard in order for n in range(first[shard], first[shard + 1])]
+    assert sorted(taken(images, 6)) == sorted(placed[:6])
+    assert sorted(taken(images, 6)) == sorted(placed[6:12])
+
+
+@pytest.mark.parametrize("size", [1, 4, 6, 13])
+def test_the_images_do_not_depend_on_how_many_are_taken_at_once(size):
+    images = stream()
+    assert [n for _ in range(52 // size) for n in taken(images, size)] == taken(stream(), 52 // size * size)
+
+
+@pytest.mark.parametrize("before", [1, 3, 6, 20, 21, 47])
+def test_a_stream_goes_on_from_a_place_as_if_it_had_never_stopped(before):
+    images = stream(classes=4)
+    taken(images, before)
+    place = json.loads(json.dumps(images.place))
+    later = stream(classes=4)
+    later.seek([place])
+    for _ in range(3):
+        (x, labels), (y, again) = images.take(11), later.take(11)
+        assert x.equal(y)
+        assert labels.equal(again)
+        assert labels.equal(x[:, 0, 0, 0].long() % 4)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_processes_share_an_epoch_among_them(ranks):
+    """Whole shards each, or every so-manieth image where there are fewer shards than processes."""
+    shards = numbers([10, 10, 10])
+    seen = Counter()
+    for rank in range(ranks):
+        images = StreamedImages(shards, PictureFormat(), 2, 0, rank, ranks)
+        own = len(images._order(0)) * 10 if ranks <= 3 else 6
+        seen.update(taken(images, own))
+    assert seen == Counter(range(30))
+
+
+def test_other_processes_begin_an_epoch_that_nobody_has_begun():
+    places = []
+    for rank in range(2):
+        images = stream((4, 4), buffer=4, rank=rank, ranks=2)
+        taken(images, 6 + 4 * rank)  # one is in its second epoch, one in its third
+        places.append(images.place)
+    alone = stream((4, 4), buffer=4)
+    alone.seek(places)
+    assert alone.place["epoch"] == 3
+    assert sorted(taken(alone, 8)) == list(range(8))
+
+
+def test_what_cannot_be_streamed_is_said_in_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="the stream holds no images"):
+        stream((0, 0))
+    with pytest.raises(UserError, match="which `dataset_name` names"):
+        train(Recipe(streaming=True, train_data_dir=str(tmp_path), output_dir=str(tmp_path / "run")))
+    with pytest.raises(UserError, match="leave one of them out"):
+        train(Recipe(streaming=True, dataset_name="a/b", image_cache_dir="c", output_dir=str(tmp_path / "run")))
+    np.savez(tmp_path / "part.npz", images=np.zeros((3, 8, 8), np.uint8))
+    with pytest.raises(UserError, match=r"class_conditional. needs labels, and .*part.npz holds none"):
+        open_shards(str(tmp_path), None, "train", None, None, True)
+    assert not (tmp_path / "run").exists()
+
+    def mixed(shard, skipped):
+        for number in range(skipped, 9):
+            yield np.zeros((8, 8) if number < 4 else (16, 16), np.uint8), None
+
+    images = StreamedImages(Shards(1, mixed, None, None, 9, []), PictureFormat(), 4, 0)
+    with pytest.raises(UserError, match=r"must be alike: the first were \[1, 8, 8\] and these are \[1, 16, 16\]"):
+        images.take(5)
+
+
+def test_parts_of_downsampled_imagenet_are_mapped_and_their_labels_count_from_one(tmp_path):
+    rng = np.random.default_rng(0)
+    whole = rng.integers(0, 256, (10, 3, 16, 16), np.uint8)
+    labels = np.arange(10) % 5
+    for part in range(2):
+        own = slice(5 * part, 5 * part + 5)
+        flat = whole[own].reshape(5, -1)
+        np.savez(tmp_path / f"train_data_batch_{part + 1}.npz", data=flat, labels=labels[own] + 1, mean=flat.mean(0))
+    shards = open_shards(str(tmp_path), None, "train", None, None, True)
+    assert (shards.number, shards.num_classes, shards.count) == (2, 5, 10)
+    images = StreamedImages(shards, PictureFormat(), 10, 0)
+    x, found = images.take(10)
+    key = lambda pixels: pixels.tobytes()  # noqa: E731
+    known = {key(picture): label for picture, label in zip(whole, labels)}
+    assert [known[key(picture)] for picture in x.numpy()] == found.tolist()
+    picture, _ = next(shards.read(1, 2))
+    assert isinstance(picture.base, np.memmap) or isinstance(picture, np.memmap)
+    assert np.array_equal(picture, whole[7].transpose(1, 2, 0))
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """A folder of three parquet files with twelve images each, as a data set has them on the Hub."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["dark", "light"]), "id": Value("int64")})
+    for shard in range(3):
+        rows = {"image": [], "label": [], "id": []}
+        for number in range(12 * shard, 12 * shard + 12):
+            file = BytesIO()
+            Image.new("L", (8, 8), 7 * number).save(file, "png")
+            rows["image"].append({"bytes": file.getvalue(), "path": None})
+            rows["label"].append(int(number >= 18))
+            rows["id"].append(number)
+        Dataset.from_dict(rows, features=features).to_parquet(folder / f"train-{shard}.parquet")
+    return folder
+
+
+def test_a_folder_of_parquet_files_is_read_from_any_image_on(parquet):
+    shards = open_shards(str(parquet), None, "train", None, None, True)
+    assert (shards.number, shards.class_names) == (3, ("dark", "light"))
+    images = StreamedImages(shards, PictureFormat(), 36, 0)
+    x, labels = images.take(36)
+    values = x[:, 0, 0, 0]
+    assert sorted(values.tolist()) == [7 * n for n in range(36)]
+    assert labels.equal((values >= 7 * 18).long())
+    with pytest.raises(UserError, match="must have one column of class labels"):
+        open_shards(str(parquet), None, "train", None, "id", True)
+    with pytest.raises(UserError, match="cannot be opened"):
+        open_shards(str(parquet), None, "test", None, None, True)
+
+
+def test_a_stream_that_breaks_names_its_data(parquet):
+    shards = open_shards(str(parquet), None, "train", None, None, False)
+    next(parquet.glob("train-2*")).unlink()
+    with pytest.raises(UserError, match=r"the stream of .* cannot be read .*: go on later"):
+        list(shards.read(2, 0))
+
+
+@pytest.fixture
+def streamed(parquet, flags) -> list[str]:
+    own = ["--dataset_name", str(parquet), "--streaming", "--shuffle_buffer", "10", "--checkpoints_total_limit", "9"]
+    return [*ICT, *flags, *own]
+
+
+def test_a_resumed_run_on_a_stream_is_the_uninterrupted_one(streamed, tmp_path, capsys):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(*streamed, "--output_dir", whole) == 0
+    assert "3 shards, shuffled in blocks of 10 images" in capsys.readouterr().out
+    assert run(*streamed, "--output_dir", parts, "--resume_from_checkpoint", whole / "checkpoint-15") == 0
+    ours, theirs = final_tensors(parts), final_tensors(whole)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert "a stream of images" in (whole / "README.md").read_text()
+    again = [*streamed, "--output_dir", parts, "--resume_from_checkpoint", "latest"]
+    assert run(*again, "--shuffle_buffer", 9) == 2
+    assert "made with shuffle_buffer 10" in capsys.readouterr().err
+
+
+def test_epochs_of_a_stream_of_unknown_length_are_refused(streamed, tmp_path, capsys):
+    assert run(*streamed, "--num_train_epochs", 2, "--output_dir", tmp_path / "run") == 2
+    assert "--num_train_epochs needs a data set that says how many" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_stream_goes_on_with_other_processes_if_that_is_allowed(streamed, tmp_path, capsys):
+    out = tmp_path / "out"
+    done = two_processes("train_ict.py", *streamed, "--gradient_accumulation_steps", 1, "--output_dir", out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = json.loads((out / "checkpoint-24" / "state.json").read_text())
+    assert [place["block"] for place in state["stream"]] == [9, 9]  # 24 steps of 4 images, in blocks of 10
+    alone = [*streamed, "--output_dir", out, "--resume_from_checkpoint", out / "checkpoint-15"]
+    assert run(*alone) == 2
+    assert "made with other images" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="rounds otherwise"):
+        assert run(*alone, "--resume_with_changes") == 0
+
+
+def test_a_step_takes_the_next_images_whichever_rows_it_asks_for():
+    images = stream()
+    give = images.sampler(Draw(0, 0, 8, "cpu"))
+    together = [*give(slice(4, 8))[0][:, 0, 0, 0].tolist(), *give(slice(12, 16))[0][:, 0, 0, 0].tolist()]
+    assert together == taken(stream(), 8)
