@@ -216,7 +216,7 @@ def test_a_run_on_a_stream_goes_on_with_other_processes_if_that_is_allowed(strea
     assert done.returncode == 0, done.stderr[-2000:]
     state = json.loads((out / "checkpoint-24" / "state.json").read_text())
     assert [place["block"] for place in state["stream"]] == [9, 9]  # 24 steps of 4 images, in blocks of 10
-    alone = [*streamed, "--output_dir", out, "--resume_from_checkpoint", out / "checkpoint-15"]
+    alone = [*streamed, "--output_dir", tmp_path / "alone", "--resume_from_checkpoint", out / "checkpoint-15"]
     assert run(*alone) == 2
     assert "made with other images" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="rounds otherwise"):

@@ -163,7 +163,8 @@ def _flip_luma(flips: Tensor) -> Tensor:
 def _turn_hue(angle: Tensor) -> Tensor:
     """Rotation about the grey axis, Rodrigues' formula: [B] -> [B, 3, 3]."""
     projection, identity = _luma_projection(angle), torch.eye(3, device=angle.device)
-    cross = torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=angle.device) / math.sqrt(3)
+    # [[0, -1, 1], [1, 0, -1], [-1, 1, 0]] / sqrt(3), made on the device: a captured step copies nothing from the host.
+    cross = (identity.roll(1, 0) - identity.roll(-1, 0)) / math.sqrt(3)
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     return cos * identity + (1 - cos) * projection + sin * cross
 

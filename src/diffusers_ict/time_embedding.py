@@ -68,6 +68,13 @@ def zero_fast_columns(unet: TimeEmbedded) -> None:
 
 def hold_fast_columns(unet: TimeEmbedded) -> None:
     """Mask the gradient of the fast columns from now on, so that any optimizer leaves zeros at zero."""
-    weight = unet.time_embedding.linear_1.weight
     slow = ~fast_columns(unet)
-    weight.register_hook(lambda gradient: gradient * slow.to(gradient.device))
+
+    def mask(gradient: Tensor | None) -> Tensor | None:
+        nonlocal slow
+        if gradient is None:  # compiled passes call the hooks of frozen networks, too
+            return None
+        slow = slow.to(gradient.device)  # once: a copy in every step would be waited for, and cannot be captured
+        return gradient * slow
+
+    unet.time_embedding.linear_1.weight.register_hook(mask)

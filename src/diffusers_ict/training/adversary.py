@@ -28,7 +28,7 @@ from ..objective import Objective, Pair
 from ..preconditioning import ConsistencyFunction, per_image
 from ..processes import GradientMean, network_precision
 from ..time_embedding import hold_fast_columns, zero_fast_columns
-from .captured import Captured, can_capture
+from .captured import Captured, can_capture, captured_step
 from .optimization import make_optimizer
 from .recipe import Recipe, find_shipped
 from .unets import discriminator_config
@@ -134,20 +134,22 @@ class Adversary:
         self.r1_gamma, self.r1_interval, self.time_weight = r1_gamma, r1_interval, time_weight
         self.model = discriminator.to(accelerator.device).train()
         self.device, self.precision = accelerator.device.type, network_precision(accelerator)
-        optimizer = make_optimizer(self.model.parameters(), learning_rate, betas, accelerator.device)
+        optimizer = make_optimizer(self.model.parameters(), learning_rate, betas, capture)
         self.gradients = GradientMean(accelerator, self.model.parameters())
         self.optimizer = accelerator.prepare(optimizer)
         self.judge = torch.compile(self.losses, fullgraph=True) if compile else self.losses
         repeated = Captured if capture else lambda function: function
         self.learn = {penalised: repeated(partial(self._learn, penalised=penalised)) for penalised in (False, True)}
-        self.step = repeated(self.optimizer.step)
+        self.step = captured_step(self.optimizer) if capture else self.optimizer.step
 
     @contextmanager
     def judging(self) -> Iterator[None]:
         """D as a judge of the generator: its own weights get no gradient."""
         self.model.requires_grad_(False)
-        yield
-        self.model.requires_grad_(True)
+        try:
+            yield
+        finally:
+            self.model.requires_grad_(True)
 
     def generator_loss(self, objective: Objective, pair: Pair, batch: Batch) -> Tensor:
         """L_G: [B]. D sees the very image whose consistency is measured. To be called while `judging`."""

@@ -2,10 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -47,14 +49,14 @@ class Captured:
         if self.calls <= WARM_UP:
             return self._warm_up(arguments)
         graph = self.graph or self._capture(arguments)
-        for kept, new in zip(self.inputs, _tensors(arguments)):
+        for kept, new in zip(self.inputs, _tensors(arguments), strict=True):
             kept.copy_(new)
         graph.replay()
         return pytree.tree_map_only(Tensor, torch.clone, self.outputs)
 
     def _warm_up(self, arguments: tuple) -> Any:
         # On another stream than the default one, as the capture will be: libraries choose their workspaces by stream.
-        stream = torch.cuda.Stream()
+        stream, _ = _shared()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             result = self.function(*arguments)
@@ -65,9 +67,26 @@ class Captured:
         kept = tuple(_map_tensors(torch.clone, argument) for argument in arguments)
         self.inputs = _tensors(kept)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        stream, pool = _shared()
+        with torch.cuda.graph(self.graph, pool=pool, stream=stream):
             self.outputs = self.function(*kept)
         return self.graph
+
+
+@cache
+def _shared() -> tuple[torch.cuda.Stream, Any]:
+    """The stream and the memory of all graphs: each replay is over, and its results are copied, before the next."""
+    return torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+
+
+def captured_step(optimizer: AcceleratedOptimizer) -> Captured:
+    """The step of an optimizer, compiled first: a capturable one has thousands of small kernels otherwise."""
+    own = optimizer.optimizer
+
+    def step() -> None:
+        own.step()
+
+    return Captured(torch.compile(step))
 
 
 def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

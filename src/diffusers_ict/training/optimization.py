@@ -25,20 +25,22 @@ def learning_rate_factor(name: str, warmup_steps: int, total_steps: int) -> Call
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], learning_rate: float, betas: tuple[float, float], device: torch.device
+    parameters: Iterable[nn.Parameter], learning_rate: float, betas: tuple[float, float], capturable: bool = False
 ) -> torch.optim.RAdam:
-    """RAdam, as all three papers use it. On CUDA, nothing of its step is read by the host, so it can be captured.
+    """RAdam, as all three papers use it.
 
     Gradients are there from the start, as zeros: a captured step finds them where they are, and the first step of a
     resumed run adds to zeros as any other does, which makes 0 of -0.
+
+    Args:
+        capturable: the host reads nothing of its step, which takes thousands of small kernels unless it is compiled.
     """
     parameters = list(parameters)
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
-    cuda = device.type == "cuda"
-    rate = torch.tensor(learning_rate, device=device) if cuda else learning_rate
+    rate = torch.tensor(learning_rate, device=parameters[0].device) if capturable else learning_rate
     # foreach: one call for all parameters, also on CPUs, where it is not the default
-    return torch.optim.RAdam(parameters, rate, betas, foreach=True, capturable=cuda)
+    return torch.optim.RAdam(parameters, rate, betas, foreach=True, capturable=capturable)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

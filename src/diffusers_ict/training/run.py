@@ -28,6 +28,7 @@ from ..processes import make_accelerator, network_precision
 from ..scheduling_ict import ICTScheduler
 from . import checkpoint
 from .adversary import Adversary, build_discriminator, make_adversary
+from .captured import can_capture
 from .ema import EMA, PowerEMA
 from .estimate import describe
 from .log import Metrics
@@ -170,7 +171,8 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Trainin
         teacher = copy.deepcopy(unet).requires_grad_(False)
     share_dropout(*(unet, teacher) if teacher is not None else (unet,))
     betas = (recipe.adam_beta1, recipe.adam_beta2)
-    optimizer = accelerator.prepare(make_optimizer(unet.parameters(), recipe.learning_rate, betas, accelerator.device))
+    capturable = can_capture(recipe, accelerator)
+    optimizer = accelerator.prepare(make_optimizer(unet.parameters(), recipe.learning_rate, betas, capturable))
     ema = EMA(unet.named_parameters(), recipe.ema_decays, recipe.ema_warmup)
     powers = None if recipe.ema_snapshot_steps is None else PowerEMA(unet.named_parameters())
     state = _state(unet, optimizer, ema, powers, teacher, adversary, accelerator)

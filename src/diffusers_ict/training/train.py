@@ -1,5 +1,6 @@
 """Consistency training as the papers' algorithms have it: iCT, CT and ACT in one loop."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
@@ -11,7 +12,7 @@ from ..data.stream import TrainingImages
 from ..errors import TrainingDiverged, TrainingStopped
 from ..objective import Objective, consistency_pair
 from ..processes import GradientMean
-from .captured import Captured, can_capture
+from .captured import Captured, can_capture, captured_step
 from .checkpoint import describe_newest
 from .ema import move_towards
 from .interruption import Interruption
@@ -81,8 +82,10 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
 
     if recipe.torch_compile:
         generator_loss = torch.compile(generator_loss, fullgraph=True)
-    repeated = Captured if can_capture(recipe, accelerator) else lambda function: function
-    learn_from, update_weights = repeated(learn), repeated(optimizer.step)
+    learn_from: Callable[[Batch], Tensor] = learn
+    update_weights: Callable[[], object] = optimizer.step
+    if can_capture(recipe, accelerator):
+        learn_from, update_weights = Captured(learn), captured_step(optimizer)
 
     for step in range(run.first_step, last_step(recipe, run.first_step)):
         # ------------------------------------------------------------ the generator
