@@ -1,6 +1,7 @@
 """Compiled losses train as eager ones do, and nothing of them needs the host."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,7 @@ from diffusers_ict.augmentation import NUM_UNIFORM
 from diffusers_ict.data.batch import Batch
 from diffusers_ict.discriminator import ConsistencyDiscriminator
 from diffusers_ict.errors import UserError
+from diffusers_ict.training import captured
 from diffusers_ict.training.adversary import Adversary
 from diffusers_ict.training.optimization import make_optimizer
 from diffusers_ict.training.recipe import Recipe
@@ -45,8 +47,51 @@ def test_a_compiled_run_is_an_eager_one(loss, flags, tmp_path, monkeypatch):
 
 
 def test_compiling_and_recomputing_exclude_each_other():
-    with pytest.raises(UserError, match="computes passes again, which a graph of `torch_compile` cannot"):
+    with pytest.raises(UserError, match="computes passes again, which a graph cannot"):
         Recipe(torch_compile=True, gradient_checkpointing=True)
+
+
+@dataclass
+class Two:
+    x: torch.Tensor
+    y: torch.Tensor | None
+
+
+def add_and_multiply(two: Two, z: torch.Tensor):
+    return two.x + z, {"product": two.x * z}
+
+
+class Replayed:
+    """In place of a CUDA graph of `add_and_multiply`: it reads and writes the tensors that the capture keeps."""
+
+    def replay(self):
+        x, z = self.captured.inputs
+        total, named = add_and_multiply(Two(x, None), z)
+        self.captured.outputs[0].copy_(total)
+        self.captured.outputs[1]["product"].copy_(named["product"])
+
+
+def test_a_captured_function_sees_new_arguments_and_its_results_stay_as_they_are(monkeypatch):
+    stream, graphs = SimpleNamespace(wait_stream=lambda other: None), []
+
+    @contextmanager
+    def capturing(graph, pool, stream):
+        graphs.append(graph)
+        graph.captured = own
+        yield
+
+    monkeypatch.setattr(captured, "_shared", lambda: (stream, None))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda own: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Replayed)
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    own = captured.Captured(add_and_multiply)
+    results = [own(Two(torch.tensor(float(number)), None), torch.tensor(10.0)) for number in range(1, 7)]
+    assert [total.item() for total, _ in results] == [11, 12, 13, 14, 15, 16]
+    assert [named["product"].item() for _, named in results] == [10, 20, 30, 40, 50, 60]
+    assert len(graphs) == 1, "it is captured once"
+    with pytest.raises(ValueError, match="zip"):
+        own(Two(torch.ones(()), torch.ones(())), torch.ones(()))
 
 
 class NoNewTensors(TorchFunctionMode):

@@ -1,9 +1,11 @@
 """A step asks the device for nothing: the host may run ahead of it, and a graph can hold it."""
 
+import json
 from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
+from conftest import write_npz
 from short_run import ACT, CT, ICT, final_tensors, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -87,14 +89,37 @@ def test_no_step_waits_for_the_device(loss, flags, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's own
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # inductor's advice
+@pytest.mark.filterwarnings("ignore:.*capturable=True:UserWarning")  # of the steps before the capture
+@pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("loss", [ICT, CT, ACT], ids=["ict", "ct", "act"])
-def test_a_captured_run_agrees_with_an_eager_one_and_resumes_bit_for_bit(loss, flags, tmp_path):
-    own = [*loss, *flags, "--torch_compile"]
-    assert run(*loss, *flags, "--output_dir", tmp_path / "eager") == 0
+def test_a_captured_run_agrees_with_an_eager_one_and_resumes_bit_for_bit(loss, precision, flags, config, tmp_path):
+    """Without dropout, whose masks a compiler draws otherwise; the learning rate changes, and images have colours."""
+    data = write_npz(tmp_path / "colours.npz", channels=3)
+    unet = json.loads(config.read_text())
+    config.write_text(json.dumps({**unet, "in_channels": 3, "out_channels": 3}))
+    own = [
+        *loss,
+        *flags,
+        "--dataset_name",
+        data,
+        "--dropout",
+        0,
+        "--lr_warmup_steps",
+        10,
+        "--mixed_precision",
+        precision,
+    ]
+    own = [*own, "--max_train_steps", 40]
+    assert run(*own, "--output_dir", tmp_path / "eager") == 0
+    own.append("--torch_compile")
     assert run(*own, "--output_dir", tmp_path / "whole") == 0
-    start = tmp_path / "whole" / "checkpoint-15"
+    start = tmp_path / "whole" / "checkpoint-35"
     assert run(*own, "--resume_from_checkpoint", start, "--output_dir", tmp_path / "resumed") == 0
     eager, whole, resumed = (final_tensors(tmp_path / name) for name in ("eager", "whole", "resumed"))
+    close = {"rtol": 1e-2, "atol": 1e-3} if precision == "no" else {"rtol": 0.1, "atol": 0.05}
     for name, value in whole.items():
-        assert torch.equal(value, resumed[name]), name
-        torch.testing.assert_close(value, eager[name], rtol=1e-2, atol=1e-3)
+        if loss is not ACT:  # whose augmentation adds gradients in no fixed order
+            assert torch.equal(value, resumed[name]), name
+        torch.testing.assert_close(value, eager[name], **close, msg=name)

@@ -32,7 +32,7 @@ def files(tmp_path) -> list[Path | bytes]:
 def many(monkeypatch):
     """Two cores, and every data set large enough for workers."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    monkeypatch.setattr(decode, "MANY", 1)
+    monkeypatch.setattr(workers, "EACH", 1)
 
 
 FORM = {"resolution": 8, "center_crop": True, "image_mode": "RGB"}
@@ -41,7 +41,7 @@ FORM = {"resolution": 8, "center_crop": True, "image_mode": "RGB"}
 def test_pixels_and_report_are_those_of_one_process(files, monkeypatch):
     alone = read_images(Source(files, len(files)), **FORM)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    monkeypatch.setattr(decode, "MANY", 1)
+    monkeypatch.setattr(workers, "EACH", 1)
     monkeypatch.setattr(decode, "open_picture", Opened(decode.open_picture))
     shared = read_images(Source(files, len(files)), **FORM)
     assert decode.open_picture.times == decode.CHUNK  # those beside the first, which shows the shape
@@ -70,14 +70,15 @@ def test_a_worker_goes_on_after_a_chunk_that_it_cannot_convert():
     good = Image.new("RGB", (4, 4), "red")
     stored = BytesIO()
     good.save(stored, "png")
-    with Workers(PictureFormat(), 1) as own:
+    with Workers(PictureFormat(), 1000, 2) as own:
         assert own.convert([stored.getvalue(), b"no picture"]) is None
         (converted,) = own.convert([stored.getvalue()])
         assert np.array_equal(converted.pixels, np.asarray(good))
         assert (converted.size, converted.mode) == ((4, 4), "RGB")
         assert own.convert([np.zeros((4, 4))]) is None  # no file
-        processes = own._all
-    assert all(process.poll() is not None for process in processes)
+        started = own._started
+    assert len(started) == 1, "one is enough for one thread, and no array needs any"
+    assert all(worker.process.poll() is not None for worker in started)
 
 
 @pytest.mark.parametrize("program", ["", "raise SystemExit(1)", "print()", "import time; print('{', flush=True)"])
@@ -85,3 +86,44 @@ def test_where_workers_fail_the_images_are_read_all_the_same(program, files, man
     alone = read_images(Source(files, len(files)), **FORM)
     monkeypatch.setattr(workers, "PROGRAM", program)
     assert read_images(Source(files, len(files)), **FORM).pixels.equal(alone.pixels)
+
+
+def test_a_worker_may_be_greeted_and_spoken_to_by_others(files, many, monkeypatch, capfd):
+    alone = read_images(Source(files, len(files)), **FORM)
+    talking = "from diffusers_ict.data import workers; own = workers._convert; print('welcome'); "
+    talking += "workers._convert = lambda *given: (print('hello', flush=True), own(*given))[1]; "
+    monkeypatch.setattr(workers, "PROGRAM", talking + workers.PROGRAM)
+    monkeypatch.setattr(decode, "open_picture", Opened(decode.open_picture))
+    assert read_images(Source(files, len(files)), **FORM).pixels.equal(alone.pixels)
+    assert decode.open_picture.times == decode.CHUNK
+
+
+def test_an_answer_to_another_question_is_not_believed(files, many, monkeypatch):
+    alone = read_images(Source(files, len(files)), **FORM)
+    asked = []
+
+    def misheard(value):
+        asked.append(value)
+        return line([value[0] + 1, *value[1:]] if len(asked) == 4 else value)
+
+    line = workers._line
+    monkeypatch.setattr(workers, "_line", misheard)
+    assert read_images(Source(files, len(files)), **FORM).pixels.equal(alone.pixels)
+    assert 4 <= len(asked) <= 5, "a worker that was wrong is asked again"
+
+
+def test_processes_that_cannot_be_started_are_done_without(files, many, monkeypatch):
+    def start(*args, **kwargs):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    alone = read_images(Source(files, len(files)), **FORM)
+    monkeypatch.setattr(workers.subprocess, "Popen", start)
+    assert read_images(Source(files, len(files)), **FORM).pixels.equal(alone.pixels)
+
+
+def test_large_pictures_are_left_to_threads(monkeypatch):
+    stored = BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)).save(stored, "png")
+    with Workers(PictureFormat(), 1000, 2) as own:
+        assert own.convert([stored.getvalue()] * 16) is None
+        assert not own._started

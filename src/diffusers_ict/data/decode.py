@@ -25,7 +25,7 @@ from .originals import Originals, Size
 from .picture_file import open_picture
 from .picture_format import Converted, PictureFormat
 from .source import Picture, Source
-from .workers import MANY, Workers
+from .workers import Workers
 
 CHUNK = 16  # pictures that a thread takes at once
 Item = Picture | Converted | UserError
@@ -98,7 +98,7 @@ def _decode(source: Source, form: PictureFormat, allocate: Allocate, quiet: bool
         """Write pictures to their places; their sizes and modes."""
         found = Counter[tuple[Size, str]]()
         ready = workers.convert([item for _, item in chunk]) or (_converted(item, form, source, n) for n, item in chunk)
-        for (number, _), picture in zip(chunk, ready):
+        for (number, _), picture in zip(chunk, ready, strict=True):
             array = picture.pixels.transpose(2, 0, 1)
             if array.shape != pixels.shape[1:]:
                 raise UserError(_mismatch(pixels.shape[1:], array.shape, source.name_of(number)))
@@ -110,7 +110,7 @@ def _decode(source: Source, form: PictureFormat, allocate: Allocate, quiet: bool
     shown = not quiet and os.environ.get("RANK", "0") == "0"
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with (
-        Workers(form, threads if threads > 1 and source.count >= MANY else 0) as workers,
+        Workers(form, source.count, threads) as workers,
         progress_bar(source.count, "image", shown=shown, desc="decoding", delay=2) as progress,
     ):
         for found in _in_order(place, enumerate(chain([first], items)), threads):

@@ -225,7 +225,7 @@ class Recipe(DataSettings):
             raise UserError("`intermediate_sigmas` must name the second noise level of two steps, got none.")
         if self.gradient_checkpointing and self.torch_compile:
             raise UserError(
-                "`gradient_checkpointing` computes passes again, which a graph of `torch_compile` cannot: leave one out."
+                "`gradient_checkpointing` computes passes again, which a graph cannot: leave it or `torch_compile` out."
             )
         if self.s1 < self.s0:
             raise UserError(f"`s1` must be at least `s0`, got s1 {self.s1} and s0 {self.s0}.")
