@@ -51,39 +51,50 @@ class TimingOver(Exception):
 
 def bench_steps(options: argparse.Namespace) -> Iterator[Row]:
     """Each method at each batch and precision, against its bare forward passes and against diffusers' own step."""
-    config = {**read_config(options.unet), "dropout": 0.0}
-    critic_config = ConsistencyDiscriminator.load_config(find_shipped(options.discriminator))
     for batch, precision in product(options.batch_sizes, options.precisions):
-        unet, critic = UNet2DModel.from_config(config), ConsistencyDiscriminator.from_config(critic_config)
-        forward = {"unet": forward_of(unet, batch, precision)}
-        peak, flops = matrix_peak(precision), flops_of(forward["unet"])
-        case = {"batch": batch, "precision": precision}
-        autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision.startswith("bf16"))
-        peers = {
-            "PyTorch's own passes and RAdam": bare_step(unet, batch, forward["unet"], autocast),
-            "diffusers' step": diffusers_step(config, batch, autocast, options.dropout),
+        case: Row = {"batch": batch, "precision": precision}
+        try:
+            for row in bench_case(options, batch, precision):
+                yield {**case, **row}
+        except torch.OutOfMemoryError:
+            yield {**case, "what": "out of memory"}
+
+
+def bench_case(options: argparse.Namespace, batch: int, precision: str) -> Iterator[Row]:
+    """The floor, the peers, and each method, eagerly and compiled."""
+    config = {**read_config(options.unet), "dropout": 0.0}
+    unet = UNet2DModel.from_config(config)
+    forward = {"unet": forward_of(unet, batch, precision)}
+    peak, flops = matrix_peak(precision), flops_of(forward["unet"])
+    torch.backends.cuda.matmul.allow_tf32 = precision.startswith("tf32")
+    autocast = torch.autocast(DEVICE.type, torch.bfloat16, enabled=precision.startswith("bf16"))
+    peers = {
+        "PyTorch's own passes and RAdam": bare_step(unet, batch, forward["unet"], autocast),
+        "diffusers' step": diffusers_step(config, batch, autocast, options.dropout),
+    }
+    floor, *times = in_turns([several([(4, forward["unet"])]), *peers.values()], options.repeats)
+    yield {"what": "four bare forward passes", "seconds": floor, "share_of_peak": 4 * flops / floor / peak}
+    for what, taken in zip(peers, times):
+        yield {"what": what, "seconds": taken, "against_floor": taken / floor}
+    del peers  # and their memory
+    if any(METHODS[method]["loss"] == "act" for method in options.methods):
+        critic = ConsistencyDiscriminator.from_config(
+            ConsistencyDiscriminator.load_config(find_shipped(options.discriminator))
+        )
+        forward["critic"] = forward_of(critic, batch, precision)
+    for method, compiled in product(options.methods, (False, True) if options.compiled else (False,)):
+        passes = PASSES[METHODS[method]["loss"]]
+        run = run_of(options, method, precision, batch, compiled)
+        taken, floor, memory = step_seconds(*run, options, several(list(zip(passes, forward.values()))))
+        yield {
+            "what": method + (", compiled" if compiled else ""),
+            "seconds": taken,
+            "images_per_second": batch / taken,
+            "against_floor": taken / floor,
+            "against_diffusers": times[-1] / taken,
+            "share_of_peak": 4 * flops / taken / peak if passes[1] == 0 else None,
+            "peak_gib": memory or None,
         }
-        floor, *taken = in_turns([several([(4, forward["unet"])]), *peers.values()], options.repeats)
-        yield {**case, "what": "four bare forward passes", "seconds": floor, "share_of_peak": 4 * flops / floor / peak}
-        for what, time in zip(peers, taken):
-            yield {**case, "what": what, "seconds": time, "against_floor": time / floor}
-        peer = taken[-1]
-        if any(METHODS[method]["loss"] == "act" for method in options.methods):
-            forward["critic"] = forward_of(critic, batch, precision)
-        for method, compiled in product(options.methods, (False, True) if options.compiled else (False,)):
-            passes = PASSES[METHODS[method]["loss"]]
-            run = run_of(options, method, precision, batch, compiled)
-            taken, floor, memory = step_seconds(*run, options, several(list(zip(passes, forward.values()))))
-            yield {
-                **case,
-                "what": method + (", compiled" if compiled else ""),
-                "seconds": taken,
-                "images_per_second": batch / taken,
-                "against_floor": taken / floor,
-                "against_diffusers": peer / taken,
-                "share_of_peak": 4 * flops / taken / peak if passes[1] == 0 else None,
-                "peak_gib": memory or None,
-            }
 
 
 def forward_of(network: torch.nn.Module, batch: int, precision: str) -> Callable[[], None]:
@@ -213,7 +224,7 @@ def step_seconds(
     finally:
         Metrics.count_step = plain  # type: ignore[method-assign]
     if CUDA:
-        mean, memory = (stops[-1] - starts[options.warm - 1]) / options.timed, torch.cuda.max_memory_allocated()
+        mean, memory = (stops[-1] - starts[options.warm - 1]) / options.timed, torch.cuda.max_memory_reserved()
         return mean, seconds(floor, options.repeats), memory / 2**30
     timed = [stop - start for start, stop in zip(starts[options.warm - 1 :], stops[options.warm :])]
     return statistics.median(timed), statistics.median(floors[options.warm - 1 :]), 0.0
