@@ -10,8 +10,10 @@ import sys
 
 import inspect_model
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_unet
 from PIL import Image
+
+from diffusers_ict import ConsistencyPipeline, ICTScheduler
 
 README = (ROOT / "README.md").read_text()
 
@@ -64,6 +66,32 @@ def test_figures_in_the_readme_are_those_of_the_result_files():
     assert rows
     for row in rows:
         assert row in results, row
+
+
+def test_the_ledger_is_what_the_result_files_say():
+    """`python benchmarks/ledger.py` writes it; every link in it leads to a file."""
+    import ledger
+
+    written = (ROOT / "benchmarks" / "LEDGER.md").read_text()
+    assert written == ledger.render()
+    links = re.findall(r"\]\(([^)]+)\)", written)
+    assert links
+    assert all((ROOT / "benchmarks" / link).is_file() for link in links)
+
+
+def test_samples_are_drawn_from_a_saved_model(tmp_path, capsys):
+    import sample
+
+    ConsistencyPipeline(make_unet(num_class_embeds=3), ICTScheduler()).save_pretrained(tmp_path / "model")
+    own = [str(tmp_path / "model"), "--output", str(tmp_path / "out" / "samples.png"), "--num_samples", "7"]
+    assert sample.main(own) == 0
+    assert "7 samples with 2 steps in" in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "samples.png") as picture:
+        assert picture.size == (3 * 64 + 2 * 2, 3 * 64 + 2 * 2)  # three classes, three rows
+    assert sample.main([*own, "--num_inference_steps", "0"]) == 2
+    assert "--num_inference_steps must be at least 1, got 0" in capsys.readouterr().err
+    assert sample.main([str(tmp_path / "nothing")]) == 2
+    assert "no consistency pipeline could be loaded" in capsys.readouterr().err
 
 
 def test_minimal_example_trains_and_samples(tmp_path, monkeypatch, capsys):
