@@ -135,7 +135,7 @@ def test_files_and_saved_data_sets_are_known_by_their_size_and_time(tmp_path, de
 def test_hub_data_is_known_by_its_fingerprint(tmp_path, decoding, monkeypatch):
     import datasets
 
-    def load_dataset(name, config, split):
+    def load_dataset(name, config, split, streaming):
         pixel = {"train": 1, "test": 2}[split] + (10 if config else 0)
         features = datasets.Features({"image": datasets.Image()})
         data = datasets.Dataset.from_dict({"image": [Image.new("L", (8, 8), pixel)]}, features=features)

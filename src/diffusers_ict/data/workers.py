@@ -71,7 +71,7 @@ class Worker:
         given.flush()
         answered, described = json.loads(taken.readline())
         if answered != number or len(described) not in (0, len(files)):
-            raise ValueError("a worker answers another question")
+            raise OSError("a worker answers another question")
         return list(_received(taken, described))
 
     def end(self) -> None:
