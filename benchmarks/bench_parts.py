@@ -18,7 +18,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from diffusers import ConsistencyModelPipeline, UNet2DModel
 from PIL import Image
-from timing import DEVICE, in_turns, once, process_seconds
+from timing import DEVICE, in_turns, median_ratio, once, process_seconds
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.data.images import load_images
@@ -53,10 +53,10 @@ def bench_sampling(options: argparse.Namespace) -> Iterator[Row]:
             for pipeline in pipelines.values():
                 pipeline.set_progress_bar_config(disable=True)
             calls = [bare, *(lambda name=name: draw(name) for name in pipelines)]
-            floor, *taken = in_turns(calls, options.repeats if batch > 1 else 5 * options.repeats)
+            floors, *taken = in_turns(calls, 2 * options.repeats if batch > 1 else 12 * options.repeats)
             for name, own in zip(pipelines, taken):
-                what = f"{name}, {steps} step{'s' if steps > 1 else ''}"
-                yield {"what": what, "batch": batch, "seconds": own, "against_floor": own / floor}
+                what, ratio = f"{name}, {steps} step{'s' if steps > 1 else ''}", median_ratio(own, floors)
+                yield {"what": what, "batch": batch, "seconds": statistics.median(own), "against_floor": ratio}
 
 
 def bench_data(options: argparse.Namespace) -> Iterator[Row]:

@@ -5,13 +5,13 @@ import copy
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
-from itertools import product
+from itertools import pairwise, product
 
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import UNet2DModel
 from diffusers_step import DiffusersStep
-from timing import CUDA, DEVICE, in_turns, matrix_peak, now, once, seconds
+from timing import CUDA, DEVICE, in_turns, matrix_peak, median_ratio, now, once, seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_ict.data.images import Images
@@ -72,10 +72,11 @@ def bench_case(options: argparse.Namespace, batch: int, precision: str) -> Itera
         "PyTorch's own passes and RAdam": bare_step(unet, batch, forward["unet"], autocast),
         "diffusers' step": diffusers_step(config, batch, autocast, options.dropout),
     }
-    floor, *times = in_turns([several([(4, forward["unet"])]), *peers.values()], options.repeats)
+    floors, *times = in_turns([several([(4, forward["unet"])]), *peers.values()], options.repeats)
+    floor, peer = statistics.median(floors), statistics.median(times[-1])
     yield {"what": "four bare forward passes", "seconds": floor, "share_of_peak": 4 * flops / floor / peak}
-    for what, taken in zip(peers, times):
-        yield {"what": what, "seconds": taken, "against_floor": taken / floor}
+    for what, own in zip(peers, times):
+        yield {"what": what, "seconds": statistics.median(own), "against_floor": median_ratio(own, floors)}
     del peers  # and their memory
     if any(METHODS[method]["loss"] == "act" for method in options.methods):
         critic = ConsistencyDiscriminator.from_config(
@@ -85,13 +86,13 @@ def bench_case(options: argparse.Namespace, batch: int, precision: str) -> Itera
     for method, compiled in product(options.methods, (False, True) if options.compiled else (False,)):
         passes = PASSES[METHODS[method]["loss"]]
         run = run_of(options, method, precision, batch, compiled)
-        taken, floor, memory = step_seconds(*run, options, several(list(zip(passes, forward.values()))))
+        taken, ratio, memory = step_seconds(*run, options, several(list(zip(passes, forward.values()))))
         yield {
             "what": method + (", compiled" if compiled else ""),
             "seconds": taken,
             "images_per_second": batch / taken,
-            "against_floor": taken / floor,
-            "against_diffusers": times[-1] / taken,
+            "against_floor": ratio,
+            "against_diffusers": peer / taken,
             "share_of_peak": 4 * flops / taken / peak if passes[1] == 0 else None,
             "peak_gib": memory or None,
         }
@@ -188,7 +189,7 @@ def run_of(
 def step_seconds(
     recipe: Recipe, images: Images, options: argparse.Namespace, floor: Callable[[], None]
 ) -> tuple[float, float, float]:
-    """(time of a step of the training loop itself, time of its bare passes, peak memory in GiB).
+    """(time of a step of the training loop itself, its ratio to the bare passes, peak memory in GiB).
 
     On a GPU the mean over steps that are not waited for, with the passes before them; on a CPU the median of single
     steps, with the passes between them, so that what slows the machine down slows down both.
@@ -225,6 +226,8 @@ def step_seconds(
         Metrics.count_step = plain  # type: ignore[method-assign]
     if CUDA:
         mean, memory = (stops[-1] - starts[options.warm - 1]) / options.timed, torch.cuda.max_memory_reserved()
-        return mean, seconds(floor, options.repeats), memory / 2**30
+        return mean, mean / seconds(floor, options.repeats), memory / 2**30
     timed = [stop - start for start, stop in zip(starts[options.warm - 1 :], stops[options.warm :])]
-    return statistics.median(timed), statistics.median(floors[options.warm - 1 :]), 0.0
+    # Each step lies between the passes after the step before it and those after itself.
+    around = [(before + after) / 2 for before, after in pairwise(floors[options.warm - 1 :])]
+    return statistics.median(timed), median_ratio(timed, around), 0.0

@@ -35,9 +35,26 @@ def main() -> None:
 
 def render() -> str:
     """The text of the ledger."""
-    rows = [row_of(run) for run in yaml.safe_load((FOLDER / "runs" / "ledger.yaml").read_text())]
+    registered = yaml.safe_load((FOLDER / "runs" / "ledger.yaml").read_text())
+    rows = [row_of(run) for entry in registered for run in runs_of(entry)]
     lines = [" | ".join(COLUMNS), "|".join(["---"] * len(COLUMNS)), *(" | ".join(row) for row in rows)]
     return "\n".join([HEAD, *(f"| {line} |" for line in lines)]) + "\n"
+
+
+def runs_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs of an entry: one, or each method of a comparison whose flags name its UNet."""
+    if "method" in entry or "batch" in entry:
+        return [entry]
+    methods = json.loads((FOLDER / "results" / f"{entry['result']}.json").read_text())["methods"]
+    return [
+        {
+            **entry,
+            "run": f"{entry['run']}: {name}",
+            "method": name,
+            "unet": last_of("--model_config_name_or_path", flags),
+        }
+        for name, flags in methods.items()
+    ]
 
 
 def row_of(run: dict[str, Any]) -> list[str]:
@@ -90,9 +107,13 @@ def pair(found: list[dict[str, dict[str, float]]], name: str, form: str) -> str:
 
 def batch_of(report: dict[str, Any], method: str) -> int:
     """Images of a step: the last number that is given for the method, or for all."""
-    words = [*report.get("train_flags", ()), *report.get("methods", {}).get(method, ())]
-    given = [value for word, value in pairwise(words) if word == "--train_batch_size"]
-    return int(given[-1]) if given else report["batch_size"]
+    given = last_of("--train_batch_size", [*report.get("train_flags", ()), *report.get("methods", {}).get(method, ())])
+    return int(given or report["batch_size"])
+
+
+def last_of(flag: str, words: list[str]) -> str | None:
+    """The last value that is given for a flag."""
+    return next((value for word, value in reversed(list(pairwise(words))) if word == flag), None)
 
 
 def parameters(config: dict[str, Any]) -> int:

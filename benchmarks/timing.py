@@ -32,12 +32,16 @@ def seconds(function: Callable[[], object], repeats: int) -> float:
     return statistics.median(once(function) for _ in range(repeats))
 
 
-def in_turns(functions: list[Callable[[], object]], repeats: int) -> list[float]:
-    """The median time of a call of each, in turns, so that what slows the machine down slows all of them down."""
+def in_turns(functions: list[Callable[[], object]], repeats: int) -> list[list[float]]:
+    """The times of calls of each, in turns, so that what slows the machine down slows all of them down."""
     for function in functions:
         function()
-    found = [[once(function) for function in functions] for _ in range(repeats)]
-    return [statistics.median(times) for times in zip(*found)]
+    return [list(times) for times in zip(*([once(function) for function in functions] for _ in range(repeats)))]
+
+
+def median_ratio(times: list[float], floors: list[float]) -> float:
+    """The median ratio of times to those that were taken at about the same moment."""
+    return statistics.median(own / floor for own, floor in zip(times, floors, strict=True))
 
 
 def process_seconds(command: list[str]) -> float:

@@ -27,7 +27,7 @@ from .picture_format import Converted, PictureFormat
 from .source import Picture, Source
 from .workers import Workers
 
-CHUNK = 16  # pictures that a thread takes at once
+CHUNK = 32  # pictures that a thread takes at once
 Item = Picture | Converted | UserError
 Allocate = Callable[[tuple[int, ...]], np.ndarray]
 TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
