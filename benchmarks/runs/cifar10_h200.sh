@@ -36,7 +36,7 @@ fi
 measure() {
   $python benchmarks/measure.py "$run" --data "$data" --samples "${SAMPLES:-10000}" ${FEATURES:+--features "$FEATURES"} "$@"
 }
-for part in 1 2 3 4 5 6 7 8 9 10; do
+for part in ${TENTHS:-1 2 3 4 5 6 7 8 9 10}; do
   step=$((part * tenth))
   [ -e "$results/$name-$step.md" ] && continue
   $python train_scripts/ema.py "$run" --std 0.05 --step "$step"
