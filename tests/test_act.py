@@ -164,6 +164,7 @@ def run_act(tmp_path, config, name, **own):
     return read_log(tmp_path / name / "log.jsonl")
 
 
+@pytest.mark.slow
 def test_the_published_split_moves_the_strength_by_both_networks_batches(tmp_path, config):
     halves = run_act(tmp_path, config, "halves", discriminator_batch_size=4, augment_tau=1e-9)
     # 8 images of the generator, 4 fakes and 4 images, every second step, over a horizon of 1,000

@@ -58,6 +58,7 @@ def test_switches_are_where_n_changes():
     assert analysis.switches(entries) == [(3, 21), (4, 41)]
 
 
+@pytest.mark.slow
 def test_a_run_is_inspected(tmp_path, capsys):
     data = write_npz(tmp_path / "data.npz", count=80)
     own = ["--dataset_name", data, "--class_conditional", "--max_train_steps", 8, "--train_batch_size", 4]

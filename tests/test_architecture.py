@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 from importlinter.cli import lint_imports
 
@@ -31,6 +32,7 @@ def test_importing_the_package_and_its_flags_is_light():
     assert not loaded & {"torch", "diffusers", "accelerate", "datasets", "numpy", "transformers", "huggingface_hub"}
 
 
+@pytest.mark.slow
 def test_the_public_names_need_torch_and_diffusers_only():
     code = "from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, UNet2DModel\n"
     code += "import sys; before = set(sys.modules)\nfrom diffusers_ict import *"

@@ -174,7 +174,7 @@ def test_a_step_neither_reads_the_device_nor_copies_to_it(on_meta):
 
 
 @pytest.mark.filterwarnings("ignore:step.. was called with capturable=True:UserWarning")
-@pytest.mark.parametrize("penalised", [False, True])
+@pytest.mark.parametrize("penalised", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_discriminator_neither_reads_the_device_nor_copies_to_it(on_meta, penalised):
     unet, around = on_meta
     critic = ConsistencyDiscriminator.from_config(discriminator_config(dict(unet.config))).to(META)

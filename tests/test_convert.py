@@ -116,6 +116,7 @@ def act_checkpoint(unet: UNet2DModel, *, six: bool, compiled: bool = False) -> d
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("six", "classes", "compiled"), [(True, None, False), (False, 4, True)])
 def test_a_checkpoint_of_the_act_release_draws_the_images_of_its_formulas(six, classes, compiled, tmp_path, capsys):
     shape = {"in_channels": 3, "out_channels": 3, "sample_size": 16, "block_out_channels": (128, 64)}
@@ -168,6 +169,7 @@ def rms(error, wanted):
     return ((error.double() ** 2).mean().sqrt() / wanted.double().std(0).square().mean().sqrt()).item()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_refitted_network_agrees_with_the_original_at_levels_between_those_of_the_samplers(tmp_path, capsys):
     unet = sensitive_unet()

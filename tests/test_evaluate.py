@@ -60,6 +60,7 @@ def test_figures_are_those_of_images_drawn_by_hand(run_folder, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_figures_do_not_depend_on_the_batch_size(run_folder, tmp_path):
     own = ["--steps", 2, "--variants", "published"]
     (forty,) = figures(run_folder, tmp_path / "a", *own)
@@ -137,6 +138,7 @@ def test_killed_and_run_again_it_goes_on_and_gives_the_same_figures(run_folder, 
     assert drawn == [], "finished chunks were made again"
 
 
+@pytest.mark.slow
 def test_statistics_are_kept_by_content_and_can_be_shared(run_folder, tmp_path):
     rows = figures(run_folder, tmp_path, "--steps", 1, "--labels", "uniform")
     (kept,) = (tmp_path / "cache").glob("reference-*.safetensors")
@@ -161,6 +163,7 @@ def test_statistics_are_kept_by_content_and_can_be_shared(run_folder, tmp_path):
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["rows"] == rows
 
 
+@pytest.mark.slow
 def test_statistics_that_were_cut_off_are_finished_whatever_the_chunks(run_folder, tmp_path, monkeypatch):
     """A run stops among the reference's chunks; the next one uses chunks of another size."""
     from diffusers_ict.evaluation import chunks
@@ -283,6 +286,7 @@ def test_tuned_levels_are_written_for_every_sampler_if_they_are_better(run_folde
         assert f"sigmas=[80.0, {kept[0]}]" in (model / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_no_figure_that_levels_were_chosen_by_is_reported(run_folder, tmp_path, capsys):
     model = shutil.copytree(run_folder, tmp_path / "run")
     shutil.copy(run_folder.parent / "data.npz", tmp_path / "data.npz")

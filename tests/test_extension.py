@@ -49,6 +49,7 @@ class Continuous(Objective):
         return {"fraction": self.fraction(step, total_steps)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ict", "act"])
 def test_an_objective_without_a_grid_trains_resumes_and_is_logged(loss, tmp_path, config, capsys):
     data = write_npz(tmp_path / "data.npz")

@@ -38,6 +38,7 @@ def test_pixels_are_themselves(images):
     assert logits is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
 def test_inception_is_that_of_torch_fidelity_with_local_weights(images, inception_state, tmp_path, kind):
     path = tmp_path / f"weights.{kind}"

@@ -79,6 +79,7 @@ def test_files_that_do_not_hold_it_are_refused(tmp_path):
         LPIPS.from_safetensors(tmp_path / "b.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [["ct"], pytest.param(["act", "--consistency", "ct"], marks=pytest.mark.slow)])
 def test_the_script_trains_with_it(loss, path, tmp_path):
     data = write_npz(tmp_path / "d.npz")

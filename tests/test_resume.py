@@ -110,6 +110,7 @@ def test_a_named_checkpoint_is_resumed_from(flags, tmp_path):
     assert_bitwise_equal(tmp_path / "whole", tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_accumulated_parts_equal_one_large_batch(flags, tmp_path):
     shape = {"one": (8, 1), "two": (4, 2), "four": (2, 4)}
     for name, (size, parts) in shape.items():

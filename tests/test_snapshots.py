@@ -50,6 +50,7 @@ def test_an_average_of_another_length_is_that_which_was_tracked(made, capsys):
     assert 'variant="std0075"' in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_same_snapshots(made, tmp_path):
     own, out, _ = made
     resumed = shutil.copytree(out, tmp_path / "resumed")

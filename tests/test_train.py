@@ -55,6 +55,7 @@ def test_the_output_folder_holds_what_others_need(flags, tmp_path):
     assert (unet.time_embedding.linear_1.weight[:, fast_columns(unet)] == 0).all()
 
 
+@pytest.mark.slow
 def test_samples_appear_early_at_checkpoints_and_at_the_end_and_go_to_the_tracker(flags, tmp_path):
     where = flags.index("--validation_steps")
     own = [*flags[:where], *flags[where + 2 :], "--max_train_steps", 30, "--checkpointing_steps", 13]
@@ -165,6 +166,7 @@ def test_a_warm_start_continues_and_keeps_fast_columns_where_they_are_used(flags
     assert 0 < shift < 0.1
 
 
+@pytest.mark.slow
 def test_channels_last_changes_rounding_alone_and_is_saved_as_ever(flags, tmp_path, monkeypatch):
     own = [*ACT, *flags, "--max_train_steps", 8]
     assert run(*own, "--output_dir", tmp_path / "first") == 0
