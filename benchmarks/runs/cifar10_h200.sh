@@ -17,9 +17,11 @@ results=${RESULTS:-benchmarks/results}
 python=${PYTHON:-python}
 steps=${STEPS:-20000}
 tenth=$((steps / 10))
+unet=src/diffusers_ict/recipes/act_cifar10_unet.json
+[ -z "${CLASSES:-}" ] || unet=benchmarks/runs/cifar10_classes_unet.json
 
 set -- --loss ict --dataset_name "$data" --random_flip --output_dir "$run" --resume_from_checkpoint latest \
-  --model_config_name_or_path "${UNET:-src/diffusers_ict/recipes/act_cifar10_unet.json}" \
+  --model_config_name_or_path "${UNET:-$unet}" \
   --train_batch_size "${BATCH:-512}" --max_train_steps "$steps" --learning_rate 2e-4 --lr_warmup_steps "$tenth" \
   --dropout 0.2 --ema_decays 0.999 0.9999 --ema_snapshot_steps "$tenth" \
   --checkpointing_steps "$tenth" --max_train_minutes "${MINUTES:-8.5}" --seed 0
