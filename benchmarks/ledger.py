@@ -7,12 +7,12 @@ No figure of the ledger is typed: steps, times and distances are those of the re
 """
 
 import json
-from itertools import pairwise
 from statistics import mean
 from typing import Any
 
 import torch
 import yaml
+from compare import value_of
 from diffusers import UNet2DModel
 from provenance import ROOT
 
@@ -51,7 +51,7 @@ def runs_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
             **entry,
             "run": f"{entry['run']}: {name}",
             "method": name,
-            "unet": last_of("--model_config_name_or_path", flags),
+            "unet": value_of("--model_config_name_or_path", flags),
         }
         for name, flags in methods.items()
     ]
@@ -107,13 +107,8 @@ def pair(found: list[dict[str, dict[str, float]]], name: str, form: str) -> str:
 
 def batch_of(report: dict[str, Any], method: str) -> int:
     """Images of a step: the last number that is given for the method, or for all."""
-    given = last_of("--train_batch_size", [*report.get("train_flags", ()), *report.get("methods", {}).get(method, ())])
+    given = value_of("--train_batch_size", [*report.get("train_flags", ()), *report.get("methods", {}).get(method, ())])
     return int(given or report["batch_size"])
-
-
-def last_of(flag: str, words: list[str]) -> str | None:
-    """The last value that is given for a flag."""
-    return next((value for word, value in reversed(list(pairwise(words))) if word == flag), None)
 
 
 def parameters(config: dict[str, Any]) -> int:
