@@ -5,7 +5,6 @@ Threads share the work. Where there are many stored pictures, each thread has a 
 
 import os
 import struct
-import warnings
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -68,25 +67,19 @@ def in_memory(shape: tuple[int, ...]) -> np.ndarray:
         ) from error
 
 
-def decode(source: Source, form: PictureFormat, allocate: Allocate = in_memory, quiet: bool = False) -> Decoded:
+def decode(source: Source, form: PictureFormat, allocate: Allocate = in_memory, background: bool = False) -> Decoded:
     """Decode the pictures of a source on all cores that this process may use; a progress bar is shown if it takes long.
 
     Every picture is written to its place at once, so that no more memory is taken than `allocate` takes.
 
     Args:
         allocate: makes the array for the pixels from its shape.
-        quiet: show no progress bar.
+        background: show no progress bar, and leave the cores to the other processes of the run on this machine.
 
     Raises:
         UserError: no pictures, one that cannot be read, pictures that do not agree in size or channels, or another
             number of them than the source says. Of several such pictures, the first one is named.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return _decode(source, form, allocate, quiet)
-
-
-def _decode(source: Source, form: PictureFormat, allocate: Allocate, quiet: bool) -> Decoded:
     if source.count == 0:
         raise UserError("the data set holds no images; check its path and `image_column`.")
     items = _items(source, form)
@@ -107,8 +100,10 @@ def _decode(source: Source, form: PictureFormat, allocate: Allocate, quiet: bool
         return found
 
     sizes, modes = Counter[Size](), Counter[str]()
-    shown = not quiet and os.environ.get("RANK", "0") == "0"
+    shown = not background and os.environ.get("RANK", "0") == "0"
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if background:
+        threads = max(1, threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     with (
         Workers(form, source.count, threads) as workers,
         progress_bar(source.count, "image", shown=shown, desc="decoding", delay=2) as progress,

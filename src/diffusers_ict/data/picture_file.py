@@ -29,10 +29,16 @@ def open_picture(file: Path | bytes) -> Image.Image:
 
     Raises:
         ValueError, OSError: no picture, or in no format that Pillow decodes.
+        DecompressionBombError: more pixels than Pillow's limit.
     """
     if not file:
         raise ValueError("it is empty")
     try:
-        return Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=_formats())
+        picture = Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=_formats())
     except Image.UnidentifiedImageError as error:  # whose own message shows the file as a Python object
         raise ValueError("its content is in no format of images that Pillow decodes") from error
+    pixels, limit = picture.width * picture.height, Image.MAX_IMAGE_PIXELS
+    if limit is not None and pixels > limit:  # Pillow only warns, and filters of warnings are not for threads
+        picture.close()
+        raise Image.DecompressionBombError(f"Image size ({pixels} pixels) exceeds limit of {limit} pixels")
+    return picture

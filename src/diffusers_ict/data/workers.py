@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import count
@@ -21,7 +20,6 @@ from queue import LifoQueue
 from typing import IO
 
 import numpy as np
-from PIL import Image
 
 from .picture_file import open_picture
 from .picture_format import Converted, PictureFormat
@@ -149,7 +147,6 @@ def work() -> None:
     """The program of a worker: it ends when nothing more comes."""
     given, taken = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints from here on does not speak for the worker
-    warnings.simplefilter("error", Image.DecompressionBombWarning)
     form = PictureFormat(**json.loads(given.readline()))
     with suppress(BrokenPipeError):  # the caller is gone
         taken.write(READY)
