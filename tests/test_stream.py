@@ -13,11 +13,13 @@ from PIL import Image
 from short_run import ICT, final_tensors, run, two_processes
 
 from diffusers_ict.data.draw import Draw
+from diffusers_ict.data.images import Images
 from diffusers_ict.data.picture_format import PictureFormat
 from diffusers_ict.data.shards import Shards, open_shards
 from diffusers_ict.data.stream import StreamedImages
 from diffusers_ict.errors import UserError
 from diffusers_ict.training.recipe import Recipe
+from diffusers_ict.training.samples import _rows_of
 from diffusers_ict.training.train import train
 
 
@@ -228,3 +230,23 @@ def test_a_step_takes_the_next_images_whichever_rows_it_asks_for():
     give = images.sampler(Draw(0, 0, 8, "cpu"))
     together = [*give(slice(4, 8))[0][:, 0, 0, 0].tolist(), *give(slice(12, 16))[0][:, 0, 0, 0].tolist()]
     assert together == taken(stream(), 8)
+
+
+def test_a_class_without_an_example_is_shown_blank_and_not_as_another():
+    labels = torch.tensor([1, 1])
+    images = Images(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), labels, 3)
+    assert _rows_of(images, torch.tensor([0, 1, 2, 1, 1]), 5).tolist() == [-1, 0, -1, 1, 0]
+
+
+def test_nothing_is_read_ahead_before_an_image_is_taken():
+    """A resumed run goes to another place first."""
+    read = []
+
+    def noted(shard, skipped):
+        for number in range(skipped, 100):
+            read.append(number)
+            yield np.zeros((8, 8), np.uint8), None
+
+    images = StreamedImages(Shards(1, noted, None, None, 100, []), PictureFormat(), 50, 0)
+    images.close()
+    assert len(read) == 50

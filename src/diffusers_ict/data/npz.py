@@ -24,6 +24,9 @@ UNREADABLE = (
 )
 
 
+SMALLEST = 8  # pixels: side of images in rows; a row of fewer numbers is something else
+
+
 @dataclass(frozen=True)
 class Header:
     """What an array in a file says of itself."""
@@ -147,7 +150,7 @@ def _side_of_flat(header: Header) -> int:
     if len(header.shape) != 2 or header.dtype != np.uint8:
         return 0
     side = math.isqrt(header.shape[1] // 3)
-    return side if header.shape[1] == 3 * side**2 else 0
+    return side if side >= SMALLEST and header.shape[1] == 3 * side**2 else 0
 
 
 def _may_be_labels(header: Header, count: int) -> bool:

@@ -6,7 +6,7 @@ images of a run depend on the number of its processes.
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -72,11 +72,13 @@ class StreamedImages:
         self.shards, self.form, self.buffer, self.seed = shards, form, buffer, seed
         self.rank, self.ranks = rank, ranks
         self._shape: tuple[int, int, int] | None = None  # of the first block
+        self._next: Future[Block] | None = None
+        self._used, self._closed = 0, False
         self._reader = ThreadPoolExecutor(1)
-        first = self._read(Place(), quiet=False)
+        first = self._read(Place(), background=False)
         self.examples = first.images
         self._shape = self.examples.shape
-        self._block, self._used, self._next = first, 0, self._reader.submit(self._read, first.after)
+        self._enter(first, 0)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -123,8 +125,11 @@ class StreamedImages:
         """
         parts = []
         while count:
+            if self._next is None:  # not before: a resumed run goes to another place first
+                self._next = self._reader.submit(self._read, self._block.after)
             if self._used == self.buffer:
                 self._enter(self._next.result(), 0)
+                continue
             part = slice(self._used, min(self._used + count, self.buffer))
             parts.append(self._block.images.part(part))
             count -= part.stop - part.start
@@ -150,12 +155,17 @@ class StreamedImages:
             # Two epochs on: a block that begins at the end of an epoch is made of the next one.
             begin = Place(*(2 + max(place[name] for place in places) for name in ("block", "epoch")))
             used = 0
-        self._enter(self._read(begin, quiet=False), used)
+        self._enter(self._read(begin, background=False), used)
 
     def _enter(self, block: Block, used: int) -> None:
-        self._block, self._used, self._next = block, used, self._reader.submit(self._read, block.after)
+        self._block, self._used, self._next = block, used, None
 
-    def _read(self, place: Place, quiet: bool = True) -> Block:
+    def close(self) -> None:
+        """Stop reading ahead, so that nobody waits for it at the end of the program."""
+        self._closed = True
+        self._reader.shutdown(wait=False, cancel_futures=True)
+
+    def _read(self, place: Place, background: bool = True) -> Block:
         """The block that begins at a place: a function of its arguments, the seed and the process."""
         labels: list[int | None] = []
         after = place
@@ -163,11 +173,15 @@ class StreamedImages:
         def pictures() -> Iterator[Any]:
             nonlocal after
             for (picture, label), behind in islice(self._from(place), self.buffer):
+                if self._closed:
+                    return
                 labels.append(label)
                 after = behind
                 yield picture
 
-        decoded = decode(Source(pictures(), self.buffer), self.form, partial(_allocate, self._shape), quiet=quiet)
+        decoded = decode(
+            Source(pictures(), self.buffer), self.form, partial(_allocate, self._shape), background=background
+        )
         known = None
         if self.num_classes is not None:
             names = self.class_names or tuple(map(str, range(self.num_classes)))

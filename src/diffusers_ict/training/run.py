@@ -97,6 +97,8 @@ class Run:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         """End the progress bar and the trackers, and let go of the output folder."""
         self.metrics.progress.close()
+        if isinstance(self.images, StreamedImages):
+            self.images.close()
         if kind in (None, TrainingStopped):  # else the other processes are still at work, and would be waited for
             self.accelerator.end_training()
         if self.lock is not None:

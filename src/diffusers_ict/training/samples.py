@@ -45,7 +45,9 @@ def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, se
         generator = torch.Generator(device).manual_seed(seed)
         (found,) = pipeline(count, labels, steps, generator=generator, output_type="np", return_dict=False)
         drawn[f"{steps} step{'s' if steps > 1 else ''}"] = found if found.shape[-1] in (1, 3, 4) else found[..., :1]
-    real, _ = images.batch(_rows_of(images, labels, count), None, "cpu")
+    rows = _rows_of(images, labels, count)
+    real, _ = images.batch(rows.clamp(min=0), None, "cpu")
+    real[rows < 0] = -1
     # One row for each number of steps where that is readable, else blocks.
     columns = count if count <= 16 else int(np.ceil(np.sqrt(count)))
     names: list[str] = []
@@ -56,7 +58,7 @@ def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, se
 
 
 def _rows_of(images: Images, labels: Tensor | None, count: int) -> Tensor:
-    """Rows of the data: the first of each label in turn, or the first ones."""
+    """Rows of the data: the first of each label in turn, or -1 where there is none; without labels, the first ones."""
     if labels is None or images.labels is None:
         return torch.arange(count) % len(images)
     of_class = {label: (images.labels == label).nonzero().flatten() for label in labels.unique().tolist()}
@@ -64,7 +66,7 @@ def _rows_of(images: Images, labels: Tensor | None, count: int) -> Tensor:
     rows = []
     for label in labels.tolist():
         there = of_class[label]
-        rows.append(int(there[seen.get(label, 0) % len(there)]) if len(there) else 0)
+        rows.append(int(there[seen.get(label, 0) % len(there)]) if len(there) else -1)
         seen[label] = seen.get(label, 0) + 1
     return torch.tensor(rows)
 
