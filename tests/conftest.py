@@ -91,10 +91,8 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.fixture(scope="session")
-def python_without_us(tmp_path_factory) -> str:
-    """The interpreter of an environment that has everything this one has, but for diffusers-ict."""
-    base = tmp_path_factory.mktemp("environment")
+def environment_without_us(base: Path) -> str:
+    """The interpreter of a new environment that has everything this one has, but for diffusers-ict."""
     venv.create(base / "env", symlinks=True)
     packages = base / "packages"
     packages.mkdir()
@@ -105,6 +103,12 @@ def python_without_us(tmp_path_factory) -> str:
     own = sysconfig.get_path("purelib", vars={"base": str(base / "env"), "platbase": str(base / "env")})
     (Path(own) / "others.pth").write_text(f"{packages}\n")
     return str(python)
+
+
+@pytest.fixture(scope="session")
+def python_without_us(tmp_path_factory) -> str:
+    """An interpreter that many tests share: none may install anything for it."""
+    return environment_without_us(tmp_path_factory.mktemp("environment"))
 
 
 @pytest.fixture

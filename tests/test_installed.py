@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, write_npz
+from conftest import ROOT, environment_without_us, write_npz
 from hub_stand_in import Hub, serve
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def program(python_without_us, tmp_path_factory) -> Path:
+def program(tmp_path_factory) -> Path:
     """`diffusers-ict` of a wheel that was built from this checkout."""
     wheels = tmp_path_factory.mktemp("wheels")
     source = wheels / "source"  # a copy, because a build leaves files in its folder
@@ -25,9 +25,10 @@ def program(python_without_us, tmp_path_factory) -> Path:
     build = ["wheel", str(source), "--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(wheels)]
     subprocess.run([sys.executable, "-m", "pip", *build], check=True, cwd=wheels)
     (wheel,) = wheels.glob("diffusers_ict-*.whl")
-    install = ["--python", python_without_us, "install", "--no-deps", "--no-index", "--quiet", str(wheel)]
+    python = environment_without_us(tmp_path_factory.mktemp("installed"))  # its own, for this installs into it
+    install = ["--python", python, "install", "--no-deps", "--no-index", "--quiet", str(wheel)]
     subprocess.run([sys.executable, "-m", "pip", *install], check=True, cwd=wheels)
-    return Path(python_without_us).parent / "diffusers-ict"
+    return Path(python).parent / "diffusers-ict"
 
 
 def test_a_wheel_trains_evaluates_converts_checks_and_publishes(program, tmp_path):
