@@ -1,6 +1,7 @@
 """Streams: the order of the images is a function of seed and place, and a resumed run is the uninterrupted one."""
 
 import json
+import shutil
 from collections import Counter
 from io import BytesIO
 
@@ -15,6 +16,7 @@ from short_run import ICT, final_tensors, run, two_processes
 from diffusers_ict.data.draw import Draw
 from diffusers_ict.data.images import Images
 from diffusers_ict.data.picture_format import PictureFormat
+from diffusers_ict.data.settings import DataSettings
 from diffusers_ict.data.shards import Shards, open_shards
 from diffusers_ict.data.stream import StreamedImages
 from diffusers_ict.errors import UserError
@@ -114,7 +116,7 @@ def test_what_cannot_be_streamed_is_said_in_a_sentence(tmp_path):
         train(Recipe(streaming=True, dataset_name="a/b", image_cache_dir="c", output_dir=str(tmp_path / "run")))
     np.savez(tmp_path / "part.npz", images=np.zeros((3, 8, 8), np.uint8))
     with pytest.raises(UserError, match=r"class_conditional. needs labels, and .*part.npz holds none"):
-        open_shards(str(tmp_path), None, "train", None, None, True)
+        open_shards(DataSettings(dataset_name=str(tmp_path)), True)
     assert not (tmp_path / "run").exists()
 
     def mixed(shard, skipped):
@@ -134,7 +136,7 @@ def test_parts_of_downsampled_imagenet_are_mapped_and_their_labels_count_from_on
         own = slice(5 * part, 5 * part + 5)
         flat = whole[own].reshape(5, -1)
         np.savez(tmp_path / f"train_data_batch_{part + 1}.npz", data=flat, labels=labels[own] + 1, mean=flat.mean(0))
-    shards = open_shards(str(tmp_path), None, "train", None, None, True)
+    shards = open_shards(DataSettings(dataset_name=str(tmp_path)), True)
     assert (shards.number, shards.num_classes, shards.count) == (2, 5, 10)
     images = StreamedImages(shards, PictureFormat(), 10, 0)
     x, found = images.take(10)
@@ -165,7 +167,7 @@ def parquet(tmp_path):
 
 
 def test_a_folder_of_parquet_files_is_read_from_any_image_on(parquet):
-    shards = open_shards(str(parquet), None, "train", None, None, True)
+    shards = open_shards(DataSettings(dataset_name=str(parquet)), True)
     assert (shards.number, shards.class_names) == (3, ("dark", "light"))
     images = StreamedImages(shards, PictureFormat(), 36, 0)
     x, labels = images.take(36)
@@ -173,13 +175,13 @@ def test_a_folder_of_parquet_files_is_read_from_any_image_on(parquet):
     assert sorted(values.tolist()) == [7 * n for n in range(36)]
     assert labels.equal((values >= 7 * 18).long())
     with pytest.raises(UserError, match="must have one column of class labels"):
-        open_shards(str(parquet), None, "train", None, "id", True)
+        open_shards(DataSettings(dataset_name=str(parquet), label_column="id"), True)
     with pytest.raises(UserError, match="cannot be opened"):
-        open_shards(str(parquet), None, "test", None, None, True)
+        open_shards(DataSettings(dataset_name=str(parquet), dataset_split="test"), True)
 
 
 def test_a_stream_that_breaks_names_its_data(parquet):
-    shards = open_shards(str(parquet), None, "train", None, None, False)
+    shards = open_shards(DataSettings(dataset_name=str(parquet)), False)
     next(parquet.glob("train-2*")).unlink()
     with pytest.raises(UserError, match=r"the stream of .* cannot be read .*: go on later"):
         list(shards.read(2, 0))
@@ -191,10 +193,11 @@ def streamed(parquet, flags) -> list[str]:
     return [*ICT, *flags, *own]
 
 
-def test_a_resumed_run_on_a_stream_is_the_uninterrupted_one(streamed, tmp_path, capsys):
+def test_a_resumed_run_on_a_copy_of_its_stream_is_the_uninterrupted_one(streamed, parquet, tmp_path, capsys):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(*streamed, "--output_dir", whole) == 0
     assert "3 shards, shuffled in blocks of 10 images" in capsys.readouterr().out
+    streamed += ["--dataset_name", shutil.copytree(parquet, tmp_path / "elsewhere" / "data")]
     assert run(*streamed, "--output_dir", parts, "--resume_from_checkpoint", whole / "checkpoint-15") == 0
     ours, theirs = final_tensors(parts), final_tensors(whole)
     assert ours.keys() == theirs.keys()

@@ -9,9 +9,9 @@ import numpy as np
 
 from ..errors import UserError, first_line
 from . import hub_data
-from .cache import state_of_files
 from .labels import checked_labels
 from .npz import read_npz
+from .settings import DataSettings
 
 Item = tuple[bytes | Path | np.ndarray, int | None]
 
@@ -36,29 +36,21 @@ class Shards:
     identity: Any
 
 
-def open_shards(
-    name: str,
-    config_name: str | None,
-    split: str,
-    image_column: str | None,
-    label_column: str | None,
-    with_labels: bool,
-) -> Shards:
-    """The shards of a Hub data set, of a folder of .parquet files, or of a folder of .npz files.
+def open_shards(settings: DataSettings, with_labels: bool) -> Shards:
+    """The shards of what `dataset_name` names: a Hub data set, a folder of .parquet files, or one of .npz files.
 
     Raises:
         UserError: the data cannot be opened or streamed, or a column is missing, ambiguous or of the wrong kind.
     """
-    folder = Path(name)
+    folder = Path(cast(str, settings.dataset_name))
     parts = sorted(folder.glob("*.npz")) if folder.is_dir() else []
-    if parts:
-        return _npz_shards(parts, image_column, label_column, with_labels)
-    return _dataset_shards(name, config_name, split, image_column, label_column, with_labels)
+    return _npz_shards(parts, settings, with_labels) if parts else _dataset_shards(settings, with_labels)
 
 
-def _npz_shards(parts: list[Path], image_column: str | None, label_column: str | None, with_labels: bool) -> Shards:
+def _npz_shards(parts: list[Path], settings: DataSettings, with_labels: bool) -> Shards:
     """Each file is a shard; arrays that are not compressed are mapped into memory."""
-    sources = [read_npz(path, image_column, label_column, with_labels, mapped=True) for path in parts]
+    columns = settings.image_column, settings.label_column
+    sources = [read_npz(path, *columns, with_labels, mapped=True) for path in parts]
     classes = None
     if with_labels:
         classes = 0
@@ -73,26 +65,25 @@ def _npz_shards(parts: list[Path], image_column: str | None, label_column: str |
         for index in range(skipped, source.count):
             yield pictures[index], None if source.labels is None else int(source.labels[index])
 
-    identity = ["npz parts", state_of_files(path.resolve() for path in parts), image_column, label_column]
+    identity = ["npz parts", _names_and_sizes(parts), *columns]
     return Shards(len(parts), read, classes, None, sum(source.count for source in sources), identity)
 
 
-def _dataset_shards(
-    name: str,
-    config_name: str | None,
-    split: str,
-    image_column: str | None,
-    label_column: str | None,
-    with_labels: bool,
-) -> Shards:
+def _names_and_sizes(files: list[Path]) -> list[list[Any]]:
+    """What tells files from others wherever they lie: a run may go on with a copy of its data on another machine."""
+    return [[path.name, path.stat().st_size] for path in files]
+
+
+def _dataset_shards(settings: DataSettings, with_labels: bool) -> Shards:
     import datasets
 
-    data = hub_data.open_stream(name, config_name, split)
-    column = hub_data.image_column_of(datasets, data.features, image_column)
+    name, split = cast(str, settings.dataset_name), settings.dataset_split
+    data = hub_data.open_stream(name, settings.dataset_config_name, split)
+    column = hub_data.image_column_of(datasets, data.features, settings.image_column)
     data = data.cast_column(column, datasets.Image(decode=False))
     label, names = None, None
     if with_labels:
-        label, names = _class_column(data.features, label_column)
+        label, names = _class_column(data.features, settings.label_column)
     kept = [column] if label is None else [column, label]
     data = data.select_columns(kept)
 
@@ -113,7 +104,9 @@ def _dataset_shards(
 
     known = (data.info.splits or {}).get(split)
     count = getattr(known, "num_examples", None) or None
-    identity = ["stream", name, config_name, split, column, label, data.num_shards, count]
+    own = sorted(path for path in Path(name).rglob("*") if path.is_file()) if Path(name).is_dir() else [Path(name)]
+    which = _names_and_sizes(own) if Path(name).exists() else [name, settings.dataset_config_name]
+    identity = ["stream", which, split, column, label, data.num_shards, count]
     classes = None if names is None else len(names)
     return Shards(data.num_shards, read, classes, names, count, identity)
 

@@ -242,14 +242,7 @@ def stream_images(
         )
     if settings.image_cache_dir is not None:
         raise UserError("`streaming` keeps no images, and `image_cache_dir` keeps all of them: leave one of them out.")
-    shards = open_shards(
-        settings.dataset_name,
-        settings.dataset_config_name,
-        settings.dataset_split,
-        settings.image_column,
-        settings.label_column,
-        class_conditional,
-    )
+    shards = open_shards(settings, class_conditional)
     return StreamedImages(shards, settings.form, buffer, seed, rank, ranks)
 
 
