@@ -20,9 +20,12 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from short_run import ACT, ICT, LOSSES, final_tensors, run
 
+from diffusers_ict.errors import UserError
 from diffusers_ict.training import checkpoint, outputs, train
 from diffusers_ict.training.interruption import Interruption
 from diffusers_ict.training.log import JSONLines, Metrics, read_log
+from diffusers_ict.training.recipe import Recipe
+from diffusers_ict.training.resume import as_json, check_resumes
 
 LATEST = ["--resume_from_checkpoint", "latest"]
 
@@ -92,6 +95,14 @@ def test_another_number_of_threads_gives_a_warning(begun):
             assert run(*begun, *LATEST) == 0
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_checkpoint_that_is_older_than_a_setting_had_its_default():
+    now = as_json(Recipe().changing("result"))
+    older = {name: value for name, value in now.items() if name != "ema_warmup"}
+    assert check_resumes(now, older) == []
+    with pytest.raises(UserError, match="made with ema_warmup True and this run has False"):
+        check_resumes({**now, "ema_warmup": False}, older)
 
 
 def test_changes_on_request_are_made_and_recorded(begun, tmp_path):

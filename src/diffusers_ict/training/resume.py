@@ -61,7 +61,12 @@ def decisive(
         "data": data,
         **configs,
     }
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+    return as_json(found)
+
+
+def as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as JSON gives them back."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
 
 def circumstances(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:
@@ -82,12 +87,15 @@ def circumstances(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:
 def check_resumes(now: dict[str, Any], earlier: dict[str, Any], with_changes: bool = False) -> list[dict[str, Any]]:
     """Check that a run that `now` decides may continue a checkpoint that `earlier` decided.
 
+    A checkpoint that is older than a setting was made with the default of that setting.
+
     Returns:
         The differences, if they are allowed: {"setting", "from", "to"} each.
 
     Raises:
         UserError: naming the first difference.
     """
+    earlier = {**as_json(Recipe().changing("result")), **earlier}
     differing = [key for key in {**earlier, **now} if now.get(key) != earlier.get(key)]
     if differing and not with_changes:
         key = differing[0]
@@ -160,9 +168,10 @@ def _check_begun_alike(recipe: Recipe, folder: Path) -> None:
         earlier = None
     if not isinstance(earlier, dict):
         raise UserError(f"`output_dir` {folder} holds neither a checkpoint nor a recipe: name another folder.")
+    earlier = {**Recipe().changing("result"), **earlier}  # also of a version that had fewer settings
     for key, value in recipe.changing("result").items():
-        if earlier.get(key) != value:
+        if earlier[key] != value:
             raise UserError(
-                f"`output_dir` {folder} holds no usable checkpoint of this run: its run has {key} {earlier.get(key)}, "
+                f"`output_dir` {folder} holds no usable checkpoint of this run: its run has {key} {earlier[key]}, "
                 f"and this one {value}; name another folder."
             )
