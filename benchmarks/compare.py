@@ -62,7 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--calibration_steps", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time; the cores are shared among them")
     parser.add_argument("--samples", type=int, default=2000, help="images drawn from each model with each step count")
-    parser.add_argument("--features", help="Python file with features(uint8 [n, C, H, W], device) -> [n, d]")
+    parser.add_argument("--features", help="a .py or .pt2 file, as evaluate.py takes it [a classifier]")
     parser.add_argument(
         "--work", type=Path, help="folder of the runs, in which a stopped comparison goes on [temporary]"
     )

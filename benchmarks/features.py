@@ -1,7 +1,11 @@
 """The feature network of the comparisons: a small classifier fitted on the real images, the same on every machine.
 
 Distances between its features order models of the same data. They are not FID, and stand beside no figure of a paper.
+
+    python benchmarks/features.py fashion32.npz classifier.pt2    # as a file for evaluate.py --extractor
 """
+
+import sys
 
 import torch
 from torch import Tensor, nn
@@ -61,3 +65,30 @@ def accuracy(net: nn.Sequential, pixels: Tensor, labels: Tensor) -> float:
     """Share of images whose class the net recognises."""
     logits = torch.cat([net(to_unit(chunk)) for chunk in pixels.split(1000)])
     return (logits.argmax(1) == labels).float().mean().item()
+
+
+class Exported(nn.Module):
+    """The classifier as an extractor of evaluate.py: uint8 [n, C, H, W] -> (features [n, 64], logits)."""
+
+    def __init__(self, net: nn.Sequential) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        found = self.net[:-1](to_unit(images))
+        return found, self.net[-1](found)
+
+
+def main(data: str, file: str) -> None:
+    """Fit on labelled images, and export."""
+    from diffusers_ict.data.images import load_images
+
+    images = load_images(dataset_name=data, class_conditional=True)
+    net = fit_classifier(images.pixels, images.labels)
+    batch = {0: torch.export.Dim("n", max=2**20)}
+    torch.export.save(torch.export.export(Exported(net), (images.pixels[:2],), dynamic_shapes=(batch,)), file)
+    print(f"recognises {accuracy(net, images.pixels, images.labels):.3f} of the images it was fitted on")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -43,9 +43,9 @@ def render() -> str:
 
 def runs_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """The runs of an entry: one, or each method of a comparison whose flags name its UNet."""
-    if "method" in entry or "batch" in entry:
+    methods = json.loads((FOLDER / "results" / f"{entry['result']}.json").read_text()).get("methods")
+    if "method" in entry or methods is None:
         return [entry]
-    methods = json.loads((FOLDER / "results" / f"{entry['result']}.json").read_text())["methods"]
     return [
         {
             **entry,
@@ -65,7 +65,7 @@ def row_of(run: dict[str, Any]) -> list[str]:
         raise SystemExit(f"{run['result']}.json has no rows of {run.get('method')}")
     config, unet = unet_of(run["unet"])
     found = [figures(row) for row in rows]
-    batch = run.get("batch") or batch_of(report, run["method"])
+    batch = run.get("batch") or rows[0].get("batch_size") or batch_of(report, run["method"])
     seen = mean(row.get("steps", run.get("steps")) for row in rows) * batch
     return [
         run["run"],
@@ -75,7 +75,7 @@ def row_of(run: dict[str, Any]) -> list[str]:
         str(len(rows)),
         f"{seen:,.0f}",
         f"{mean(row['train_seconds'] for row in rows) / 60:.3g}",
-        report["hardware"],
+        rows[0].get("hardware") or report["hardware"],
         pair(found, "frechet", "{:.3g}"),
         run.get("features") or report["features"],
         pair(found, "precision", "{:.2f}"),

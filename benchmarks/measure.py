@@ -8,7 +8,6 @@ classifier that is fitted on the data first (benchmarks/features.py), or of a Py
 """
 
 import argparse
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -24,20 +23,19 @@ from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.data.images import Images, load_images
 from diffusers_ict.data.pictures import image_grid
 from diffusers_ict.evaluation import frechet_distance, precision_recall
+from diffusers_ict.evaluation.extractors import make_extractor
 
 Extractor = Callable[[Tensor], Tensor]  # uint8 images on the CPU -> features [n, d]
 
 
 def load_extractor(file: str | None, images: Images, device: str) -> tuple[Extractor, str]:
-    """(features, what they are): the classifier's, or those of a file with features(uint8 [n, C, H, W], device)."""
+    """(features, what they are): the classifier's, or those of a file that evaluate.py takes as --extractor."""
     if file is None:
         net = fit_classifier(images.pixels, images.labels)
         named = "64 features of the classifier in benchmarks/features.py"
         return lambda pixels: classifier_features(net, pixels), named
-    spec = importlib.util.spec_from_file_location("given_features", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda pixels: module.features(pixels, device), f"features() of {Path(file).name}"
+    extractor = make_extractor(file, device=device)
+    return lambda pixels: torch.cat([extractor.features(part)[0] for part in pixels.split(500)]), extractor.name
 
 
 def draw(pipeline: DiffusionPipeline, steps: int, count: int, seed: int) -> Tensor:
@@ -65,13 +63,20 @@ def evaluate(pipeline: DiffusionPipeline, grid: Path, extract: Extractor, real: 
     return out
 
 
+def training_of(folder: Path) -> dict:
+    """How the model of a folder was trained, as its run says; of a model from elsewhere nothing is known."""
+    path = folder / "run.json"
+    told = json.loads(path.read_text()) if path.is_file() else {}
+    return {name: told.get(name) for name in ("command", "commit", "hardware", "batch_size", "steps", "train_seconds")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", help="a folder, or a model on the Hub")
     parser.add_argument("--data", required=True, help="what train_ict.py takes as --dataset_name")
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--variant", help="weights other than the published ones, such as ema999")
-    parser.add_argument("--features", help="Python file with features(uint8 [n, C, H, W], device) -> [n, d]")
+    parser.add_argument("--features", help="a .py or .pt2 file, as evaluate.py takes it [a classifier]")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--output", type=Path, required=True, help="path of the results, without ending")
     options = parser.parse_args()
@@ -81,7 +86,12 @@ def main() -> None:
     pipeline = ConsistencyPipeline.from_pretrained(options.model, variant=options.variant).to(device)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     results = evaluate(pipeline, options.output, extract, extract(images.pixels), options.samples)
-    report = {**provenance(), "samples": options.samples, "features": features, "results": results}
+    report = {
+        **provenance(),
+        "samples": options.samples,
+        "features": features,
+        "rows": [{**training_of(Path(options.model)), "results": results}],
+    }
     options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     lines = [
         f"{heading(report)}, {options.samples} samples, {features}.",

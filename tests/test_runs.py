@@ -43,7 +43,7 @@ def test_cifar10_is_trained_in_several_calls_and_measured_along_the_way(tmp_path
     assert second.returncode == 0, second.stderr[-2000:]
     found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
     assert found.keys() == {"cifar10_ict_classes", *(f"cifar10_ict_classes-{step}" for step in (20, 100, 200))}
-    curve = [found[f"cifar10_ict_classes-{step}"]["results"]["1"]["frechet"] for step in (20, 100, 200)]
+    curve = [found[f"cifar10_ict_classes-{step}"]["rows"][0]["results"]["1"]["frechet"] for step in (20, 100, 200)]
     assert all(value > 0 for value in curve)
     assert len(set(curve)) == 3, "each is of other weights"
     assert (tmp_path / "results" / "cifar10_ict_classes-1.png").is_file()
