@@ -214,7 +214,7 @@ def main() -> None:
     data = options.data or str(write_digits(work / "digits.npz"))
     named = {"image_column": options.image_column, "label_column": options.label_column}
     images = load_images(dataset_name=data, resolution=options.resolution, class_conditional=True, **named)
-    cores = os.cpu_count() or 1
+    cores = torch.get_num_threads()  # those that this process may use
     common = ["--dataset_name", data, *options.train_flags]
     for name, value in (*named.items(), ("resolution", options.resolution)):
         common += [f"--{name}", str(value)] if value is not None else []
