@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo test torture test-slow test-all lint format docs clean compare bench
+.PHONY: help demo sample test torture test-slow test-all lint format docs clean compare bench
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -17,6 +17,9 @@ help: ## show this list
 demo: .venv/installed ## train on the digits of scikit-learn, sample, measure: two minutes, then see runs/digits
 	rm -rf runs/digits
 	$(BIN)/python examples/demo_digits.py --output_dir runs/digits
+
+sample: .venv/installed ## draw from the committed model of Fashion-MNIST, seconds: see runs/samples.png
+	$(BIN)/python examples/sample.py model_cards/fashion32 --num_samples 100 --output runs/samples.png
 
 test: .venv/installed ## run the test suite without what is marked slow: three to five minutes on two cores
 	$(PYTEST) -m 'not slow'

@@ -8,42 +8,54 @@ import sys
 import pytest
 from conftest import ONE_LEVEL, ROOT, TINY, write_npz
 
+from diffusers_ict.hub.check_repository import is_publishable
 
-@pytest.mark.slow
+pytestmark = pytest.mark.slow
+
+
+def call(name: str, environment: dict[str, str]) -> str:
+    """What a script prints."""
+    own = {**os.environ, **environment, "PYTHON": sys.executable}
+    script = ROOT / "benchmarks" / "runs" / name
+    done = subprocess.run(["sh", script], env=own, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 def test_cifar10_is_trained_in_several_calls_and_measured_along_the_way(tmp_path):
     write_npz(tmp_path / "cifar10.npz", count=200, channels=3)
     unet = {**TINY, **ONE_LEVEL, "in_channels": 3, "out_channels": 3, "_class_name": "UNet2DModel"}
     (tmp_path / "unet.json").write_text(json.dumps({**unet, "num_class_embeds": 4}))
-    own = {"DATA": "cifar10.npz", "UNET": "unet.json", "RUNS": "", "RESULTS": "results"}
+    paths = {"DATA": "cifar10.npz", "UNET": "unet.json", "RUNS": "", "RESULTS": "results"}
     environment = {
-        **os.environ,
-        **{name: str(tmp_path / value) for name, value in own.items()},
-        **{
-            "CLASSES": "yes",
-            "EAGER": "yes",
-            "STEPS": "200",
-            "BATCH": "4",
-            "MINUTES": "0.04",
-            "SAMPLES": "100",
-            "TENTHS": "1 5 10",
-        },
-        "PYTHON": sys.executable,
+        **{name: str(tmp_path / value) for name, value in paths.items()},
+        **{"CLASSES": "yes", "EAGER": "yes", "STEPS": "200", "BATCH": "4", "SAMPLES": "100", "TENTHS": "1 5 10"},
     }
-
-    def call(**changes):
-        script = ROOT / "benchmarks" / "runs" / "cifar10_h200.sh"
-        return subprocess.run(
-            ["sh", script], env={**environment, **changes}, capture_output=True, text=True, check=False
-        )
-
-    first = call()
-    assert first.returncode == 0, first.stderr[-2000:]
-    assert "not done: call it again" in first.stdout
-    second = call(MINUTES="10")
-    assert second.returncode == 0, second.stderr[-2000:]
+    assert "not done: call it again" in call("cifar10_h200.sh", {**environment, "MINUTES": "0.04"})
+    call("cifar10_h200.sh", {**environment, "MINUTES": "10"})
     found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")}
     assert found.keys() == {"cifar10_ict_classes", *(f"cifar10_ict_classes-{step}" for step in (20, 100, 200))}
-    curve = [found[f"cifar10_ict_classes-{step}"]["rows"][0]["results"]["1"]["frechet"] for step in (20, 100, 200)]
+    rows = [found[f"cifar10_ict_classes-{step}"]["rows"][0] for step in (20, 100, 200)]
+    curve = [row["results"]["1"]["frechet"] for row in rows]
     assert all(value > 0 for value in curve)
     assert len(set(curve)) == 3, "each is of other weights"
     assert (tmp_path / "results" / "cifar10_ict_classes-1.png").is_file()
+
+
+def test_fashion_is_trained_measured_and_kept_with_its_card(tmp_path):
+    write_npz(tmp_path / "fashion32.npz", count=200)
+    (tmp_path / "unet.json").write_text(
+        json.dumps({**TINY, **ONE_LEVEL, "num_class_embeds": 4, "_class_name": "UNet2DModel"})
+    )
+    paths = {"UNET": "unet.json", "RUNS": "", "RESULTS": "results", "CARD": "card"}
+    call(
+        "fashion32_ict.sh",
+        {**{name: str(tmp_path / value) for name, value in paths.items()}, "STEPS": "40", "SAMPLES": "100"},
+    )
+    (row,) = json.loads((tmp_path / "results" / "fashion32_ict.json").read_text())["rows"]
+    assert (row["steps"], row["batch_size"]) == (40, 16)
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "license: mit" in card
+    assert all(f"| {steps} | {weights} |" in card for steps in (1, 2) for weights in ("published", "std005", "std01"))
+    assert is_publishable(str(tmp_path / "card"))
+    assert (tmp_path / "card" / "samples.png").is_file()
