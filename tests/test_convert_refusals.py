@@ -8,7 +8,13 @@ import guided_unet
 import pytest
 import torch
 from conftest import make_unet
-from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, DDPMPipeline, DDPMScheduler
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
+    DDPMPipeline,
+    DDPMScheduler,
+    EulerDiscreteScheduler,
+)
 
 from diffusers_ict.commands import convert
 from diffusers_ict.conversion import save
@@ -70,8 +76,12 @@ def test_what_cannot_be_converted_says_why(tmp_path, capsys):
     wide = {**whole, "output_blocks.0.0.skip_connection.weight": torch.zeros(64, 128, 3, 3)}
     refused(tmp_path, capsys, saved(wide), "shortcuts of 3x3 convolutions", *SIZED)
     refused(tmp_path, capsys, tmp_path / "no-such-repository", "stock diffusers cannot load")
-    DDPMPipeline(make_unet(), DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    refused(tmp_path, capsys, tmp_path / "ddpm", "must hold a ConsistencyModelPipeline, and holds a DDPMPipeline")
+    DDPMPipeline(make_unet(), EulerDiscreteScheduler()).save_pretrained(tmp_path / "euler")
+    refused(tmp_path, capsys, tmp_path / "euler", "DDIMScheduler, PNDMScheduler, and it has EulerDiscreteScheduler")
+    DDPMPipeline(make_unet(out_channels=2), DDPMScheduler()).save_pretrained(tmp_path / "learned")
+    refused(tmp_path, capsys, tmp_path / "learned", "sees 1 and predicts 2: learned variances")
+    make_unet().save_pretrained(tmp_path / "bare")
+    refused(tmp_path, capsys, tmp_path / "bare", "is a network without a scheduler, which says what it was trained for")
     learned = make_unet(time_embedding_type="fourier")
     ConsistencyModelPipeline(learned, CMStochasticIterativeScheduler()).save_pretrained(tmp_path / "fourier")
     refused(tmp_path, capsys, tmp_path / "fourier", "cannot be converted: a consistency model needs")

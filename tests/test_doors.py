@@ -84,7 +84,7 @@ def shut(tmp_path, capsys, message, *flags):
         (["--intermediate_sigmas"], "--intermediate_sigmas must name the second noise level of two steps"),
         (["--hub_token", "hf_secret"], "--hub_token does not exist here: log in with"),
         (["--resume_from_checkpoint", "nowhere/checkpoint-1"], "it does not exist or has no manifest"),
-        (["--pretrained_model_name_or_path", "nowhere"], "no UNet2DModel could be loaded from nowhere"),
+        (["--pretrained_model_name_or_path", "nowhere"], "path: stock diffusers cannot load nowhere"),
         (["--adversarial_weight", 1.5], "0 < w_mid <= w <= 1"),
         (["--intermediate_sigmas", 100], "--intermediate_sigmas: must be different numbers"),
         (["--intermediate_sigmas", 0.01], "choose an intermediate sigma in that range"),

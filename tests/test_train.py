@@ -134,7 +134,7 @@ def test_flags_of_diffusers_scripts_are_answered_by_name(flag, flags, tmp_path, 
 def test_no_file_written_names_the_machine_or_a_token(flags, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_plantedplantedplanted")
     monkeypatch.chdir(tmp_path)
-    make_unet().save_pretrained(tmp_path / "given")
+    make_pipeline(make_unet(), ICTScheduler()).save_pretrained(tmp_path / "given")
     where = flags.index("--model_config_name_or_path")
     own = [*flags[:where], *flags[where + 2 :], "--pretrained_model_name_or_path", tmp_path / "given"]
     assert run(*ICT, *own, "--output_dir", tmp_path / "out") == 0
@@ -153,7 +153,7 @@ def test_training_learns(flags, tmp_path):
 
 
 def test_a_warm_start_continues_and_keeps_fast_columns_where_they_are_used(flags, tmp_path, config, capsys):
-    make_unet(seed=3).save_pretrained(tmp_path / "given")
+    make_pipeline(make_unet(seed=3), ICTScheduler()).save_pretrained(tmp_path / "given")
     where = flags.index("--model_config_name_or_path")
     own = [*flags[:where], *flags[where + 2 :], "--pretrained_model_name_or_path", tmp_path / "given"]
     assert run(*ICT, *own, "--max_train_steps", 4, "--output_dir", tmp_path / "out") == 0

@@ -8,10 +8,12 @@ from conftest import TINY, make_unet
 from diffusers import UNet2DModel
 from short_run import run
 
+from diffusers_ict import ICTScheduler
 from diffusers_ict.data.images import Images
 from diffusers_ict.errors import UserError
 from diffusers_ict.training import unets
 from diffusers_ict.training.recipe import Recipe
+from diffusers_ict.training.samples import make_pipeline
 from diffusers_ict.training.unets import limit_dropout
 
 
@@ -84,7 +86,8 @@ def stating(tmp_path):
 
 def dropout_of(**settings) -> float:
     images = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
-    return unets.make_unet(Recipe(**settings), images, 0).config.dropout
+    recipe = Recipe(**settings)
+    return unets.make_unet(recipe, images, 0, unets.load_start(recipe)).config.dropout
 
 
 def test_dropout_is_the_given_one_else_that_of_the_config_else_the_published_one(stating, config, tmp_path):
@@ -96,10 +99,10 @@ def test_dropout_is_the_given_one_else_that_of_the_config_else_the_published_one
     assert dropout_of(model_config_name_or_path=str(config), loss="act", consistency="ict") == 0.0
     assert dropout_of() == 0.3
 
-    make_unet(dropout=0.4).save_pretrained(tmp_path / "saved")
+    make_pipeline(make_unet(dropout=0.4), ICTScheduler()).save_pretrained(tmp_path / "saved")
     assert dropout_of(pretrained_model_name_or_path=str(tmp_path / "saved")) == 0.4
     assert dropout_of(pretrained_model_name_or_path=str(tmp_path / "saved"), dropout=0.2) == 0.2
-    file = tmp_path / "saved" / "config.json"
+    file = tmp_path / "saved" / "unet" / "config.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "dropout"}))
     assert dropout_of(pretrained_model_name_or_path=str(tmp_path / "saved")) == 0.3
 

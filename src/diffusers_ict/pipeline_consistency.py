@@ -281,16 +281,25 @@ def _read_labels(path: Path) -> dict[int, str]:
     return names
 
 
+def load_pipeline(repository: str) -> DiffusionPipeline:
+    """A repository, by path or Hub id, as stock diffusers loads it.
+
+    Raises:
+        UserError: nothing to be loaded.
+    """
+    try:
+        return DiffusionPipeline.from_pretrained(repository)
+    except Exception as error:  # damaged files raise what they like
+        raise UserError(f"stock diffusers cannot load {repository}: {first_line(error)}") from error
+
+
 def load_stock(repository: str) -> ConsistencyModelPipeline:
     """A consistency repository, by path or Hub id, as stock diffusers loads it.
 
     Raises:
         UserError: nothing to be loaded, or another kind of pipeline.
     """
-    try:
-        stock = DiffusionPipeline.from_pretrained(repository)
-    except Exception as error:  # damaged files raise what they like
-        raise UserError(f"stock diffusers cannot load {repository}: {first_line(error)}") from error
+    stock = load_pipeline(repository)
     if not isinstance(stock, ConsistencyModelPipeline):
         raise UserError(f"{repository} must hold a ConsistencyModelPipeline, and holds a {type(stock).__name__}.")
     return stock

@@ -1,5 +1,6 @@
 """From a file or a repository of any known layout to a ConsistencyPipeline."""
 
+import os
 import pickle
 import zipfile
 from dataclasses import dataclass
@@ -7,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import ConsistencyModelPipeline, DiffusionPipeline, UNet2DModel
 
 from ..errors import UserError, first_line
-from ..pipeline_consistency import ConsistencyPipeline, load_stock
+from ..pipeline_consistency import ConsistencyPipeline, load_pipeline
 from ..scheduling_ict import ICTScheduler
 from ..time_embedding import fast_columns
-from . import act_release, openai_layout, unet_shape
+from . import act_release, diffusion, openai_layout, unet_shape
 from .published import Published, published
 from .tensors import checked, shown
 from .time_refit import NETWORK_LEVELS, Refit, refit_time_embedding
@@ -29,12 +31,14 @@ class Converted:
     Attributes:
         pipeline: ready to be sampled and saved; origin: the kind of source; notes: for its user.
         refit: how exact a time embedding is that had to be refitted, or None.
+        prediction: of a diffusion model, what it predicted; None for a consistency model.
     """
 
     pipeline: ConsistencyPipeline
     origin: str
     notes: tuple[str, ...] = ()
     refit: Refit | None = None
+    prediction: str | None = None
 
 
 def convert(
@@ -44,11 +48,12 @@ def convert(
     attention_head_dim: int | None = None,
     intermediate_sigmas: list[float] | None = None,
 ) -> Converted:
-    """Convert a consistency model into a stock diffusers pipeline.
+    """Convert a consistency model, or a diffusion model to begin with, into a stock consistency pipeline.
 
     Args:
         source: a .pt file of openai/consistency_models, a .ckpt file of the ACT release, or a folder or Hub id of a
-            stock consistency pipeline. Files are read without running code that they may hold.
+            stock consistency pipeline, or of a pipeline with a UNet2DModel and a DDPM, DDIM or PNDM scheduler. Files
+            are read without running code that they may hold.
         resolution: image side in pixels, for files of other networks than the released ones.
         attention_head_dim: channels of an attention head, for files of other networks than the released ones.
         intermediate_sigmas: noise levels between sampling steps; by default those of the source, which for a file is
@@ -66,21 +71,48 @@ def convert(
 def _from_repository(source: str, intermediate_sigmas: list[float] | None) -> Converted:
     if not source.isprintable():
         raise UserError(f"{shown(source)} cannot be the name of a repository: not all of its characters are printable.")
-    try:
-        stock = load_stock(source)
-        fast_columns(stock.unet)
-    except UserError:
-        raise
-    except Exception as error:  # damaged files and strange names raise errors of many kinds
-        raise UserError(f"{shown(source)} cannot be converted: {first_line(error)}") from error
+    stock = _load(source)
     checked(stock.unet.state_dict())
-    pipeline = ConsistencyPipeline(stock.unet, stock.scheduler)
-    if intermediate_sigmas is not None:
-        scheduler = _scheduler({**pipeline.scheduler.config, "intermediate_sigmas": intermediate_sigmas})
-        pipeline = ConsistencyPipeline(stock.unet, scheduler)
     # diffusers keeps the place it read from in the config; it must not travel on.
-    pipeline.unet.register_to_config(_name_or_path="")
-    return Converted(pipeline, "a stock consistency pipeline")
+    stock.unet.register_to_config(_name_or_path="")
+    if isinstance(stock, ConsistencyModelPipeline):
+        origin, notes, prediction = "a stock consistency pipeline", [], None
+        scheduler = ConsistencyPipeline(stock.unet, stock.scheduler).scheduler
+    else:
+        origin, prediction = "a diffusion model", stock.scheduler.config.get("prediction_type", "epsilon")
+        notes = diffusion.to_consistency(stock.unet, stock.scheduler.config)
+        scheduler = ICTScheduler(sigma_data=diffusion.SIGMA_DATA)
+    if intermediate_sigmas is not None:
+        scheduler = _scheduler({**scheduler.config, "intermediate_sigmas": intermediate_sigmas})
+    return Converted(ConsistencyPipeline(stock.unet, scheduler), origin, tuple(notes), prediction=prediction)
+
+
+def _load(source: str) -> DiffusionPipeline:
+    """The pipeline of a UNet2DModel with a scheduler that says what it was trained for.
+
+    Raises:
+        UserError: there is none, or its scheduler is of another kind.
+    """
+    if os.path.isfile(f"{source}/config.json") and not os.path.isfile(f"{source}/model_index.json"):
+        raise UserError(
+            f"{shown(source)} is a network without a scheduler, which says what it was trained for: save both as one "
+            "pipeline, as DDPMPipeline(unet, scheduler) does."
+        )
+    pipeline = load_pipeline(source)
+    unet, scheduler = (getattr(pipeline, name, None) for name in ("unet", "scheduler"))
+    if not isinstance(unet, UNet2DModel):
+        raise UserError(f"{shown(source)} must hold a UNet2DModel, and holds a {type(pipeline).__name__}.")
+    kind = type(scheduler).__name__
+    if not isinstance(pipeline, ConsistencyModelPipeline) and kind not in diffusion.SCHEDULERS:
+        raise UserError(
+            f"{shown(source)} must be a consistency model, or a diffusion model with one of "
+            f"{', '.join(diffusion.SCHEDULERS)}, and it has {kind}."
+        )
+    try:
+        fast_columns(unet)
+    except ValueError as error:
+        raise UserError(f"{shown(source)} cannot be converted: {error}") from error
+    return pipeline
 
 
 def _from_file(path: Path, resolution: int | None, head_dim: int | None, sigmas: list[float] | None) -> Converted:

@@ -65,13 +65,13 @@ def refit_time_embedding(
         raise UserError(
             f"{len(sigmas)} noise levels are too many for a time embedding of {second.in_features} features."
         )
-    fit, test = fit_levels(sigma_min, sigma_max), _geometric(TEST_LEVELS, sigma_min, sigma_max)
-    few = _geometric(2 * NETWORK_LEVELS + 1, sigma_min, sigma_max)[1::2]
+    fit, test = fit_levels(sigma_min, sigma_max), geometric(TEST_LEVELS, sigma_min, sigma_max)
+    few = geometric(2 * NETWORK_LEVELS + 1, sigma_min, sigma_max)[1::2]
     outputs = _outputs(unet, few, few)
     wanted, exact, tested = (_embedding(unet, levels) for levels in (fit, sigmas, test))
 
-    _set(first, *_hinges(unet.time_proj(c_noise(fit)).double(), fit, first.out_features))
-    _set(second, *_spline(_hidden(unet, c_noise(fit)), wanted, _hidden(unet, c_noise(sigmas)), exact))
+    set_linear(first, *_hinges(unet.time_proj(c_noise(fit)).double(), fit, first.out_features))
+    set_linear(second, *_spline(_hidden(unet, c_noise(fit)), wanted, _hidden(unet, c_noise(sigmas)), exact))
 
     def embedded(levels: Tensor) -> Tensor:
         with torch.no_grad():
@@ -88,14 +88,16 @@ def refit_time_embedding(
 def fit_levels(sigma_min: float, sigma_max: float) -> Tensor:
     """Noise levels [4096], float64: half of them equally spaced in ln(sigma), half in sigma."""
     even = torch.linspace(sigma_min, sigma_max, FIT_LEVELS // 2, dtype=torch.float64)
-    return torch.cat([_geometric(FIT_LEVELS // 2, sigma_min, sigma_max), even]).sort().values
+    return torch.cat([geometric(FIT_LEVELS // 2, sigma_min, sigma_max), even]).sort().values
 
 
-def _geometric(count: int, low: float, high: float) -> Tensor:
+def geometric(count: int, low: float, high: float) -> Tensor:
+    """Levels [count] from low to high, equally spaced in the logarithm, float64."""
     return torch.linspace(math.log(low), math.log(high), count, dtype=torch.float64).exp()
 
 
-def _set(layer: torch.nn.Linear, weight: Tensor, bias: Tensor) -> None:
+def set_linear(layer: torch.nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    """Write weight and bias of a layer."""
     with torch.no_grad():
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
@@ -126,7 +128,7 @@ def _hinges(features: Tensor, levels: Tensor, count: int) -> tuple[Tensor, Tenso
     """
     height = levels.log() / (levels[-1] / levels[0]).log() + levels / levels[-1]
     ones = torch.ones(len(levels), 1, dtype=torch.float64)
-    solution = _ridge(torch.cat([features, ones], 1), height[:, None], HEIGHT_RIDGE)[:, 0]
+    solution = ridge(torch.cat([features, ones], 1), height[:, None], HEIGHT_RIDGE)[:, 0]
     reached = features @ solution[:-1] + solution[-1]
     scale = (count - 1) / (reached[-1] - reached[0])
     knots = torch.arange(count, dtype=torch.float64)
@@ -144,11 +146,11 @@ def _spline(given: Tensor, wanted: Tensor, given_exact: Tensor, wanted_exact: Te
     rank = int((values > values[0] * 1e-13).sum())  # levels that are equal in float32 are one condition
     particular = right[:rank].T @ ((left[:, :rank].T @ wanted_exact) / values[:rank, None])
     free = right[rank:].T
-    solution = particular + free @ _ridge(given @ free, wanted - given @ particular, SPLINE_RIDGE)
+    solution = particular + free @ ridge(given @ free, wanted - given @ particular, SPLINE_RIDGE)
     return solution[:-1].T, solution[-1]
 
 
-def _ridge(given: Tensor, wanted: Tensor, penalty: float) -> Tensor:
+def ridge(given: Tensor, wanted: Tensor, penalty: float) -> Tensor:
     """The x of least |given x - wanted|^2 / n + penalty |x|^2. [n, h], [n, m] -> [h, m]."""
     rows, columns = given.shape
     weight = math.sqrt(penalty * rows)

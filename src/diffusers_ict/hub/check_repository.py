@@ -21,6 +21,7 @@ from .metadata import ConversionMetadata, RunMetadata
 
 CARD_KEYS = ("license", "library_name", "pipeline_tag", "tags")
 CONSTANTS = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}  # as in every published model
+TUNED = 1.0  # sigma_data of what began as a diffusion model of diffusers
 
 
 class Severity(Enum):
@@ -123,6 +124,9 @@ def _constants(stock: ConsistencyModelPipeline) -> Finding:
     """The constants of the preconditioning are the usual ones."""
     config = stock.scheduler.config
     odd = {name: config[name] for name, value in CONSTANTS.items() if config[name] != value}
+    if odd == {"sigma_data": TUNED}:
+        text = "sigma_min 0.002 and sigma_max 80, as usual, and sigma_data 1, as of a model that began as a DDPM."
+        return Finding("constants", Severity.OK, text)
     if odd:
         text = f"unusual constants, right only if the model was trained with them: {odd}."
         usual = {name: CONSTANTS[name] for name in odd}

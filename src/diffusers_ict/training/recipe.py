@@ -97,7 +97,7 @@ class Recipe(DataSettings):
         None, "UNet2DModel config [one that suits the resolution]", changes="content"
     )
     pretrained_model_name_or_path: str | None = setting(
-        None, "start from the weights of this model or pipeline", changes="content"
+        None, "start from this consistency pipeline, or diffusion pipeline (DDPM, DDIM, PNDM)", changes="content"
     )
     insensitive_time_embedding: bool = setting(True, "keep fast frequencies out of the time embedding, as iCT does")
     dropout: float | None = setting(

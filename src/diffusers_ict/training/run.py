@@ -23,7 +23,7 @@ from ..files import write_text
 from ..hub.publish import BackgroundPublisher, check_repo_id, push
 from ..objective import Objective
 from ..pipeline_consistency import ConsistencyPipeline
-from ..preconditioning import ConsistencyFunction
+from ..preconditioning import SIGMA_DATA, ConsistencyFunction
 from ..processes import make_accelerator, network_precision
 from ..scheduling_ict import ICTScheduler
 from . import checkpoint
@@ -40,7 +40,7 @@ from .resume import Identity, circumstances, decisive, resume
 from .samples import contiguous_copy, make_pipeline
 from .snapshots import remove_snapshots_after
 from .state import RunState
-from .unets import make_unet
+from .unets import load_start, make_unet
 
 
 @dataclass
@@ -142,7 +142,8 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Trainin
     objective = objective or make_objective(recipe, accelerator.device)
     if recipe.num_train_epochs is None:
         check_curriculum(objective, recipe.max_train_steps)  # before the data are read
-    scheduler, weight = _scheduler(recipe), _adversarial_weight(recipe)
+    start, weight = load_start(recipe), _adversarial_weight(recipe)
+    scheduler = _scheduler(recipe, SIGMA_DATA if start is None else start.pipeline.scheduler.config.sigma_data)
     if recipe.push_to_hub:
         check_repo_id(recipe.hub_model_id)
     found = check_output_dir(Path(recipe.output_dir), recipe.resume_from_checkpoint)
@@ -156,7 +157,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Trainin
         recipe.max_train_steps = max(1, round(recipe.num_train_epochs * images.count / batch_size))
     check_curriculum(objective, recipe.max_train_steps)
     _check_channels(recipe, images)
-    unet = make_unet(recipe, images, derive_seed(recipe.seed, INIT, GENERATOR))
+    unet = make_unet(recipe, images, derive_seed(recipe.seed, INIT, GENERATOR), start)
     discriminator = build_discriminator(recipe, unet) if recipe.loss == "act" else None
     accelerator.print(describe(recipe, accelerator, images, objective, unet, discriminator, batch_size))
     if recipe.allow_tf32:
@@ -179,7 +180,9 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Trainin
     powers = None if recipe.ema_snapshot_steps is None else PowerEMA(unet.named_parameters())
     state = _state(unet, optimizer, ema, powers, teacher, adversary, accelerator)
     state.stream = images if isinstance(images, StreamedImages) else None
-    networks = {"unet": unet.config} | ({} if discriminator is None else {"discriminator": discriminator.config})
+    networks = {"unet": {**unet.config, **_own_constants(scheduler)}} | (
+        {} if discriminator is None else {"discriminator": discriminator.config}
+    )
     identity = Identity(
         decisive(recipe, images.fingerprint(), batch_size, networks, own_objective), circumstances(recipe, accelerator)
     )
@@ -236,12 +239,18 @@ def _load(recipe: Recipe, accelerator: Accelerator) -> TrainingImages:
     return stream_images(recipe, recipe.class_conditional, recipe.shuffle_buffer, recipe.seed, rank, ranks)
 
 
-def _scheduler(recipe: Recipe) -> ICTScheduler:
+def _scheduler(recipe: Recipe, sigma_data: float) -> ICTScheduler:
     try:
-        return ICTScheduler(intermediate_sigmas=recipe.intermediate_sigmas)
+        return ICTScheduler(sigma_data=sigma_data, intermediate_sigmas=recipe.intermediate_sigmas)
     except ValueError as error:
         reason = str(error).removeprefix("intermediate_sigmas ")
         raise UserError(f"`intermediate_sigmas`: {reason}") from error
+
+
+def _own_constants(scheduler: ICTScheduler) -> dict[str, float]:
+    """The constants of the preconditioning that are not the usual ones."""
+    sigma_data = scheduler.config.sigma_data
+    return {} if sigma_data == SIGMA_DATA else {"sigma_data": sigma_data}
 
 
 def _adversarial_weight(recipe: Recipe) -> AdversarialWeight:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DModel
 
+from ..conversion import Converted, convert
 from ..data.stream import TrainingImages
 from ..errors import UserError, first_line
 from ..hub.card import PAPERS
@@ -139,20 +140,25 @@ def describe_dropout(recipe: Recipe, unet: UNet2DModel) -> str:
     return f"{used}, of the UNet's config"
 
 
-def load(name_or_path: str, recipe: Recipe) -> UNet2DModel:
-    """The UNet of a saved model or pipeline, local or on the Hub, in float32, with the dropout of `choose_dropout`.
+def load_start(recipe: Recipe) -> Converted | None:
+    """The model that a run begins with, as a consistency model in float32; None for one that begins afresh.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one that cannot be turned into a consistency model.
     """
-    where = {"subfolder": _subfolder(name_or_path)}
+    if recipe.pretrained_model_name_or_path is None:
+        return None
     try:
-        dropout = choose_dropout(recipe, UNet2DModel.load_config(name_or_path, **where))
-        given = UNet2DModel.from_pretrained(name_or_path, **where, dropout=dropout)
-    except (OSError, ValueError) as error:
-        raise UserError(f"no UNet2DModel could be loaded from {name_or_path}: {first_line(error)}") from error
-    # diffusers keeps the path in the config; what is trained from here must not carry it on.
-    unet = UNet2DModel.from_config({key: value for key, value in given.config.items() if not key.startswith("_")})
+        return convert(recipe.pretrained_model_name_or_path)
+    except UserError as error:
+        raise UserError(f"`pretrained_model_name_or_path`: {error}") from error
+
+
+def with_dropout(given: UNet2DModel, recipe: Recipe) -> UNet2DModel:
+    """A UNet with the weights of another one, and with the dropout of `choose_dropout`."""
+    unsaid = given.config.get("_use_default_values", ())  # what its file left out
+    config = {key: value for key, value in given.config.items() if not key.startswith("_") and key not in unsaid}
+    unet = UNet2DModel.from_config({**config, "dropout": choose_dropout(recipe, config)})
     unet.load_state_dict(given.state_dict())
     return unet
 
@@ -189,8 +195,8 @@ def discriminator_config(unet_config: dict) -> dict:
     return {**config, "layers_per_block": unet_config.get("layers_per_block", 2) + 1}
 
 
-def make_unet(recipe: Recipe, images: TrainingImages, seed: int) -> UNet2DModel:
-    """The UNet to train, on the CPU: fresh or from given weights, with an insensitive time embedding.
+def make_unet(recipe: Recipe, images: TrainingImages, seed: int, start: Converted | None = None) -> UNet2DModel:
+    """The UNet to train, on the CPU: fresh or that of a start, with an insensitive time embedding.
 
     Weights that already use the fast frequencies keep them.
 
@@ -199,8 +205,8 @@ def make_unet(recipe: Recipe, images: TrainingImages, seed: int) -> UNet2DModel:
     """
     channels, resolution = images.shape[0], images.shape[1]
     fits = resolution, channels, images.num_classes
-    if recipe.pretrained_model_name_or_path is not None:
-        unet = load(recipe.pretrained_model_name_or_path, recipe)
+    if start is not None:
+        unet = with_dropout(start.pipeline.unet, recipe)
         check_fits(dict(unet.config), *fits)
     else:
         given = recipe.model_config_name_or_path

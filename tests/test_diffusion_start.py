@@ -1,0 +1,213 @@
+"""Diffusion models of diffusers, as the beginning of a consistency model."""
+
+import copy
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_unet
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    PNDMPipeline,
+    PNDMScheduler,
+    UNet2DModel,
+)
+from short_run import ICT, run
+from sklearn.datasets import load_digits
+
+from diffusers_ict import ConsistencyPipeline
+from diffusers_ict.commands import check_repository, convert
+from diffusers_ict.conversion.diffusion import noise_levels, refit_time, times_of
+
+LEVELS = [0.002, 0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 80.0]
+
+
+def clean_estimate(kind, x_t, predicted, sigma):
+    """The diffusion model's estimate of the image, from what it predicts of x_t = sqrt(abar) x + sqrt(1 - abar) z."""
+    signal, noise = 1 / math.sqrt(1 + sigma**2), sigma / math.sqrt(1 + sigma**2)
+    if kind == "epsilon":
+        return (x_t - noise * predicted) / signal
+    return predicted if kind == "sample" else signal * x_t - noise * predicted
+
+
+def network_output(kind, x_t, predicted, sigma):
+    """F of the module's docstring."""
+    if kind == "v_prediction":
+        return -predicted
+    root = math.sqrt(1 + sigma**2)
+    return sigma * x_t - root * predicted if kind == "epsilon" else (root * predicted - x_t) / sigma
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("sigma", LEVELS)
+def test_the_stock_scheduler_makes_the_diffusion_models_estimate_of_f(kind, sigma):
+    """sigma_min is next to nothing here: it is what the boundary condition adds to the identity."""
+    rng = torch.Generator().manual_seed(0)
+    image, noise, error = (torch.randn(2, 3, 8, 8, generator=rng) for _ in range(3))
+    x = image.clip(-1, 1) + sigma * noise
+    stock = CMStochasticIterativeScheduler(sigma_min=2**-30, sigma_max=sigma, sigma_data=1.0, clip_denoised=False)
+    stock.set_timesteps(1)
+    x_t = stock.scale_model_input(x, stock.timesteps[0])
+    exact = x.double() / math.sqrt(1 + sigma**2)
+    torch.testing.assert_close(x_t.double(), exact, rtol=0, atol=1e-6 * exact.abs().max().item())
+    # What a model that is a little wrong predicts: its error matters as much as the truth.
+    truth = {"epsilon": noise, "sample": image.clip(-1, 1)}
+    truth["v_prediction"] = (noise - sigma * truth["sample"]) / math.sqrt(1 + sigma**2)
+    predicted = truth[kind] + (0.1 * error if kind != "epsilon" else 0.1 * error / (1 + sigma))
+    output = network_output(kind, exact, predicted.double(), sigma).float()
+    found = stock.step(output, stock.timesteps[0], x).prev_sample
+    expected = clean_estimate(kind, exact, predicted.double(), sigma)
+    # In float32 the two terms of the sum cancel, and each is as large as x.
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6 * max(1, x.abs().max().item()))
+
+
+def test_the_levels_of_betas_are_those_of_their_definition():
+    linear = noise_levels(DDPMScheduler().config)
+    betas = np.linspace(1e-4, 0.02, 1000)
+    signal = np.cumprod(1 - betas)
+    np.testing.assert_allclose(linear, np.sqrt((1 - signal) / signal), rtol=1e-4)
+    assert (round(linear[0].item(), 7), round(linear[-1].item(), 1)) == (0.0100013, 157.4)
+    times = times_of(torch.tensor([1e-3, 0.1, 0.821, 80.0, 1e3], dtype=torch.float64), linear)
+    np.testing.assert_allclose(times, [0, 26.4, 221.8, 929.6, 999], atol=0.05)
+    assert noise_levels(DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).config)[
+        -1
+    ] == pytest.approx(14.6, abs=0.05)
+    zero_snr = noise_levels(DDIMScheduler(rescale_betas_zero_snr=True).config)
+    assert zero_snr.isfinite().all()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A tiny DDPM of the digits of scikit-learn that has learned to use its time embedding, and its images."""
+    images = torch.from_numpy(load_digits().images / 8 - 1).float()[:, None]
+    scheduler, unet, generator = DDPMScheduler(), make_unet(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.Adam(unet.parameters(), 2e-3)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
+    for _ in range(300):
+        x = images[torch.randint(len(images), (64,), generator=generator)]
+        noise, times = torch.randn(x.shape, generator=generator), torch.randint(0, 1000, (64,), generator=generator)
+        loss = (unet(scheduler.add_noise(x, noise, times), times).sample - noise).square().mean()
+        loss.backward()
+        optimizer.step()
+        rates.step()
+        optimizer.zero_grad()
+    assert loss < 0.2, "it has not learned"
+    return unet, images
+
+
+@pytest.mark.slow
+def test_the_refit_keeps_the_denoising_error_of_a_trained_model(trained):
+    unet, images = trained
+    levels = noise_levels(DDPMScheduler().config)
+    refitted = copy.deepcopy(unet)
+    refit_time(refitted, levels)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+
+    images, noise = images[::4], noise[::4]
+
+    def error(net, told, sigma):
+        x_t = (images + sigma * noise) / math.sqrt(1 + sigma**2)
+        with torch.no_grad():
+            found = clean_estimate("epsilon", x_t, net(x_t, told.expand(len(x_t))).sample, sigma)
+        return (found - images).square().mean().item()
+
+    for sigma in (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0):
+        level = torch.tensor([sigma], dtype=torch.float64)
+        before = error(unet, times_of(level, levels).float(), sigma)
+        after = error(refitted, (250 * level.log()).float(), sigma)
+        assert after == pytest.approx(before, rel=0.01), sigma
+        assert error(unet, torch.tensor([999.0]), sigma) > 1.1 * before, "the time does not matter to this model"
+
+
+def saved(folder, kind="v_prediction", pipeline=DDPMPipeline, scheduler=DDPMScheduler, **changes):
+    """A diffusion model whose time embedding is the same at all times, so that its refit is exact."""
+    unet = make_unet(**changes)
+    unet.time_embedding.linear_2.weight.data.zero_()
+    pipeline(unet, scheduler(prediction_type=kind)).save_pretrained(folder)
+    return unet
+
+
+def one_step(folder, kind):
+    pipeline = kind.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return torch.from_numpy(pipeline(4, num_inference_steps=1, generator=generator, output_type="np").images)
+
+
+def test_a_converted_velocity_model_draws_its_own_estimate_in_stock_diffusers(tmp_path, capsys):
+    unet = saved(tmp_path / "ddpm")
+    assert convert.main([str(tmp_path / "ddpm"), str(tmp_path / "start"), "--license", "mit"]) == 0
+    assert "Converted from a diffusion model" in capsys.readouterr().out
+    noise = 80 * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x_t = noise / math.sqrt(1 + 80**2)
+    with torch.no_grad():
+        estimate = clean_estimate("v_prediction", x_t, unet(x_t, torch.full((4,), 929.6)).sample, 80.0)
+    expected = (estimate.clip(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1)
+    assert expected.std() > 0.05, "a constant image proves nothing"
+    stock = one_step(tmp_path / "start", DiffusionPipeline)
+    torch.testing.assert_close(stock, expected, rtol=0, atol=1e-4)  # sigma_min takes 2.5e-5 of the network's part
+    assert torch.equal(stock, one_step(tmp_path / "start", ConsistencyPipeline))
+    assert check_repository.main([str(tmp_path / "start")]) == 0
+    assert "sigma_data 1, as of a model that began as a DDPM" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "scheduler", "kind", "note"),
+    [
+        (DDIMPipeline, DDIMScheduler, "epsilon", "exact only at low noise until it is aligned"),
+        (DDPMPipeline, DDPMScheduler, "sample", "exact only at high noise until it is aligned"),
+        (PNDMPipeline, PNDMScheduler, "epsilon", "exact only at low noise until it is aligned"),
+    ],
+)
+def test_other_predictions_begin_at_their_limit(pipeline, scheduler, kind, note, tmp_path, capsys):
+    before = saved(tmp_path / "given", kind, pipeline, scheduler)
+    assert convert.main([str(tmp_path / "given"), str(tmp_path / "start")]) == 0
+    assert note in capsys.readouterr().out
+    assert note in (tmp_path / "start" / "README.md").read_text().replace("\n", " ")
+    after = UNet2DModel.from_pretrained(tmp_path / "start" / "unet")
+    sign = 1 if kind == "sample" else -1
+    assert torch.equal(after.conv_out.weight, sign * before.conv_out.weight)
+    assert torch.equal(after.conv_out.bias, sign * before.conv_out.bias)
+
+
+def test_noise_that_ends_below_80_is_said(tmp_path, capsys):
+    scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    DDPMPipeline(make_unet(), scheduler).save_pretrained(tmp_path / "given")
+    assert convert.main([str(tmp_path / "given"), str(tmp_path / "start")]) == 0
+    assert "Its noise ends at sigma 14.61, and sampling begins at 80" in capsys.readouterr().out
+    unet = UNet2DModel.from_pretrained(tmp_path / "start" / "unet")
+    levels = torch.tensor([30.0, 80.0], dtype=torch.float64)
+    with torch.no_grad():
+        told = unet.time_embedding(unet.time_proj(250 * levels.log()))
+    torch.testing.assert_close(told[0], told[1], rtol=0, atol=0.3 * told.std().item())
+
+
+def test_a_repository_of_2022_has_everything_in_one_folder(tmp_path):
+    """Such as google/ddpm-cifar10-32: config.json, scheduler_config.json and the weights beside model_index.json."""
+    saved(tmp_path / "given")
+    for part in ("unet", "scheduler"):
+        for file in (tmp_path / "given" / part).iterdir():
+            shutil.move(file, tmp_path / "given" / file.name)
+        (tmp_path / "given" / part).rmdir()
+    assert convert.main([str(tmp_path / "given"), str(tmp_path / "start")]) == 0
+    one_step(tmp_path / "start", DiffusionPipeline)
+
+
+def test_training_begins_with_a_velocity_model_and_keeps_its_sigma_data(flags, tmp_path):
+    saved(tmp_path / "given")
+    where = flags.index("--model_config_name_or_path")
+    own = [*ICT, *flags[:where], *flags[where + 2 :], "--pretrained_model_name_or_path", tmp_path / "given"]
+    assert run(*own, "--max_train_steps", 4, "--learning_rate", 1e-9, "--output_dir", tmp_path / "run") == 0
+    config = json.loads((tmp_path / "run" / "scheduler" / "scheduler_config.json").read_text())
+    assert config["sigma_data"] == 1.0
+    assert convert.main([str(tmp_path / "given"), str(tmp_path / "start")]) == 0
+    trained, start = (one_step(tmp_path / name, DiffusionPipeline) for name in ("run", "start"))
+    torch.testing.assert_close(trained, start, rtol=0, atol=1e-4)
