@@ -17,10 +17,13 @@ ICT = ["--loss", "ict", "--dropout", "0.3"]
 ACT = ["--loss", "act", "--consistency", "ict", "--dropout", "0.3", "--augment", "--augment_tau", "1e-6",
        "--augment_horizon", "300", "--r1_interval", "4"]  # fmt: skip
 CT = ["--loss", "ct", "--dropout", "0.3"]
+# At eight images a step, stages begin after 7, 9 and 11 steps, and so on.
+ECT = ["--loss", "ect", "--dropout", "0.3", "--align_steps", "7", "--ect_stage_images", "16"]
 # ACT has every part; the others are run with the slow tests
 LOSSES = [
     pytest.param(ICT, id="ict", marks=pytest.mark.slow),
     pytest.param(CT, id="ct", marks=pytest.mark.slow),
+    pytest.param(ECT, id="ect", marks=pytest.mark.slow),
     pytest.param(ACT, id="act"),
 ]
 

@@ -53,9 +53,12 @@ def test_copies_are_told_from_new_samples():
     assert found.typical == pytest.approx(np.sort(by_hand.min(1))[99], rel=1e-3)
 
 
-def test_switches_are_where_n_changes():
+def test_switches_are_where_n_or_the_stage_changes():
     entries = [{"step": s, "num_levels": n} for s, n in ((1, 11), (2, 11), (3, 21), (4, 41), (5, 41))]
     assert analysis.switches(entries) == [(3, 21), (4, 41)]
+    staged = [{"step": s, "stage": n, "ratio": 0.5} for s, n in ((1, -1), (2, -1), (3, 0), (4, 1))]
+    assert analysis.switches(staged) == [(3, 0), (4, 1)]
+    assert analysis.switches([{"step": 1, "fraction": 0.5}, {"step": 2, "fraction": 0.6}]) == []
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import make_unet
-from short_run import ACT, CT, ICT, final_tensors, run
+from short_run import ACT, CT, ECT, ICT, final_tensors, run
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -27,7 +27,7 @@ from diffusers_ict.training.unets import discriminator_config
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", [ICT, CT, ACT], ids=["ict", "ct", "act"])
+@pytest.mark.parametrize("loss", [ICT, ECT, CT, ACT], ids=["ict", "ect", "ct", "act"])
 def test_a_compiled_run_is_an_eager_one(loss, flags, tmp_path, monkeypatch):
     """In one graph without breaks, forwards and backwards; without dropout, whose masks a compiler draws otherwise."""
     compiled, compile = [], torch.compile

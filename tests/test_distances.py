@@ -22,6 +22,14 @@ def test_pseudo_huber_is_one_number_per_sample_from_the_vector_norm():
     assert distance[1].item() == pytest.approx(math.sqrt(norm**2 + c**2) - c, rel=1e-5)
 
 
+def test_without_a_constant_it_is_the_norm_whose_gradient_is_zero_at_zero():
+    a = torch.tensor([[3.0, 4.0], [1.0, 2.0]], requires_grad=True)
+    distance = pseudo_huber(a, torch.tensor([[0.0, 0.0], [1.0, 2.0]]), c=0)
+    assert distance.tolist() == [5.0, 0.0]
+    distance.sum().backward()
+    torch.testing.assert_close(a.grad, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+
+
 def test_pseudo_huber_is_quadratic_near_zero_and_linear_far_away():
     zero = torch.zeros(1, 100, dtype=torch.float64)
     near, far = torch.full_like(zero, 1e-5), torch.full_like(zero, 10.0)

@@ -193,7 +193,7 @@ HINTS = typing.get_type_hints(Recipe)
 words = st.one_of(
     numbers.map(str),
     st.text(string.printable, max_size=12),
-    st.sampled_from(["", "ict", "ct", "act", "nan", "inf", "-1", "1e999", "0.5", "true", "fp16", "--", "-"]),
+    st.sampled_from(["", "ict", "ect", "ct", "act", "nan", "inf", "-1", "1e999", "0.5", "true", "fp16", "--", "-"]),
 )
 flags = st.lists(
     st.one_of(

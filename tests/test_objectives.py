@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import make_unet
 
-from diffusers_ict import CT, ICT, ConsistencyFunction, Objective, consistency_pair, karras_sigmas, squared_l2
+from diffusers_ict import CT, ECT, ICT, ConsistencyFunction, Objective, consistency_pair, karras_sigmas, squared_l2
 from diffusers_ict.preconditioning import per_image
 
 
@@ -22,7 +22,7 @@ def test_loss_vanishes_on_the_point_mass_oracle():
         return mu + (x - mu) * 0.002 / per_image(sigma, x)
 
     x = torch.full((64, 1, 8, 8), mu, dtype=torch.float64)
-    for objective in (ICT(1280, 1280), CT(1280, 1280)):
+    for objective in (ICT(1280, 1280), ECT(256), CT(1280, 1280)):
         assert one_step(objective, f, x).abs().max() < 1e-9
     pair = consistency_pair(f, x, torch.randn_like(x), torch.full((64,), 0.5), torch.full((64,), 0.6))
     assert (pair.student - pair.target).abs().max() <= 4.5e-16

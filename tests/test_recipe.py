@@ -58,6 +58,10 @@ def test_what_is_left_out_is_what_was_published():
     assert (act.s0, act.s1, act.adam_beta1, act.adam_beta2) == (2, 150, 0.0, 0.99)
     assert act.discriminator_learning_rate == 3e-4
     assert read("--loss", "act", "--consistency", "ict").s1 == 1280
+    ect = read("--loss", "ect")
+    assert (ect.p_mean, ect.p_std, ect.huber_c, ect.adam_beta1, ect.adam_beta2) == (-1.1, 2.0, 0.0, 0.9, 0.999)
+    assert (ict.huber_c, read("--loss", "ect", "--huber_c", 0.06).huber_c) == (None, 0.06)
+    assert read("--loss", "act", "--consistency", "ect").huber_c == 0.0
     assert read("--loss", "act", "--dropout", 0.1).dropout == 0.1
 
 

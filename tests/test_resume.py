@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from short_run import ACT, CT, ICT, LOSSES, final_tensors, run, several_processes
+from short_run import ACT, CT, ECT, ICT, LOSSES, final_tensors, run, several_processes
 
 from diffusers_ict.training import checkpoint
 from diffusers_ict.training.log import read_log
@@ -48,7 +48,7 @@ def kill_at_random_step(flags: list[str], folder: Path, earliest: int, latest: i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", [ICT, CT, ACT], ids=["ict", "ct", "act"])
+@pytest.mark.parametrize("loss", [ICT, ECT, CT, ACT], ids=["ict", "ect", "ct", "act"])
 def test_killed_and_resumed_a_run_ends_bit_identical(loss, flags, tmp_path):
     assert run(*loss, *flags, "--output_dir", tmp_path / "whole") == 0
     at = kill_at_random_step([*loss, *flags], tmp_path / "killed", 6, 22)

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from conftest import write_npz
-from short_run import ACT, CT, ICT, final_tensors, run
+from short_run import ACT, CT, ECT, ICT, final_tensors, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_ict.training.log import Metrics
@@ -50,7 +50,15 @@ def test_the_guard_notices_every_way_of_reading(monkeypatch):
     assert x.sum().item() == 2
 
 
-@pytest.mark.parametrize("loss", [ICT, CT, ACT], ids=["ict", "ct", "act"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param(ICT, id="ict"),
+        pytest.param(ECT, id="ect", marks=pytest.mark.slow),
+        pytest.param(CT, id="ct"),
+        pytest.param(ACT, id="act"),
+    ],
+)
 def test_no_step_waits_for_the_device(loss, flags, tmp_path, monkeypatch):
     """On CPUs, RAdam reads its step counts; on CUDA it is capturable and does not."""
     guarded, step = [], torch.optim.RAdam.step
@@ -93,7 +101,7 @@ def test_no_step_waits_for_the_device(loss, flags, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # inductor's advice
 @pytest.mark.filterwarnings("ignore:.*capturable=True:UserWarning")  # of the steps before the capture
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("loss", [ICT, CT, ACT], ids=["ict", "ct", "act"])
+@pytest.mark.parametrize("loss", [ICT, ECT, CT, ACT], ids=["ict", "ect", "ct", "act"])
 def test_a_captured_run_agrees_with_an_eager_one_and_resumes_bit_for_bit(loss, precision, flags, config, tmp_path):
     """Without dropout, whose masks a compiler draws otherwise; the learning rate changes, and images have colours."""
     data = write_npz(tmp_path / "colours.npz", channels=3)

@@ -96,6 +96,7 @@ def test_dropout_is_the_given_one_else_that_of_the_config_else_the_published_one
     assert dropout_of(model_config_name_or_path=stating) == 0.1
     assert dropout_of(model_config_name_or_path=str(config)) == 0.3
     assert dropout_of(model_config_name_or_path=str(config), loss="ct") == 0.0
+    assert dropout_of(model_config_name_or_path=str(config), loss="ect") == 0.2
     assert dropout_of(model_config_name_or_path=str(config), loss="act", consistency="ict") == 0.0
     assert dropout_of() == 0.3
 

@@ -1,4 +1,4 @@
-"""Consistency models trained from data, for Hugging Face diffusers: iCT, ACT and CT.
+"""Consistency models trained from data, for Hugging Face diffusers: iCT, ECT, ACT and CT.
 
 Every public name is listed in `__init__.pyi` and imported when it is first used, so that `--help` and refused flags
 answer at once. The names need torch and diffusers only; `diffusers_ict.training` needs the extra `train`.

@@ -12,6 +12,7 @@ from .ct import CT
 from .discriminator import ConsistencyDiscriminator
 from .distances import pseudo_huber, pseudo_huber_constant, squared_l2
 from .dropout import reuse_masks, share_dropout
+from .ect import ECT
 from .ict import ICT
 from .lpips import LPIPS
 from .noise_schedule import (
@@ -35,6 +36,7 @@ from .version import __version__
 
 __all__ = [
     "CT",
+    "ECT",
     "ICT",
     "LPIPS",
     "AdaptiveStrength",

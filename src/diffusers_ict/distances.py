@@ -2,6 +2,7 @@
 
 import math
 
+import torch
 from torch import Tensor
 
 
@@ -13,11 +14,14 @@ def pseudo_huber_constant(dimensions: int) -> float:
 def pseudo_huber(a: Tensor, b: Tensor, c: float | None = None) -> Tensor:
     """sqrt(||a - b||^2 + c^2) - c with the norm over all entries of a sample. iCT Eq. 9. [B, ...] -> [B].
 
-    Not the element-wise Huber loss: the root is taken once per image. Without `c`, pseudo_huber_constant(d).
+    Not the element-wise Huber loss: the root is taken once per image. Without `c`, pseudo_huber_constant(d). With c = 0
+    it is the norm itself, whose gradient is 0 where a = b.
     """
     difference = (a - b).flatten(1)
     if c is None:
         c = pseudo_huber_constant(difference.shape[1])
+    if c == 0:
+        return torch.linalg.vector_norm(difference, dim=1)
     return (difference.square().sum(1) + c**2).sqrt() - c
 
 

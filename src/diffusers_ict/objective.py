@@ -88,6 +88,10 @@ class Objective(ABC):
         """Decay of the teacher's EMA at step k of K, or None when the student is its own teacher."""
         return None
 
+    def denoises(self, step: int, total_steps: int) -> bool:
+        """Whether sigma is sigma_min in all pairs of step k of K. Then f is the identity, and no teacher is asked."""
+        return False
+
     def schedule(self, step: int, total_steps: int) -> dict[str, float]:
         """The state of the curriculum at step k of K, by names for the log; {} if nothing changes."""
         return {}

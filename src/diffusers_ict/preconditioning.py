@@ -64,6 +64,11 @@ def per_image(sigma: Tensor, x: Tensor) -> Tensor:
     return sigma.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def boundary(x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+    """f(x, sigma_min) = x, for every network and without one. CM Eq. 5. Called like a `ConsistencyFunction`."""
+    return x
+
+
 class ConsistencyFunction:
     """f(x, sigma) around a network with the call of diffusers' UNet2DModel.
 

@@ -1,4 +1,4 @@
-"""Train a consistency model from images: iCT, CT or ACT.
+"""Train a consistency model from images: iCT, ECT, CT or ACT.
 
 accelerate launch --quiet train_scripts/train_ict.py --train_data_dir my_images --resolution 64 --output_dir my-model
 

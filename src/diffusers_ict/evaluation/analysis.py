@@ -65,13 +65,22 @@ def memorisation(samples: Tensor, training: Tensor) -> Memorisation:
     return Memorisation(distances, indices, own.median().item(), copies)
 
 
+STAGE_NAMES = {"num_levels": "N", "stage": "stage"}  # what logs call the state of a curriculum, and plots
+
+
+def stage_key(entries: list[dict[str, Any]]) -> str:
+    """What the entries of a run's log call its stages, one of STAGE_NAMES; empty where they have none."""
+    return next((key for key in STAGE_NAMES if entries and key in entries[0]), "")
+
+
 def switches(entries: list[dict[str, Any]]) -> list[tuple[int, int]]:
-    """(step, N) wherever the number of noise levels has changed, from the entries of a run's log."""
-    return [(b["step"], b["num_levels"]) for a, b in pairwise(entries) if a["num_levels"] != b["num_levels"]]
+    """(step, N or stage) wherever it has changed, from the entries of a run's log."""
+    key = stage_key(entries)
+    return [(b["step"], b[key]) for a, b in pairwise(entries) if a.get(key) != b.get(key)]
 
 
 def plot_losses_by_sigma(entries: list[dict[str, Any]], target: Path) -> None:
-    """Loss over the steps, one line for each range of noise levels, with the changes of N marked, as PNG."""
+    """Loss over the steps, one line for each range of noise levels, with its `switches` marked, as PNG."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # no global state and no display
 
@@ -82,10 +91,12 @@ def plot_losses_by_sigma(entries: list[dict[str, Any]], target: Path) -> None:
     for number, name in enumerate(names):
         points = [(e["step"], e["loss_by_sigma"][name]) for e in entries if name in e["loss_by_sigma"]]
         axes.plot(*zip(*points), linewidth=0.9, label=name, color=colormaps["viridis"](number / max(1, len(names) - 1)))
-    for step, levels in switches(entries):
+    for step, stage in switches(entries):
         axes.axvline(step, color="grey", linewidth=0.6, linestyle="dotted")
-        axes.annotate(f"{levels}", (step, 1), xycoords=("data", "axes fraction"), fontsize=7, ha="left", va="bottom")
-    axes.set(yscale="log", xlabel="optimizer step (dotted: N becomes the number above)", ylabel="weighted loss")
+        axes.annotate(f"{stage}", (step, 1), xycoords=("data", "axes fraction"), fontsize=7, ha="left", va="bottom")
+    key = stage_key(entries)
+    note = f" (dotted: {STAGE_NAMES[key]} becomes the number above)" if key else ""
+    axes.set(yscale="log", xlabel=f"optimizer step{note}", ylabel="weighted loss")
     axes.legend(title="sigma", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     with atomic_file(target) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

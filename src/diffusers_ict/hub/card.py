@@ -17,21 +17,12 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..errors import UserError, first_line
 from ..files import read_text, write_text
+from ..methods import METHODS
 from ..stock_key import STOCK_KEY
 from . import sections
 from .metadata import ConversionMetadata, RunMetadata
 
 TEMPLATES = resources.files(__package__) / "templates"
-PAPERS = {
-    "ict": ("iCT", "https://arxiv.org/abs/2310.14189"),
-    "ct": ("CT", "https://arxiv.org/abs/2303.01469"),
-    "act": ("ACT", "https://arxiv.org/abs/2311.14097"),
-}
-CITATIONS = {
-    "ict": "Y. Song, P. Dhariwal. Improved Techniques for Training Consistency Models. ICLR 2024, arXiv:2310.14189.",
-    "ct": "Y. Song, P. Dhariwal, M. Chen, I. Sutskever. Consistency Models. ICML 2023, arXiv:2303.01469.",
-    "act": "F. Kong et al. ACT-Diffusion: Efficient Adversarial Consistency Training. CVPR 2024, arXiv:2311.14097.",
-}
 SECTION = re.compile(r"<!-- diffusers-ict:(\w+)(?: ([0-9a-f]{12}))? -->\n(.*?)<!-- /diffusers-ict -->\n?", re.S)
 
 
@@ -68,9 +59,8 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
     recipe = _read_recipe(folder)
     report = sections.entries(folder / "evaluation.json")
     levels = sections.read_levels(folder, STOCK_KEY, recipe)
-    method = (
-        f"an objective of its own, `{run.objective}`" if run.objective else "[{}]({})".format(*PAPERS[recipe["loss"]])
-    )
+    used = [METHODS[loss] for loss in _losses(run, recipe)]
+    method = f"an objective of its own, `{run.objective}`" if run.objective else f"[{used[0].name}]({used[0].paper})"
     grids = sorted((folder / "samples").glob("*.png")) if (folder / "samples").is_dir() else []
     data = ModelCardData(
         license=license or recipe.get("license"),
@@ -94,10 +84,16 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
         "results": sections.table(report),
         "quality_plot": "evaluation.png" if (folder / "evaluation.png").is_file() else None,
         "inspection": sections.inspection(folder),
-        "citation": "\n".join(
-            f"- {CITATIONS[key]}" for key in dict.fromkeys(["ct"] if run.objective else [recipe["loss"], "ct"])
-        ),
+        "citation": "\n".join(f"- {method.citation}" for method in used),
     }
+
+
+def _losses(run: RunMetadata, recipe: dict[str, Any]) -> list[str]:
+    """The losses whose papers a card cites, its own first."""
+    if run.objective:
+        return ["ct"]
+    own = [recipe["loss"], recipe["consistency"]] if recipe["loss"] == "act" else [recipe["loss"]]
+    return list(dict.fromkeys([*own, "ct"]))
 
 
 def _training(run: RunMetadata) -> dict[str, Any]:

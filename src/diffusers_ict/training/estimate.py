@@ -87,7 +87,7 @@ def _describe_stages(plan: list[tuple[int, dict[str, float]]]) -> list[str]:
     shown = plan if len(plan) <= 12 else [*plan[:6], plan[-1]]
     more = "" if len(plan) <= 12 else " (not all shown)"
     return [
-        f"{name:<11} {len(plan)} stages: " + ", ".join(f"{values[name]} from step {k}" for k, values in shown) + more
+        f"{name:<11} {len(plan)} stages: " + ", ".join(f"{values[name]:g} from step {k}" for k, values in shown) + more
         for name in plan[0][1]
     ]
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..ct import CT
 from ..distances import squared_l2
+from ..ect import ECT
 from ..errors import UserError
 from ..ict import ICT
 from ..lpips import LPIPS
@@ -14,15 +15,25 @@ from ..noise_schedule import act_num_levels, ct_num_levels
 from ..objective import Objective
 from .recipe import Recipe
 
+ECT_STAGES = 8  # as in ECT's long run, where the recipe states no other length
 
-def make_objective(recipe: Recipe, device: torch.device) -> Objective:
+
+def make_objective(recipe: Recipe, batch_size: int, device: torch.device) -> Objective:
     """The consistency objective of a recipe; for ACT, the one the adversarial term is mixed into.
+
+    Args:
+        batch_size: images of one optimizer step on all processes together.
 
     Raises:
         UserError: LPIPS without weights.
     """
-    if (recipe.consistency if recipe.loss == "act" else recipe.loss) == "ict":
+    if recipe.consistency_loss == "ict":
         return ICT(recipe.s0, recipe.s1, recipe.p_mean, recipe.p_std, recipe.huber_c)
+    if recipe.consistency_loss == "ect":
+        images = recipe.ect_stage_images
+        steps = None if images is None else max(1, round(images / batch_size))
+        drawn = recipe.p_mean, recipe.p_std, recipe.huber_c or 0.0
+        return ECT(recipe.ect_q, steps, ECT_STAGES, recipe.align_steps, *drawn)
     levels = act_num_levels if recipe.loss == "act" else ct_num_levels
     return CT(recipe.s0, recipe.s1, recipe.teacher_mu0, make_metric(recipe, device), levels)
 

@@ -4,6 +4,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.analysis import STAGE_NAMES, stage_key
 from .log import read_log
 
 
@@ -12,7 +13,8 @@ def plot_training(log: Path, target: Path) -> None:
 
     The loss of iCT doubles at each stage of the curriculum, so that it is shown relative to its mean over the stage: it
     falls within a stage as long as the model learns. Stages are shaded in turn and named by their number of noise
-    levels. ACT adds the losses of the discriminator, and with augmentation its signal r against tau and its strength p.
+    levels, or by their own number. ACT adds the losses of the discriminator, and with augmentation its signal r against
+    tau and its strength p.
     """
     from matplotlib.figure import Figure  # no global state and no display
 
@@ -47,7 +49,8 @@ def _curve(panel: Any, entries: list[dict[str, Any]], name: str, **style: Any) -
 
 def _plot_loss(panel: Any, entries: list[dict[str, Any]]) -> None:
     """The loss relative to its mean over each stage."""
-    stages = [list(stage) for _, stage in groupby(entries, key=lambda entry: entry.get("num_levels"))]
+    key = stage_key(entries)
+    stages = [list(stage) for _, stage in groupby(entries, key=lambda entry: entry.get(key))]
     shaded = 1 < len(stages) <= 10  # CT changes its grid too often for stages to be seen
     pieces = stages if shaded else [entries]
     for number, stage in enumerate(pieces):
@@ -58,6 +61,8 @@ def _plot_loss(panel: Any, entries: list[dict[str, Any]]) -> None:
         if shaded:
             end = pieces[number + 1][0]["step"] if number + 1 < len(pieces) else steps[-1]
             panel.axvspan(steps[0], max(end, steps[0] + 1), color="grey", alpha=0.06 + 0.1 * (number % 2), linewidth=0)
-            name = f"N = {stage[0]['num_levels']}" if number == 0 else f"{stage[0]['num_levels']}"
+            name = f"{stage[0][key]}"
+            if number == 0:
+                name = f"{STAGE_NAMES[key]} = {name}"
             panel.annotate(name, (steps[0], 1.01), xycoords=("data", "axes fraction"), fontsize=7)
     panel.set(yscale="log", ylabel="loss / mean of its stage" if shaded else "loss / its mean")

@@ -13,18 +13,18 @@ import yaml
 from ..data.settings import DataSettings
 from ..errors import UserError
 from ..files import portable
-from ..hub.licenses import check_license
+from ..methods import METHODS
 from ..settings import ArgumentParser, add_flags, as_flag, check_bounds, setting
+from .adversarial_settings import AUGMENT_TAU, AdversarialSettings
+from .run_settings import RunSettings
 
-LOSSES = ("ict", "ct", "act")
 # Settings that belong to one data set: data given on the command line replace all of them.
 OF_THE_DATA = ("dataset_name", "train_data_dir", "dataset_config_name", "dataset_split", "image_column", "label_column")
-AUGMENT_TAU = {"penalty": 0.05, "sign": 0.6}  # by signal
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 
 
 @dataclass(kw_only=True)
-class Recipe(DataSettings):
+class Recipe(RunSettings, AdversarialSettings, DataSettings):
     """Settings of a training run. None is resolved from the data, or from what was published for the loss."""
 
     config: str | None = setting(
@@ -32,7 +32,8 @@ class Recipe(DataSettings):
     )
 
     # The objective.
-    loss: str = setting("ict", "what is trained: iCT, CT, or ACT", choices=LOSSES)
+    loss: str = setting("ict", "what is trained: iCT, ECT, CT, or ACT", choices=tuple(METHODS))
+    consistency: str = setting("ct", "ACT: consistency term, CT as published, iCT or ECT", choices=("ct", "ict", "ect"))
     s0: int = setting(
         None,
         "size of the grid at the beginning: pairs of iCT [10], levels of CT [2]",
@@ -42,47 +43,30 @@ class Recipe(DataSettings):
     s1: int = setting(
         None, "pairs of the grid at the end [iCT 1280, CT 150]", at_least=1, published={"ict": 1280, "ct": 150}
     )
-    p_mean: float = setting(-1.1, "iCT: mean of ln(sigma) when noise levels are drawn")
-    p_std: float = setting(2.0, "iCT: standard deviation of ln(sigma)", above=0)
+    p_mean: float = setting(-1.1, "iCT, ECT: mean of ln(sigma) when noise levels are drawn")
+    p_std: float = setting(2.0, "iCT, ECT: standard deviation of ln(sigma)", above=0)
     huber_c: float | None = setting(
-        None, "iCT: constant of the pseudo-Huber loss [0.00054 sqrt(C*H*W)]", above=0, below=1e6
+        None,
+        "constant of the pseudo-Huber loss [iCT 0.00054 sqrt(C*H*W), ECT 0]",
+        at_least=0,
+        below=1e6,
+        published={"ect": 0.0},
     )
+    ect_q: float = setting(
+        2.0,
+        "ECT: divides the gap between the levels at each stage; 2 suits stages, as from scratch, and the published 256 "
+        "suits a short run from a diffusion model with one stage",
+        at_least=1.1,
+        below=1e6,
+    )
+    ect_stage_images: int | None = setting(
+        None, "ECT: images of a stage [an eighth of the run after the alignment]", at_least=1
+    )
+    align_steps: int = setting(0, "ECT: steps at the beginning that train a denoiser, before the stages", at_least=0)
     teacher_mu0: float = setting(0.9, "CT: decay of the teacher's EMA at the beginning", at_least=0, below=1)
     metric: str = setting("l2", "CT: distance of a pair, squared L2 or LPIPS as published", choices=("l2", "lpips"))
     lpips_weights: str | None = setting(None, "safetensors of VGG16 and LPIPS [those of the installed lpips package]")
     intermediate_sigmas: list[float] = setting([0.821], "noise levels between sampling steps, in order of use")
-
-    # The discriminator of ACT.
-    consistency: str = setting("ct", "ACT: consistency term, CT as published or iCT", choices=("ct", "ict"))
-    adversarial_weight: float = setting(0.3, "ACT: w, share of the adversarial term at the largest noise")
-    adversarial_weight_mid: float = setting(0.3, "ACT: w_mid, its share in the middle of the grid")
-    discriminator_config_name_or_path: str | None = setting(
-        None, "ACT: its config [one like the UNet's encoder]", changes="content"
-    )
-    discriminator_learning_rate: float = setting(
-        None, "ACT: learning rate of its RAdam [that of the generator]", above=0
-    )
-    discriminator_beta1: float = setting(0.0, "ACT: first beta of its RAdam", at_least=0, below=1)
-    discriminator_beta2: float = setting(0.9318, "ACT: second beta of its RAdam", at_least=0, below=1)
-    discriminator_time_weight: bool = setting(False, "ACT: weight its losses by noise level too, as for ImageNet")
-    r1_gamma: float = setting(10.0, "ACT: weight of the gradient penalty", at_least=0)
-    r1_interval: int = setting(16, "ACT: steps between gradient penalties", at_least=1)
-    discriminator_batch_size: int = setting(
-        None,
-        "ACT: fakes, and as many images, of its micro batch [train_batch_size]; published: half",
-        at_least=1,
-        changes="rounding",
-    )
-    augment: bool = setting(False, "ACT-Aug: augment what the discriminator sees")
-    augment_signal: str = setting(
-        "penalty",
-        "ACT-Aug: signal of overfitting: the gradient penalty, or the mean sign of D on images (ADA)",
-        choices=("penalty", "sign"),
-    )
-    augment_tau: float = setting(
-        None, "ACT-Aug: signal above which augmentation grows [penalty 0.05, sign 0.6]", above=0
-    )
-    augment_horizon: int = setting(500_000, "ACT-Aug: images over which its strength could go from 0 to 1", at_least=1)
 
     # The images, beside the data settings.
     class_conditional: bool = setting(False, "learn the classes as well")
@@ -101,7 +85,7 @@ class Recipe(DataSettings):
     )
     insensitive_time_embedding: bool = setting(True, "keep fast frequencies out of the time embedding, as iCT does")
     dropout: float | None = setting(
-        None, "dropout probability of the UNet [that of its config, else iCT 0.3, else 0]", at_least=0, below=1
+        None, "dropout probability of the UNet [that of its config, else iCT 0.3, ECT 0.2, else 0]", at_least=0, below=1
     )
     dropout_resolution: int | None = setting(
         None, "dropout only at feature maps of at most this size [all]", at_least=1
@@ -139,14 +123,18 @@ class Recipe(DataSettings):
         None, "clip gradients at this multiple of the mean weight of the stage [never, as published]", above=0
     )
     adam_beta1: float = setting(
-        None, "first beta of RAdam [0.9, ACT 0]", at_least=0, below=1, published={"ict": 0.9, "ct": 0.9, "act": 0.0}
+        None,
+        "first beta of RAdam [0.9, ACT 0]",
+        at_least=0,
+        below=1,
+        published={"ict": 0.9, "ect": 0.9, "ct": 0.9, "act": 0.0},
     )
     adam_beta2: float = setting(
         None,
         "second beta of RAdam [0.999, ACT 0.99]",
         at_least=0,
         below=1,
-        published={"ict": 0.999, "ct": 0.999, "act": 0.99},
+        published={"ict": 0.999, "ect": 0.999, "ct": 0.999, "act": 0.99},
     )
     mixed_precision: str | None = setting(
         None, "precision inside the networks [that of accelerate's config]", choices=("no", "fp16", "bf16")
@@ -158,39 +146,6 @@ class Recipe(DataSettings):
     ema_warmup: bool = setting(True, "average over the last tenth while the run is shorter than the EMA's memory")
     seed: int = setting(0, "everything random follows from it", at_least=0)
 
-    # The run.
-    output_dir: str = setting("consistency-model", "where everything goes", changes="nothing")
-    validation_steps: int | None = setting(
-        None,
-        "steps between samples [at 1, 3, 10, 30 and 100 percent of the run, and every checkpoint]",
-        at_least=1,
-        changes="nothing",
-    )
-    num_validation_images: int = setting(16, "images of a sample grid", at_least=1, changes="nothing")
-    checkpointing_steps: int = setting(1000, "steps between checkpoints", at_least=1, changes="nothing")
-    checkpoints_total_limit: int | None = setting(2, "newest checkpoints to keep", at_least=1, changes="nothing")
-    max_train_minutes: float | None = setting(
-        None, "stop with a checkpoint after so many minutes [never]", above=0, changes="nothing"
-    )
-    resume_from_checkpoint: str | None = setting(
-        None, "'latest' (the beginning, if there is none), or a checkpoint folder", changes="nothing"
-    )
-    resume_with_changes: bool = setting(
-        False, "let a resumed run differ from its checkpoint, and record how", changes="nothing"
-    )
-    report_to: str | None = setting(
-        None, "tracker beside the JSON lines", choices=("tensorboard", "wandb", "trackio"), changes="nothing"
-    )
-    logging_steps: int = setting(10, "steps between log lines", at_least=1, changes="nothing")
-    dry_run: bool = setting(False, "print parameters, steps, stages and memory, and stop", changes="nothing")
-    license: str | None = setting(None, "licence of the weights, a Hub identifier such as cc-by-4.0", changes="nothing")
-    push_to_hub: bool = setting(False, "publish the result on the Hub", changes="nothing")
-    hub_model_id: str = setting(None, "repository: user/name or organisation/name", changes="nothing")
-    hub_private_repo: bool = setting(False, "if the repository has to be created, create it private", changes="nothing")
-    hub_strategy: str = setting(
-        "end", "publish at the end, or at every checkpoint too", choices=("end", "checkpoint"), changes="nothing"
-    )
-
     def __post_init__(self) -> None:
         """Resolve what was left out, then check every value.
 
@@ -198,7 +153,7 @@ class Recipe(DataSettings):
             UserError: a value out of range.
         """
         for item in dataclasses.fields(self):
-            for loss in (self.loss, self.consistency) if self.loss == "act" else (self.loss,):
+            for loss in dict.fromkeys((self.loss, self.consistency_loss)):
                 if getattr(self, item.name) is None and loss in item.metadata["published"]:
                     setattr(self, item.name, item.metadata["published"][loss])
         self._check()
@@ -217,21 +172,32 @@ class Recipe(DataSettings):
 
     def _check(self) -> None:
         check_bounds(self)
-        if self.push_to_hub and "/" not in (self.hub_model_id or ""):
-            raise UserError(f"`push_to_hub` needs `hub_model_id` USER/NAME, got {self.hub_model_id or 'none'}.")
-        if self.license is not None:
-            check_license(self.license)
+        self.check_publishing()
         if not self.intermediate_sigmas:
             raise UserError("`intermediate_sigmas` must name the second noise level of two steps, got none.")
         if self.gradient_checkpointing and self.torch_compile:
             raise UserError(
                 "`gradient_checkpointing` computes passes again, which a graph cannot: leave it or `torch_compile` out."
             )
-        if self.s1 < self.s0:
+        if None not in (self.s0, self.s1) and self.s1 < self.s0:
             raise UserError(f"`s1` must be at least `s0`, got s1 {self.s1} and s0 {self.s0}.")
+        if self.align_steps and self.consistency_loss != "ect":
+            raise UserError(
+                f"`align_steps` belongs to ECT, got {self.align_steps} and {self.consistency_loss}: choose `loss` ect, "
+                "or `loss` act with `consistency` ect, or leave it out."
+            )
         decays = self.ema_decays
         if not decays or len(set(decays)) < len(decays) or not all(0 < decay < 1 for decay in decays):
             raise UserError(f"`ema_decays` must be different numbers between 0 and 1, got {decays}.")
+
+    @property
+    def consistency_loss(self) -> str:
+        """The loss that compares the outputs of a pair: with ACT, that of its consistency term."""
+        return self.consistency if self.loss == "act" else self.loss
+
+    def images_in_step(self, processes: int) -> int:
+        """Images of one optimizer step on so many processes together."""
+        return self.train_batch_size * self.gradient_accumulation_steps * processes
 
     def fakes_in_step(self, batch_size: int) -> int:
         """ACT: fakes that the discriminator judges in a step whose generator sees so many images."""

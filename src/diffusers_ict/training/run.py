@@ -139,7 +139,8 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Trainin
     accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir)
     recipe.mixed_precision = accelerator.mixed_precision  # the effective one, which accelerate's config may have set
     own_objective = None if objective is None else repr(objective)
-    objective = objective or make_objective(recipe, accelerator.device)
+    batch_size = recipe.images_in_step(accelerator.num_processes)
+    objective = objective or make_objective(recipe, batch_size, accelerator.device)
     if recipe.num_train_epochs is None:
         check_curriculum(objective, recipe.max_train_steps)  # before the data are read
     start, weight = load_start(recipe), _adversarial_weight(recipe)
@@ -148,7 +149,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Trainin
         check_repo_id(recipe.hub_model_id)
     found = check_output_dir(Path(recipe.output_dir), recipe.resume_from_checkpoint)
     images = images or _load(recipe, accelerator)
-    batch_size = _batch_size(recipe, accelerator, images)
+    _check_batch(batch_size, images)
     if recipe.num_train_epochs is not None:
         if images.count is None:
             raise UserError(
@@ -274,20 +275,18 @@ def _open_log(recipe: Recipe, accelerator: Accelerator, first_step: int, seconds
     return Metrics(accelerator, log, recipe.max_train_steps, first_step, seconds, tracking)
 
 
-def _batch_size(recipe: Recipe, accelerator: Accelerator, images: TrainingImages) -> int:
-    """Images of one optimizer step on all processes together."""
-    size = recipe.train_batch_size * recipe.gradient_accumulation_steps * accelerator.num_processes
+def _check_batch(size: int, images: TrainingImages) -> None:
+    """Refuse fewer images than an optimizer step has."""
     if images.count is not None and size > images.count:
         raise UserError(
             f"a batch must not be larger than the data: {size} images a step (batch x accumulation x processes) and "
             f"{images.count} in the data; lower `train_batch_size`."
         )
-    return size
 
 
 def _check_channels(recipe: Recipe, images: TrainingImages) -> None:
     """Refuse images that LPIPS cannot compare."""
-    lpips = recipe.metric == "lpips" and (recipe.loss == "ct" or (recipe.loss, recipe.consistency) == ("act", "ct"))
+    lpips = recipe.metric == "lpips" and recipe.consistency_loss == "ct"
     if lpips and images.shape[0] not in (1, 3):
         raise UserError(
             f"`metric` lpips compares images of 1 or 3 channels, got {images.shape[0]}; convert them with "

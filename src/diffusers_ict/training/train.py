@@ -1,7 +1,8 @@
-"""Consistency training as the papers' algorithms have it: iCT, CT and ACT in one loop."""
+"""Consistency training as the papers' algorithms have it: iCT, ECT, CT and ACT in one loop."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from ..data.draw import FAKES, GENERATOR, REALS
 from ..data.stream import TrainingImages
 from ..errors import TrainingDiverged, TrainingStopped
 from ..objective import Objective, consistency_pair
+from ..preconditioning import boundary
 from ..processes import GradientMean
 from .captured import Captured, can_capture, captured_step
 from .checkpoint import describe_newest
@@ -68,34 +70,38 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
     if run.first_step and is_sample_step(recipe, run.first_step - 1) and accelerator.is_main_process:
         sample_run(run, run.first_step)  # the checkpoint came first, and the run may have ended before its samples
 
-    def generator_loss(batch: Batch) -> Tensor:
-        f, teacher = run.f, run.f_teacher
+    def generator_loss(batch: Batch, denoising: bool) -> Tensor:
+        f, teacher = run.f, boundary if denoising else run.f_teacher
         pair = consistency_pair(f, batch.x, batch.noise, batch.sigma, batch.sigma_next, batch.labels, teacher=teacher)
         # lambda(sigma_i) d(student, target), and with ACT L_G
         return objective.loss(pair) if adversary is None else adversary.generator_loss(objective, pair, batch)
 
-    def learn(batch: Batch) -> Tensor:
+    def learn(batch: Batch, denoising: bool) -> Tensor:
         with nullcontext() if adversary is None else adversary.judging():
-            loss = generator_loss(batch)
+            loss = generator_loss(batch, denoising)
         accelerator.backward(loss.mean() / recipe.gradient_accumulation_steps)
         return loss.detach()
 
     if recipe.torch_compile:
         generator_loss = torch.compile(generator_loss, fullgraph=True)
-    learn_from: Callable[[Batch], Tensor] = learn
+    learn_from: dict[bool, Callable[[Batch], Tensor]]
+    learn_from = {denoising: partial(learn, denoising=denoising) for denoising in (False, True)}
     update_weights: Callable[[], object] = optimizer.step
     if can_capture(recipe, accelerator):
-        learn_from, update_weights = Captured(learn), captured_step(optimizer)
+        learn_from = {denoising: Captured(own) for denoising, own in learn_from.items()}
+        update_weights = captured_step(optimizer)
 
     for step in range(run.first_step, last_step(recipe, run.first_step)):
         # ------------------------------------------------------------ the generator
-        # Outputs at neighbouring noise levels must agree; with ACT, D must also take the noisier one for a real image.
+        # Outputs at neighbouring noise levels must agree, the less noisy one being the image itself where the objective
+        # denoises; with ACT, D must also take the noisier one for a real image.
         set_learning_rate(optimizer, recipe.learning_rate * rate(step))
+        denoising = objective.denoises(step, total_steps)
         batches = run.draw_batch(step, GENERATOR)
         for part, batch in enumerate(batches, 1):
             torch.manual_seed(batch.dropout_seed)
             with gradients.over_processes(last=part == len(batches)):
-                loss = learn_from(batch)
+                loss = learn_from[denoising](batch)
             metrics.add_losses(step, loss, batch.sigma_next)
         if recipe.max_grad_norm is not None:
             limit = recipe.max_grad_norm * objective.mean_weight(step, total_steps)

@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from ..conversion import Converted, convert
 from ..data.stream import TrainingImages
 from ..errors import UserError, first_line
-from ..hub.card import PAPERS
+from ..methods import METHODS
 from ..time_embedding import hold_fast_columns, uses_fast_columns, zero_fast_columns
 from .recipe import Recipe, find_shipped
 
@@ -23,7 +23,6 @@ WIDTHS = {
 }
 MIDDLE = 8  # the coarsest feature map is at most this wide
 ATTENTION = 16  # and feature maps of at most this size have attention
-PUBLISHED_DROPOUT = {"ict": 0.3, "ct": 0.0, "act": 0.0}  # iCT Sec. 3.2
 
 
 def default_unet_config(resolution: int, channels: int, num_classes: int | None = None) -> dict:
@@ -127,7 +126,7 @@ def build(config: dict, seed: int) -> UNet2DModel:
 def choose_dropout(recipe: Recipe, config: dict) -> float:
     """The dropout that is given; else that of the UNet's config; else the one published for the loss."""
     own = recipe.dropout if recipe.dropout is not None else config.get("dropout")
-    return PUBLISHED_DROPOUT[recipe.loss] if own is None else own
+    return METHODS[recipe.loss].dropout if own is None else own
 
 
 def describe_dropout(recipe: Recipe, unet: UNet2DModel) -> str:
@@ -135,8 +134,8 @@ def describe_dropout(recipe: Recipe, unet: UNet2DModel) -> str:
     used = unet.config.dropout
     if recipe.dropout is not None:
         return f"{used}, given"
-    if used == PUBLISHED_DROPOUT[recipe.loss]:
-        return f"{used}, published for {PAPERS[recipe.loss][0]}"
+    if used == METHODS[recipe.loss].dropout:
+        return f"{used}, published for {METHODS[recipe.loss].name}"
     return f"{used}, of the UNet's config"
 
 
