@@ -201,13 +201,39 @@ def test_a_repository_of_2022_has_everything_in_one_folder(tmp_path):
     one_step(tmp_path / "start", DiffusionPipeline)
 
 
-def test_training_begins_with_a_velocity_model_and_keeps_its_sigma_data(flags, tmp_path):
-    saved(tmp_path / "given")
+@pytest.fixture
+def begun(flags):
+    """Flags of a run that begins with a model, whose folder has to follow."""
     where = flags.index("--model_config_name_or_path")
-    own = [*ICT, *flags[:where], *flags[where + 2 :], "--pretrained_model_name_or_path", tmp_path / "given"]
-    assert run(*own, "--max_train_steps", 4, "--learning_rate", 1e-9, "--output_dir", tmp_path / "run") == 0
+    return [*flags[:where], *flags[where + 2 :], "--pretrained_model_name_or_path"]
+
+
+def test_training_begins_with_a_velocity_model_and_keeps_its_sigma_data(begun, tmp_path):
+    saved(tmp_path / "given")
+    own = [*ICT, *begun, tmp_path / "given", "--max_train_steps", 4, "--learning_rate", 1e-9]
+    assert run(*own, "--output_dir", tmp_path / "run") == 0
     config = json.loads((tmp_path / "run" / "scheduler" / "scheduler_config.json").read_text())
     assert config["sigma_data"] == 1.0
     assert convert.main([str(tmp_path / "given"), str(tmp_path / "start")]) == 0
     trained, start = (one_step(tmp_path / name, DiffusionPipeline) for name in ("run", "start"))
     torch.testing.assert_close(trained, start, rtol=0, atol=1e-4)
+
+
+def test_a_model_that_predicts_noise_is_aligned_and_by_ect_alone(begun, tmp_path, capsys):
+    saved(tmp_path / "given", "epsilon")
+    assert convert.main([str(tmp_path / "given"), str(tmp_path / "start")]) == 0
+    capsys.readouterr()
+    for start in ("given", "start"):
+        own = [*begun, tmp_path / start, "--output_dir", tmp_path / "run", "--max_train_steps", 8]
+        assert run(*own) == 2
+        assert (
+            "begin with a diffusion model that predicts epsilon, because only ECT aligns it" in capsys.readouterr().err
+        )
+        assert run(*own, "--loss", "ect") == 2
+        assert "an alignment of 500 steps needs a run of more steps, got 8" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+    assert run(*own, "--loss", "ect", "--align_steps", 4) == 0
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert log[0]["stage"] == -1
+    assert log[-1]["stage"] >= 0
+    assert run(*begun, tmp_path / "run", "--output_dir", tmp_path / "next", "--max_train_steps", 8) == 0

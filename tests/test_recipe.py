@@ -158,6 +158,8 @@ PUBLISHED = {
     "act_imagenet64": (320, 1, 107.60),
     "act_lsun_cat256": (640, 1, 113.67),
     "digits": (64, 1, None),
+    "small_budget": (16, 1, None),
+    "tune_ddpm": (128, 1, None),
 }
 
 

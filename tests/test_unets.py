@@ -14,6 +14,7 @@ from diffusers_ict.errors import UserError
 from diffusers_ict.training import unets
 from diffusers_ict.training.recipe import Recipe
 from diffusers_ict.training.samples import make_pipeline
+from diffusers_ict.training.start import load_start
 from diffusers_ict.training.unets import limit_dropout
 
 
@@ -87,7 +88,7 @@ def stating(tmp_path):
 def dropout_of(**settings) -> float:
     images = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
     recipe = Recipe(**settings)
-    return unets.make_unet(recipe, images, 0, unets.load_start(recipe)).config.dropout
+    return unets.make_unet(recipe, images, 0, load_start(recipe)).config.dropout
 
 
 def test_dropout_is_the_given_one_else_that_of_the_config_else_the_published_one(stating, config, tmp_path):

@@ -11,6 +11,8 @@ import torch
 from diffusers import ConsistencyModelPipeline, DiffusionPipeline, UNet2DModel
 
 from ..errors import UserError, first_line
+from ..hub.check_repository import file_of
+from ..hub.metadata import ConversionMetadata
 from ..pipeline_consistency import ConsistencyPipeline, load_pipeline
 from ..scheduling_ict import ICTScheduler
 from ..time_embedding import fast_columns
@@ -39,6 +41,11 @@ class Converted:
     notes: tuple[str, ...] = ()
     refit: Refit | None = None
     prediction: str | None = None
+
+    @property
+    def needs_alignment(self) -> bool:
+        """Whether it is a diffusion model of which some steps of denoising must make a consistency model first."""
+        return self.prediction not in (None, diffusion.ALIGNED)
 
 
 def convert(
@@ -76,7 +83,7 @@ def _from_repository(source: str, intermediate_sigmas: list[float] | None) -> Co
     # diffusers keeps the place it read from in the config; it must not travel on.
     stock.unet.register_to_config(_name_or_path="")
     if isinstance(stock, ConsistencyModelPipeline):
-        origin, notes, prediction = "a stock consistency pipeline", [], None
+        origin, notes, prediction = "a stock consistency pipeline", [], _prediction(source)
         scheduler = ConsistencyPipeline(stock.unet, stock.scheduler).scheduler
     else:
         origin, prediction = "a diffusion model", stock.scheduler.config.get("prediction_type", "epsilon")
@@ -85,6 +92,12 @@ def _from_repository(source: str, intermediate_sigmas: list[float] | None) -> Co
     if intermediate_sigmas is not None:
         scheduler = _scheduler({**scheduler.config, "intermediate_sigmas": intermediate_sigmas})
     return Converted(ConsistencyPipeline(stock.unet, scheduler), origin, tuple(notes), prediction=prediction)
+
+
+def _prediction(source: str) -> str | None:
+    """What a repository says that it was before it was converted, if it is a diffusion model and was not trained."""
+    file = file_of(source, ConversionMetadata.file_name)
+    return None if file is None else ConversionMetadata.read(file.parent).prediction
 
 
 def _load(source: str) -> DiffusionPipeline:

@@ -90,4 +90,5 @@ def _metadata(converted: Converted, source: str, license: str | None) -> Convers
         notes=list(converted.notes),
         version=__version__,
         refit=dataclasses.asdict(converted.refit) if converted.refit else None,
+        prediction=converted.prediction,
     )

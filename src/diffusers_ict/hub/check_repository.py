@@ -71,10 +71,10 @@ def check_repository(repository: str) -> list[Finding]:
 
 def is_publishable(repository: str) -> bool:
     """Whether a folder or a Hub repository holds what the model card of a run or of a conversion is made from."""
-    return any(_file(repository, kind.file_name) is not None for kind in (RunMetadata, ConversionMetadata))
+    return any(file_of(repository, kind.file_name) is not None for kind in (RunMetadata, ConversionMetadata))
 
 
-def _file(repository: str, name: str) -> Path | None:
+def file_of(repository: str, name: str) -> Path | None:
     """A file of a folder or of a Hub repository, or None where it has none of that name."""
     path = Path(repository) / name
     if Path(repository).is_dir():
@@ -171,7 +171,7 @@ def _draw(pipeline: ConsistencyModelPipeline, labels: int | None, steps: int) ->
 
 
 def _card(repository: str) -> Finding:
-    path = _file(repository, "README.md")
+    path = file_of(repository, "README.md")
     if path is None:
         return Finding("card", Severity.ADVICE, "there is no README.md.", Remedy.LICENSE)
     try:

@@ -81,6 +81,7 @@ class ConversionMetadata(Metadata):
         shape: (C, H, W) of the images; notes: what the model's user should know.
         refit: of a network whose time embedding was refitted, the number of levels that are met and the measured
             errors, as in `conversion.time_refit.Refit`; None for any other.
+        prediction: of a diffusion model, what it predicted; None for a consistency model.
     """
 
     file_name: ClassVar[str] = "conversion.json"
@@ -97,3 +98,4 @@ class ConversionMetadata(Metadata):
     notes: list[str]
     version: str
     refit: dict[str, float] | None = None
+    prediction: str | None = None

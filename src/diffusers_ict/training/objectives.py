@@ -33,7 +33,7 @@ def make_objective(recipe: Recipe, batch_size: int, device: torch.device) -> Obj
         images = recipe.ect_stage_images
         steps = None if images is None else max(1, round(images / batch_size))
         drawn = recipe.p_mean, recipe.p_std, recipe.huber_c or 0.0
-        return ECT(recipe.ect_q, steps, ECT_STAGES, recipe.align_steps, *drawn)
+        return ECT(recipe.ect_q, steps, ECT_STAGES, recipe.align_steps or 0, *drawn)
     levels = act_num_levels if recipe.loss == "act" else ct_num_levels
     return CT(recipe.s0, recipe.s1, recipe.teacher_mu0, make_metric(recipe, device), levels)
 

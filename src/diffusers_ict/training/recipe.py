@@ -62,7 +62,12 @@ class Recipe(RunSettings, AdversarialSettings, DataSettings):
     ect_stage_images: int | None = setting(
         None, "ECT: images of a stage [an eighth of the run after the alignment]", at_least=1
     )
-    align_steps: int = setting(0, "ECT: steps at the beginning that train a denoiser, before the stages", at_least=0)
+    align_steps: int | None = setting(
+        None,
+        "ECT: steps at the beginning that train a denoiser, before the stages [500 from a diffusion model that predicts "
+        "noise or images, else 0]",
+        at_least=0,
+    )
     teacher_mu0: float = setting(0.9, "CT: decay of the teacher's EMA at the beginning", at_least=0, below=1)
     metric: str = setting("l2", "CT: distance of a pair, squared L2 or LPIPS as published", choices=("l2", "lpips"))
     lpips_weights: str | None = setting(None, "safetensors of VGG16 and LPIPS [those of the installed lpips package]")

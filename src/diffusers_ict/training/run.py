@@ -23,9 +23,8 @@ from ..files import write_text
 from ..hub.publish import BackgroundPublisher, check_repo_id, push
 from ..objective import Objective
 from ..pipeline_consistency import ConsistencyPipeline
-from ..preconditioning import SIGMA_DATA, ConsistencyFunction
+from ..preconditioning import ConsistencyFunction
 from ..processes import make_accelerator, network_precision
-from ..scheduling_ict import ICTScheduler
 from . import checkpoint
 from .adversary import Adversary, build_discriminator, make_adversary
 from .captured import can_capture
@@ -39,8 +38,9 @@ from .recipe import Recipe
 from .resume import Identity, circumstances, decisive, resume
 from .samples import contiguous_copy, make_pipeline
 from .snapshots import remove_snapshots_after
+from .start import load_start, make_scheduler, unusual_constants
 from .state import RunState
-from .unets import load_start, make_unet
+from .unets import make_unet
 
 
 @dataclass
@@ -140,11 +140,11 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Trainin
     recipe.mixed_precision = accelerator.mixed_precision  # the effective one, which accelerate's config may have set
     own_objective = None if objective is None else repr(objective)
     batch_size = recipe.images_in_step(accelerator.num_processes)
+    start = load_start(recipe)
     objective = objective or make_objective(recipe, batch_size, accelerator.device)
     if recipe.num_train_epochs is None:
         check_curriculum(objective, recipe.max_train_steps)  # before the data are read
-    start, weight = load_start(recipe), _adversarial_weight(recipe)
-    scheduler = _scheduler(recipe, SIGMA_DATA if start is None else start.pipeline.scheduler.config.sigma_data)
+    scheduler, weight = make_scheduler(recipe, start), _adversarial_weight(recipe)
     if recipe.push_to_hub:
         check_repo_id(recipe.hub_model_id)
     found = check_output_dir(Path(recipe.output_dir), recipe.resume_from_checkpoint)
@@ -181,7 +181,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Trainin
     powers = None if recipe.ema_snapshot_steps is None else PowerEMA(unet.named_parameters())
     state = _state(unet, optimizer, ema, powers, teacher, adversary, accelerator)
     state.stream = images if isinstance(images, StreamedImages) else None
-    networks = {"unet": {**unet.config, **_own_constants(scheduler)}} | (
+    networks = {"unet": {**unet.config, **unusual_constants(scheduler)}} | (
         {} if discriminator is None else {"discriminator": discriminator.config}
     )
     identity = Identity(
@@ -238,20 +238,6 @@ def _load(recipe: Recipe, accelerator: Accelerator) -> TrainingImages:
         return recipe.load(recipe.class_conditional, accelerator)
     rank, ranks = accelerator.process_index, accelerator.num_processes
     return stream_images(recipe, recipe.class_conditional, recipe.shuffle_buffer, recipe.seed, rank, ranks)
-
-
-def _scheduler(recipe: Recipe, sigma_data: float) -> ICTScheduler:
-    try:
-        return ICTScheduler(sigma_data=sigma_data, intermediate_sigmas=recipe.intermediate_sigmas)
-    except ValueError as error:
-        reason = str(error).removeprefix("intermediate_sigmas ")
-        raise UserError(f"`intermediate_sigmas`: {reason}") from error
-
-
-def _own_constants(scheduler: ICTScheduler) -> dict[str, float]:
-    """The constants of the preconditioning that are not the usual ones."""
-    sigma_data = scheduler.config.sigma_data
-    return {} if sigma_data == SIGMA_DATA else {"sigma_data": sigma_data}
 
 
 def _adversarial_weight(recipe: Recipe) -> AdversarialWeight:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DModel
 
-from ..conversion import Converted, convert
+from ..conversion import Converted
 from ..data.stream import TrainingImages
 from ..errors import UserError, first_line
 from ..methods import METHODS
@@ -137,20 +137,6 @@ def describe_dropout(recipe: Recipe, unet: UNet2DModel) -> str:
     if used == METHODS[recipe.loss].dropout:
         return f"{used}, published for {METHODS[recipe.loss].name}"
     return f"{used}, of the UNet's config"
-
-
-def load_start(recipe: Recipe) -> Converted | None:
-    """The model that a run begins with, as a consistency model in float32; None for one that begins afresh.
-
-    Raises:
-        UserError: there is none, or one that cannot be turned into a consistency model.
-    """
-    if recipe.pretrained_model_name_or_path is None:
-        return None
-    try:
-        return convert(recipe.pretrained_model_name_or_path)
-    except UserError as error:
-        raise UserError(f"`pretrained_model_name_or_path`: {error}") from error
 
 
 def with_dropout(given: UNet2DModel, recipe: Recipe) -> UNet2DModel:
