@@ -181,6 +181,8 @@ class Comparison:
             log = train(flags, folder, steps, self.threads, program_of(method))
             shared = {"seed": seed, "steps": steps, "train_seconds": log[-1]["train_seconds"]}
             shared["augment_p"] = max(entry.get("augment_p", 0.0) for entry in log)
+            if start := value_of("--pretrained_model_name_or_path", flags):
+                shared["start_seconds"] = seconds_of(Path(start))
             rows = [
                 {"method": name, **shared, "results": self.measure(pipeline.to(self.device), folder)}
                 for name, pipeline in models_of(method, folder).items()
@@ -191,6 +193,11 @@ class Comparison:
 
     def measure(self, pipeline: DiffusionPipeline, folder: Path) -> dict:
         return evaluate(pipeline, folder / "grid", self.extract, self.real, self.options.samples)
+
+
+def seconds_of(folder: Path) -> float:
+    """How long the run of a folder trained."""
+    return json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["train_seconds"]
 
 
 def models_of(method: str, folder: Path) -> dict[str, DiffusionPipeline]:

@@ -19,7 +19,10 @@ def table(report: dict) -> str:
         "| method | steps | Frechet 1 step | 2 steps | precision 1 / 2 | recall 1 / 2 | each seed, 1 step | 2 steps |"
     )
     origin = f"{heading(report)}, {report['samples']} samples, {report['features']}."
-    lines = [origin, "", head, "|" + "---|" * 8]
+    started = any("start_seconds" in row for row in report["rows"])  # then what the start took is to be counted
+    if started:
+        head += " minutes | with the start's |"
+    lines = [origin, "", head, "|" + "---|" * head.count(" |")]
     for method, rows in grouped(report).items():
 
         def mean(step: str, metric: str, rows=rows) -> float:
@@ -30,9 +33,16 @@ def table(report: dict) -> str:
             f"| {method} | {rows[0]['steps']} | {mean('1', 'frechet'):.3g} | {mean('2', 'frechet'):.3g} | "
             f"{mean('1', 'precision'):.2f} / {mean('2', 'precision'):.2f} | "
             f"{mean('1', 'recall'):.2f} / {mean('2', 'recall'):.2f} | {each[0]} | {each[1]} |"
+            + (minutes(rows) if started else "")
         )
     flags = [f"- {name}: `{' '.join(flags)}`" for name, flags in report["methods"].items() if flags]
     return "\n".join([*lines, "", *flags]) + "\n"
+
+
+def minutes(rows: list[dict]) -> str:
+    """Two cells: the mean time of the runs, and the same with the time that their start took."""
+    own = float(np.mean([row["train_seconds"] for row in rows])) / 60
+    return f" {own:.3g} | {own + rows[0].get('start_seconds', 0.0) / 60:.3g} |"
 
 
 def plot(report: dict, target: Path) -> None:

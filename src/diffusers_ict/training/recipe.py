@@ -64,8 +64,8 @@ class Recipe(RunSettings, AdversarialSettings, DataSettings):
     )
     align_steps: int | None = setting(
         None,
-        "ECT: steps at the beginning that train a denoiser, before the stages [500 from a diffusion model that predicts "
-        "noise or images, else 0]",
+        "ECT: steps at the beginning that train a denoiser, before the stages [500 from a diffusion model that "
+        "predicts noise or images, else 0]",
         at_least=0,
     )
     teacher_mu0: float = setting(0.9, "CT: decay of the teacher's EMA at the beginning", at_least=0, below=1)
