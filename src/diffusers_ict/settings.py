@@ -90,7 +90,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
-    """One flag for each field of a dataclass made of settings, its own first; flags that are not given have no entry."""
+    """One flag for each field of a dataclass of settings, its own first; flags that are not given have no entry."""
     hints = typing.get_type_hints(settings)
     for item in sorted(dataclasses.fields(settings), key=lambda item: item.name not in settings.__annotations__):
         options: dict[str, Any] = {"help": item.metadata["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
