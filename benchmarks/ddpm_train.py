@@ -34,7 +34,7 @@ def main() -> None:
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
     optimizer = torch.optim.AdamW(unet.parameters(), lr=recipe.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6)
     warmup = min(500, recipe.max_train_steps // 10)
-    rates = get_scheduler("cosine", optimizer, warmup, recipe.max_train_steps)
+    rates = get_scheduler("cosine", optimizer, num_warmup_steps=warmup, num_training_steps=recipe.max_train_steps)
     average = EMAModel(unet.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     average.to(device)
     output = Path(recipe.output_dir)
