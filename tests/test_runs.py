@@ -56,6 +56,6 @@ def test_fashion_is_trained_measured_and_kept_with_its_card(tmp_path):
     assert (row["steps"], row["batch_size"]) == (40, 16)
     card = (tmp_path / "card" / "README.md").read_text()
     assert "license: mit" in card
-    assert all(f"| {steps} | {weights} |" in card for steps in (1, 2) for weights in ("published", "std005", "std01"))
+    assert all(f"| {steps} | {weights} |" in card for steps in (1, 2) for weights in ("published", "std01"))
     assert is_publishable(str(tmp_path / "card"))
-    assert (tmp_path / "card" / "samples.png").is_file()
+    assert (tmp_path / "card" / "two_steps.png").is_file()

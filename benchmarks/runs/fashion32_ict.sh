@@ -23,17 +23,26 @@ unet=benchmarks/runs/fashion32_unets/narrow.json
   --ema_snapshot_steps $((steps / 20)) --checkpointing_steps $((steps / 20)) --license mit \
   --output_dir "$run" --resume_from_checkpoint latest
 
-# Other averages of the weights, and both measured.
-$python train_scripts/ema.py "$run" --std 0.05 0.1
+# Another average of the weights, and both measured.
+$python train_scripts/ema.py "$run" --std 0.1
 [ -e "$runs/classifier.pt2" ] || $python benchmarks/features.py "$data" "$runs/classifier.pt2"
 $python train_scripts/evaluate.py "$run" --dataset_name "$data" --extractor "$runs/classifier.pt2" \
-  --metrics fid kid is pr --num_samples "${SAMPLES:-10000}" --steps 1 2 --variants published std005 std01
-$python benchmarks/measure.py "$run" --data "$data" --samples "${SAMPLES:-10000}" --output "$results/fashion32_ict"
+  --metrics fid kid is pr --num_samples "${SAMPLES:-10000}" --steps 1 2 --variants published std01
 
-# What is kept: the published weights, what the card shows, and the card.
-mkdir -p "$card/unet"
-cp "$run/unet/config.json" "$run/unet/diffusion_pytorch_model.safetensors" "$card/unet"
-for part in scheduler samples model_index.json recipe.yaml run.json evaluation.json evaluation.png training.png README.md; do
-  cp -r "$run/$part" "$card"
+# What is kept: the published weights in half precision, what the card shows, and the card.
+mkdir -p "$card/samples"
+for file in recipe.yaml run.json evaluation.json evaluation.png training.png; do
+  cp "$run/$file" "$card"
 done
-$python examples/sample.py "$card" --num_samples 100 --num_inference_steps 2 --output "$card/samples.png"
+cp "$(ls "$run"/samples/step-*.png | tail -n 1)" "$card/samples"
+$python -c "
+import sys
+from pathlib import Path
+import torch
+from diffusers_ict import ConsistencyPipeline
+from diffusers_ict.hub.card import write_card
+ConsistencyPipeline.from_pretrained(sys.argv[1]).to(torch.float16).save_pretrained(sys.argv[2])
+write_card(Path(sys.argv[2]))" "$run" "$card"
+$python examples/sample.py "$card" --num_samples 100 --num_inference_steps 1 --output "$card/one_step.png"
+$python examples/sample.py "$card" --num_samples 100 --num_inference_steps 2 --output "$card/two_steps.png"
+$python benchmarks/measure.py "$card" --data "$data" --samples "${SAMPLES:-10000}" --output "$results/fashion32_ict"
