@@ -202,10 +202,15 @@ def test_a_card_that_is_renewed_twice_is_that_renewed_once(folder, tmp_path):
     assert (model / "README.md").read_text() == once
 
 
-def test_the_card_of_the_demos_model_is_what_its_results_make():
-    stored = ROOT / "model_cards" / "digits"
-    assert make_card(stored, "digits").content == (stored / "README.md").read_text()
+@pytest.mark.parametrize("name", ["digits", "fashion32"])
+def test_the_card_of_a_committed_model_is_what_its_results_make(name):
+    stored = ROOT / "model_cards" / name
+    assert make_card(stored, name).content == (stored / "README.md").read_text()
     assert mistakes((stored / "README.md").read_text()) == []
+
+
+def test_the_figures_of_the_demos_model_are_those_of_its_evaluation():
+    stored = ROOT / "model_cards" / "digits"
     report = json.loads((stored / "demo.json").read_text())
     rows = json.loads((stored / "evaluation.json").read_text())["rows"]
     assert [row["metrics"]["frechet"] for row in rows] == [report["frechet_1"], report["frechet_2"]]

@@ -31,6 +31,7 @@ def run(*command, cwd):
 @pytest.mark.parametrize("number", range(README.count("```python")))
 def test_readme_snippets_run(number, tmp_path, monkeypatch):
     code = re.findall(r"```python\n(.*?)```", README, re.S)[number]
+    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     with Image.open(tmp_path / "sample.png") as sample:

@@ -58,4 +58,4 @@ def test_fashion_is_trained_measured_and_kept_with_its_card(tmp_path):
     assert "license: mit" in card
     assert all(f"| {steps} | {weights} |" in card for steps in (1, 2) for weights in ("published", "std01"))
     assert is_publishable(str(tmp_path / "card"))
-    assert (tmp_path / "card" / "two_steps.png").is_file()
+    assert (tmp_path / "card" / "samples" / "2-step.png").is_file()

@@ -43,6 +43,7 @@ from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.hub.card import write_card
 ConsistencyPipeline.from_pretrained(sys.argv[1]).to(torch.float16).save_pretrained(sys.argv[2])
 write_card(Path(sys.argv[2]))" "$run" "$card"
-$python examples/sample.py "$card" --num_samples 100 --num_inference_steps 1 --output "$card/one_step.png"
-$python examples/sample.py "$card" --num_samples 100 --num_inference_steps 2 --output "$card/two_steps.png"
+for steps in 1 2; do
+  $python examples/sample.py "$card" --num_samples 40 --num_inference_steps $steps --output "$card/samples/$steps-step.png"
+done
 $python benchmarks/measure.py "$card" --data "$data" --samples "${SAMPLES:-10000}" --output "$results/fashion32_ict"

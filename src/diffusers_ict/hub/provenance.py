@@ -17,7 +17,10 @@ def hardware(accelerator: Accelerator) -> str:
     device = accelerator.device
     if device.type == "cuda":
         return f"{count} x {torch.cuda.get_device_name(device)}"
-    kind = "Apple GPU" if device.type == "mps" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    kind = f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
+    if device.type == "mps":
+        kind = "Apple GPU"
     return f"{count} x {kind}" if count > 1 else kind
 
 
