@@ -69,6 +69,19 @@ def test_figures_in_the_readme_are_those_of_the_result_files():
         assert row in results, row
 
 
+SETTINGS = "3.10 2.0 8 16 32 256 3 6.5 0.821 1.526 250 1280 1281".split()  # versions, sizes, numbers of runs, constants
+ROUNDED = {"80": "80.6", "90": "1.52"}  # minutes of the model that is shown; seconds of the demo, minutes in the ledger
+
+
+def test_numbers_in_the_text_of_the_readme_are_settings_or_stand_in_a_result_file():
+    found = [*(ROOT / "benchmarks" / "results").glob("*.md"), ROOT / "benchmarks" / "LEDGER.md"]
+    measured = set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?", "\n".join(path.read_text() for path in found)))
+    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|^\|.*$", "", README, flags=re.S | re.M)
+    for number in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w])", text):
+        plain = number.replace(",", "")
+        assert plain in SETTINGS or ROUNDED.get(plain, plain) in measured, number
+
+
 def test_the_ledger_is_what_the_result_files_say():
     """`python benchmarks/ledger.py` writes it; every link in it leads to a file."""
     import ledger

@@ -118,3 +118,10 @@ def test_the_summary_says_which_dropout_is_used_and_where_it_comes_from(flags, s
     ):
         assert run(*flags, *own, "--max_train_steps", 400, "--dry_run", "--output_dir", tmp_path / "out") == 0
         assert f"\ndropout     {line}\n" in capsys.readouterr().out
+
+
+def test_a_config_that_leaves_channels_and_classes_open_takes_those_of_the_data():
+    images = Images(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4) % 3, 3)
+    unet = unets.make_unet(Recipe(model_config_name_or_path="small_unet.json"), images, 0)
+    assert (unet.config.in_channels, unet.config.out_channels, unet.config.num_class_embeds) == (3, 3, 3)
+    assert unet.config.sample_size == 16

@@ -195,7 +195,8 @@ def make_unet(recipe: Recipe, images: TrainingImages, seed: int, start: Converte
         check_fits(dict(unet.config), *fits)
     else:
         given = recipe.model_config_name_or_path
-        config = read_config(given) if given is not None else default_unet_config(*fits)
+        of_the_data = {"in_channels": channels, "out_channels": channels, "num_class_embeds": images.num_classes}
+        config = default_unet_config(*fits) if given is None else {**of_the_data, **read_config(given)}
         check_fits(config, *fits)
         unet = build({**config, "dropout": choose_dropout(recipe, config), "sample_size": resolution}, seed)
         if recipe.insensitive_time_embedding:
