@@ -32,7 +32,7 @@ class Recipe(RunSettings, AdversarialSettings, DataSettings):
     )
 
     # The objective.
-    loss: str = setting("ict", "what is trained: iCT, ECT, CT, or ACT", choices=tuple(METHODS))
+    loss: str = setting("ict", "method: iCT, ECT, CT, or ACT", choices=tuple(METHODS))
     consistency: str = setting("ct", "ACT: consistency term, CT as published, iCT or ECT", choices=("ct", "ict", "ect"))
     s0: int = setting(
         None,
@@ -54,8 +54,8 @@ class Recipe(RunSettings, AdversarialSettings, DataSettings):
     )
     ect_q: float = setting(
         2.0,
-        "ECT: divides the gap between the levels at each stage; 2 suits stages, as from scratch, and the published 256 "
-        "suits a short run from a diffusion model with one stage",
+        "ECT: divides the gap between the levels at each stage: 2 for runs with several stages, 256 as published for a "
+        "short run of one stage from a diffusion model",
         at_least=1.1,
         below=1e6,
     )
@@ -78,7 +78,7 @@ class Recipe(RunSettings, AdversarialSettings, DataSettings):
     random_flip: bool = setting(False, "mirror half of the images, at random")
     streaming: bool = setting(False, "read images while training, instead of all of them before: for data of any size")
     shuffle_buffer: int = setting(
-        10_000, "streaming: images of a process that are in memory and in random order", at_least=1
+        10_000, "streaming: images per process that are shuffled in memory", at_least=1
     )
 
     # The network and its optimizer.
@@ -146,7 +146,7 @@ class Recipe(RunSettings, AdversarialSettings, DataSettings):
     )
     ema_decays: list[float] = setting([0.9999], "EMA decays; the first is published, the others are its variants")
     ema_snapshot_steps: int | None = setting(
-        None, "keep snapshots of two more averages every N steps, of which ema.py makes others later [none]", at_least=1
+        None, "save snapshots every N steps, from which ema.py makes averages of any length [none]", at_least=1
     )
     ema_warmup: bool = setting(True, "average over the last tenth while the run is shorter than the EMA's memory")
     seed: int = setting(0, "everything random follows from it", at_least=0)

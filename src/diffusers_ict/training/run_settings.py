@@ -34,7 +34,7 @@ class RunSettings:
         None, "tracker beside the JSON lines", choices=("tensorboard", "wandb", "trackio"), changes="nothing"
     )
     logging_steps: int = setting(10, "steps between log lines", at_least=1, changes="nothing")
-    dry_run: bool = setting(False, "print parameters, steps, stages and memory, and stop", changes="nothing")
+    dry_run: bool = setting(False, "estimate time and memory, print the stages, and stop", changes="nothing")
     license: str | None = setting(None, "licence of the weights, a Hub identifier such as cc-by-4.0", changes="nothing")
     push_to_hub: bool = setting(False, "publish the result on the Hub", changes="nothing")
     hub_model_id: str = setting(None, "repository: user/name or organisation/name", changes="nothing")
