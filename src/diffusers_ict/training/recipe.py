@@ -77,9 +77,7 @@ class Recipe(RunSettings, AdversarialSettings, DataSettings):
     class_conditional: bool = setting(False, "learn the classes as well")
     random_flip: bool = setting(False, "mirror half of the images, at random")
     streaming: bool = setting(False, "read images while training, instead of all of them before: for data of any size")
-    shuffle_buffer: int = setting(
-        10_000, "streaming: images per process that are shuffled in memory", at_least=1
-    )
+    shuffle_buffer: int = setting(10_000, "streaming: images per process that are shuffled in memory", at_least=1)
 
     # The network and its optimizer.
     model_config_name_or_path: str | None = setting(
