@@ -70,7 +70,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "unet.json"
-    path.write_text(json.dumps({**TINY, **ONE_LEVEL, "_class_name": "UNet2DModel"}))
+    path.write_text(json.dumps({**TINY, **ONE_LEVEL, "num_class_embeds": None, "_class_name": "UNet2DModel"}))
     return path
 
 

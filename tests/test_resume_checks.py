@@ -214,6 +214,7 @@ def test_a_second_signal_acts_as_ever(flags, tmp_path, monkeypatch):
         while signal.getsignal(signal.SIGINT) == ours:  # two at once would count as one
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)  # it arrives here, and not where a library might swallow it
 
     stop_at(monkeypatch, 2, twice)
     assert run(*ICT, *flags, "--output_dir", tmp_path / "out") == 130
