@@ -19,18 +19,15 @@ from diffusers.training_utils import EMAModel
 from torch.nn.functional import mse_loss
 
 from diffusers_ict.training.recipe import parse
-from diffusers_ict.training.unets import default_unet_config, read_config
+from diffusers_ict.training.unets import config_for
 
 
 def main() -> None:
     recipe = parse(None, "ddpm_train.py", (__doc__ or "").splitlines()[0])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = recipe.load(recipe.class_conditional).to(device)
-    channels, size, _ = images.shape
-    given = recipe.model_config_name_or_path
-    config = default_unet_config(size, channels) if given is None else read_config(given)
     torch.manual_seed(recipe.seed)
-    unet = UNet2DModel.from_config({**config, "num_class_embeds": images.num_classes}).to(device)
+    unet = UNet2DModel.from_config(config_for(recipe, images)).to(device)
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
     optimizer = torch.optim.AdamW(unet.parameters(), lr=recipe.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6)
     warmup = min(500, recipe.max_train_steps // 10)

@@ -17,18 +17,15 @@ from diffusers import UNet2DModel
 from diffusers_step import DiffusersStep
 
 from diffusers_ict.training.recipe import parse
-from diffusers_ict.training.unets import default_unet_config, read_config
+from diffusers_ict.training.unets import config_for
 
 
 def main() -> None:
     recipe = parse(None, "diffusers_train.py", (__doc__ or "").splitlines()[0])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = recipe.load(recipe.class_conditional).to(device)
-    channels, size, _ = images.shape
-    given = recipe.model_config_name_or_path
-    config = default_unet_config(size, channels) if given is None else read_config(given)
     torch.manual_seed(recipe.seed)
-    unet = UNet2DModel.from_config({**config, "dropout": recipe.dropout or 0.0, "num_class_embeds": images.num_classes})
+    unet = UNet2DModel.from_config({**config_for(recipe, images), "dropout": recipe.dropout or 0.0})
     step = DiffusersStep(
         unet.to(device), recipe.max_train_steps, recipe.learning_rate, torch.autocast(device.type, enabled=False)
     )

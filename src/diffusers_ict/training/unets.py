@@ -84,6 +84,20 @@ def read_config(name_or_path: str) -> dict:
     return config
 
 
+def config_for(recipe: Recipe, images: TrainingImages) -> dict:
+    """The config of a fresh UNet: the given one, completed by what the data say, or one that suits the resolution.
+
+    Raises:
+        UserError: the config cannot be read, or none suits the resolution.
+    """
+    channels, resolution = images.shape[0], images.shape[1]
+    given = recipe.model_config_name_or_path
+    if given is None:
+        return default_unet_config(resolution, channels, images.num_classes)
+    of_the_data = {"in_channels": channels, "out_channels": channels, "num_class_embeds": images.num_classes}
+    return {**of_the_data, **read_config(given), "sample_size": resolution}
+
+
 def check_fits(config: dict, resolution: int, channels: int, num_classes: int | None) -> None:
     """Check that a UNet of this config takes and returns these images and labels.
 
@@ -194,11 +208,9 @@ def make_unet(recipe: Recipe, images: TrainingImages, seed: int, start: Converte
         unet = with_dropout(start.pipeline.unet, recipe)
         check_fits(dict(unet.config), *fits)
     else:
-        given = recipe.model_config_name_or_path
-        of_the_data = {"in_channels": channels, "out_channels": channels, "num_class_embeds": images.num_classes}
-        config = default_unet_config(*fits) if given is None else {**of_the_data, **read_config(given)}
+        config = config_for(recipe, images)
         check_fits(config, *fits)
-        unet = build({**config, "dropout": choose_dropout(recipe, config), "sample_size": resolution}, seed)
+        unet = build({**config, "dropout": choose_dropout(recipe, config)}, seed)
         if recipe.insensitive_time_embedding:
             zero_fast_columns(unet)
     if recipe.insensitive_time_embedding and not uses_fast_columns(unet):
