@@ -17,6 +17,7 @@ from .dropout import share_dropout
 from .noise_schedule import SIGMA_MIN, level_dtype
 
 SIGMA_DATA = 0.5
+DIFFUSION_SIGMA_DATA = 1.0  # with which c_in x is what a variance preserving diffusion model sees
 C_NOISE_SCALE = 250.0  # c_noise of stock diffusers for each unit of ln(sigma)
 
 

@@ -31,9 +31,9 @@ from .time_refit import geometric, ridge, set_linear
 
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
 ALIGNED = "v_prediction"  # what needs no alignment
-SIGMA_DATA = 1.0
 GAIN = 2.0  # slope of the hinges per unit of ln(sigma)
 LEVELS = 4000
+USUAL_LEAST = 0.0101  # the linear betas of DDPM begin at sigma 0.0100
 MARGIN = 0.3  # of ln(sigma) on both sides, because fits are worst at their ends
 HEIGHT_RIDGE, EMBEDDING_RIDGE = 1e-9, 1e-4  # the second smooths away the wiggle that trained networks do not use
 
@@ -98,14 +98,14 @@ def _notes(kind: str, levels: Tensor) -> list[str]:
     if kind != ALIGNED:
         notes.append(
             f"Its prediction is exact only at {'low' if kind == 'epsilon' else 'high'} noise until it is aligned: "
-            "train it with `loss` ect and `align_steps` 500."
+            "train it with `loss` ect, which aligns it first."
         )
     if largest < SIGMA_MAX:
         notes.append(
             f"Its noise ends at sigma {largest:.4g}, and sampling begins at {SIGMA_MAX:g}: levels between them are new "
             "to it, and their time embedding is that of its last step."
         )
-    if least > 5 * SIGMA_MIN * 1.01:
+    if least > USUAL_LEAST:
         notes.append(f"Its noise begins at sigma {least:.4g}: lower levels have the time embedding of its first step.")
     return notes
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from diffusers import ConsistencyModelPipeline, DiffusionPipeline, UNet2DModel
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..errors import UserError, first_line
 from ..hub.check_repository import file_of
 from ..hub.metadata import ConversionMetadata
 from ..pipeline_consistency import ConsistencyPipeline, load_pipeline
+from ..preconditioning import DIFFUSION_SIGMA_DATA
 from ..scheduling_ict import ICTScheduler
 from ..time_embedding import fast_columns
 from . import act_release, diffusion, openai_layout, unet_shape
@@ -88,7 +90,7 @@ def _from_repository(source: str, intermediate_sigmas: list[float] | None) -> Co
     else:
         origin, prediction = "a diffusion model", stock.scheduler.config.get("prediction_type", "epsilon")
         notes = diffusion.to_consistency(stock.unet, stock.scheduler.config)
-        scheduler = ICTScheduler(sigma_data=diffusion.SIGMA_DATA)
+        scheduler = ICTScheduler(sigma_data=DIFFUSION_SIGMA_DATA)
     if intermediate_sigmas is not None:
         scheduler = _scheduler({**scheduler.config, "intermediate_sigmas": intermediate_sigmas})
     return Converted(ConsistencyPipeline(stock.unet, scheduler), origin, tuple(notes), prediction=prediction)
@@ -96,7 +98,10 @@ def _from_repository(source: str, intermediate_sigmas: list[float] | None) -> Co
 
 def _prediction(source: str) -> str | None:
     """What a repository says that it was before it was converted, if it is a diffusion model and was not trained."""
-    file = file_of(source, ConversionMetadata.file_name)
+    try:
+        file = file_of(source, ConversionMetadata.file_name)
+    except (UserError, HfHubHTTPError, OfflineModeIsEnabled):  # the pipeline came from the cache
+        return None
     return None if file is None else ConversionMetadata.read(file.parent).prediction
 
 

@@ -14,6 +14,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from ..errors import UserError, first_line
 from ..files import read_text
 from ..pipeline_consistency import ConsistencyPipeline, load_stock
+from ..preconditioning import DIFFUSION_SIGMA_DATA
 from ..stock_key import STOCK_KEY
 from ..time_embedding import fast_columns
 from .card import read_card
@@ -21,7 +22,6 @@ from .metadata import ConversionMetadata, RunMetadata
 
 CARD_KEYS = ("license", "library_name", "pipeline_tag", "tags")
 CONSTANTS = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}  # as in every published model
-TUNED = 1.0  # sigma_data of what began as a diffusion model of diffusers
 
 
 class Severity(Enum):
@@ -124,7 +124,7 @@ def _constants(stock: ConsistencyModelPipeline) -> Finding:
     """The constants of the preconditioning are the usual ones."""
     config = stock.scheduler.config
     odd = {name: config[name] for name, value in CONSTANTS.items() if config[name] != value}
-    if odd == {"sigma_data": TUNED}:
+    if odd == {"sigma_data": DIFFUSION_SIGMA_DATA}:
         text = "sigma_min 0.002 and sigma_max 80, as usual, and sigma_data 1, as of a model that began as a DDPM."
         return Finding("constants", Severity.OK, text)
     if odd:
