@@ -160,6 +160,8 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Trainin
     _check_channels(recipe, images)
     unet = make_unet(recipe, images, derive_seed(recipe.seed, INIT, GENERATOR), start)
     discriminator = build_discriminator(recipe, unet) if recipe.loss == "act" else None
+    for note in () if start is None else start.notes:
+        accelerator.print(note)
     accelerator.print(describe(recipe, accelerator, images, objective, unet, discriminator, batch_size))
     if recipe.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
