@@ -18,7 +18,6 @@ python=${PYTHON:-python}
 steps=${STEPS:-20000}
 tenth=$((steps / 10))
 unet=src/diffusers_ict/recipes/act_cifar10_unet.json
-[ -z "${CLASSES:-}" ] || unet=benchmarks/runs/cifar10_classes_unet.json
 
 set -- --loss ict --dataset_name "$data" --random_flip --output_dir "$run" --resume_from_checkpoint latest \
   --model_config_name_or_path "${UNET:-$unet}" \
