@@ -42,16 +42,17 @@ def render() -> str:
 
 
 def runs_of(entry: dict[str, Any]) -> list[dict[str, Any]]:
-    """The runs of an entry: one, or each method of a comparison whose flags name its UNet."""
-    methods = json.loads((FOLDER / "results" / f"{entry['result']}.json").read_text()).get("methods")
-    if "method" in entry or methods is None:
+    """The runs of an entry: one, or each method of a comparison, whose UNet its flags or the entry name."""
+    report = json.loads((FOLDER / "results" / f"{entry['result']}.json").read_text())
+    if "method" in entry or "methods" not in report:
         return [entry]
+    methods = {row["method"]: report["methods"].get(row["method"], []) for row in report["rows"]}
     return [
         {
             **entry,
             "run": f"{entry['run']}: {name}",
             "method": name,
-            "unet": value_of("--model_config_name_or_path", flags),
+            "unet": value_of("--model_config_name_or_path", flags) or entry["unet"],
         }
         for name, flags in methods.items()
     ]

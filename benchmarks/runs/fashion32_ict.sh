@@ -43,7 +43,7 @@ from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.hub.card import write_card
 ConsistencyPipeline.from_pretrained(sys.argv[1]).to(torch.float16).save_pretrained(sys.argv[2])
 write_card(Path(sys.argv[2]))" "$run" "$card"
-for steps in 1 2; do
-  $python examples/sample.py "$card" --num_samples 40 --num_inference_steps $steps --output "$card/samples/$steps-step.png"
+for count in 1 2; do
+  $python examples/sample.py "$card" --num_samples 40 --num_inference_steps $count --output "$card/samples/$count-step.png"
 done
 $python benchmarks/measure.py "$card" --data "$data" --samples "${SAMPLES:-10000}" --output "$results/fashion32_ict"
