@@ -13,7 +13,7 @@ from PIL import Image
 
 from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.commands import train as train_ict
-from diffusers_ict.hub.card import make_card, merge, write_card
+from diffusers_ict.hub.card import TEMPLATES, make_card, merge, write_card
 
 
 def python_blocks(card: str) -> list[str]:
@@ -207,6 +207,8 @@ def test_the_card_of_a_committed_model_is_what_its_results_make(name):
     stored = ROOT / "model_cards" / name
     assert make_card(stored, name).content == (stored / "README.md").read_text()
     assert mistakes((stored / "README.md").read_text()) == []
+    if (stored / "pipeline.py").is_file():  # saved with the weights
+        assert (stored / "pipeline.py").read_text() == (TEMPLATES / "pipeline.py").read_text()
 
 
 def test_the_figures_of_the_demos_model_are_those_of_its_evaluation():
