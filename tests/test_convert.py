@@ -262,7 +262,7 @@ def test_published_levels_give_way_to_those_asked_for_and_are_for_released_names
     assert "two steps go through 2.5, as was asked for" in capsys.readouterr().out
     scheduler = ConsistencyPipeline.from_pretrained(tmp_path / "own").scheduler
     assert (scheduler.config.num_train_timesteps, list(scheduler.sampling_sigmas(3))) == (151, [80.0, 2.5, 0.4])
-    for name in ("edm_imagenet64_ema.pt", "imagenet64.pt", "object256.pt"):
+    for name in ("imagenet64.pt", "object256.pt"):
         torch.save(state, tmp_path / name)
         assert convert.main([str(tmp_path / name), str(tmp_path / name[:-3]), *sized]) == 0
         assert "stock diffusers' default: --intermediate_sigmas sets another" in capsys.readouterr().out

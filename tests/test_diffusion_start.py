@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 
+import guided_unet
 import numpy as np
 import pytest
 import torch
@@ -25,7 +26,15 @@ from sklearn.datasets import load_digits
 
 from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.commands import check_repository, convert
-from diffusers_ict.conversion.diffusion import noise_levels, refit_time, times_of
+from diffusers_ict.conversion import convert as to_start
+from diffusers_ict.conversion.diffusion import (
+    edm_to_consistency,
+    embedding_of_steps,
+    noise_levels,
+    refit_time,
+    times_of,
+)
+from diffusers_ict.time_embedding import uses_fast_columns
 
 LEVELS = [0.002, 0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 80.0]
 
@@ -85,33 +94,39 @@ def test_the_levels_of_betas_are_those_of_their_definition():
 
 
 @pytest.fixture(scope="module")
-def trained():
-    """A tiny DDPM of the digits of scikit-learn that has learned to use its time embedding, and its images."""
-    images = torch.from_numpy(load_digits().images / 8 - 1).float()[:, None]
-    scheduler, unet, generator = DDPMScheduler(), make_unet(), torch.Generator().manual_seed(0)
+def digits():
+    return torch.from_numpy(load_digits().images / 8 - 1).float()[:, None]
+
+
+def train_tiny(images, loss_of):
+    """A tiny UNet that has learned to use its time embedding; `loss_of` unet, images, noise and uniform numbers."""
+    unet, generator = make_unet(), torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(unet.parameters(), 2e-3)
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
     for _ in range(300):
         x = images[torch.randint(len(images), (64,), generator=generator)]
-        noise, times = torch.randn(x.shape, generator=generator), torch.randint(0, 1000, (64,), generator=generator)
-        loss = (unet(scheduler.add_noise(x, noise, times), times).sample - noise).square().mean()
+        loss = loss_of(unet, x, torch.randn(x.shape, generator=generator), torch.rand(64, generator=generator))
         loss.backward()
         optimizer.step()
         rates.step()
         optimizer.zero_grad()
-    assert loss < 0.2, "it has not learned"
-    return unet, images
+    return unet
 
 
 @pytest.mark.slow
-def test_the_refit_keeps_the_denoising_error_of_a_trained_model(trained):
-    unet, images = trained
-    levels = noise_levels(DDPMScheduler().config)
-    refitted = copy.deepcopy(unet)
-    refit_time(refitted, levels)
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+def test_the_refit_keeps_the_denoising_error_of_a_trained_ddpm(digits):
+    scheduler = DDPMScheduler()
 
-    images, noise = images[::4], noise[::4]
+    def loss_of(unet, x, noise, uniform):
+        times = (1000 * uniform).long()
+        return (unet(scheduler.add_noise(x, noise, times), times).sample - noise).square().mean()
+
+    unet = train_tiny(digits, loss_of)
+    levels = noise_levels(scheduler.config)
+    refitted = copy.deepcopy(unet)
+    refit_time(refitted, lambda sigma: embedding_of_steps(unet, times_of(sigma, levels), len(levels)))
+    images = digits[::4]
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
 
     def error(net, told, sigma):
         x_t = (images + sigma * noise) / math.sqrt(1 + sigma**2)
@@ -125,6 +140,60 @@ def test_the_refit_keeps_the_denoising_error_of_a_trained_model(trained):
         after = error(refitted, (250 * level.log()).float(), sigma)
         assert after == pytest.approx(before, rel=0.01), sigma
         assert error(unet, torch.tensor([999.0]), sigma) > 1.1 * before, "the time does not matter to this model"
+
+
+@pytest.mark.slow
+def test_the_refit_keeps_the_denoising_error_of_a_trained_edm_network(digits):
+    """EDM Table 1: ln(sigma) ~ N(-1.2, 1.2^2), c_skip and c_out of sigma_data 0.5, weight 1 / c_out^2."""
+
+    def denoised(unet, noisy, sigma, told):
+        root = (sigma**2 + 0.25).sqrt()
+        return 0.25 / root**2 * noisy + 0.5 * sigma / root * unet(noisy / root, told).sample
+
+    def loss_of(unet, x, noise, uniform):
+        sigma = (1.2 * torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)) - 1.2).exp()[:, None, None, None]
+        found = denoised(unet, x + sigma * noise, sigma, 250 * sigma.log().flatten())
+        return ((found - x).square() * (sigma**2 + 0.25) / (0.5 * sigma) ** 2).mean()
+
+    unet = train_tiny(digits, loss_of)
+    refitted = copy.deepcopy(unet)
+    edm_to_consistency(refitted)
+    assert uses_fast_columns(unet)
+    assert not uses_fast_columns(refitted)
+    images = digits[::4]
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+
+    def error(net, level, told):
+        sigma = torch.tensor(level)
+        with torch.no_grad():
+            found = denoised(net, images + sigma * noise, sigma, (250 * torch.tensor(told).log()).expand(len(images)))
+        return (found - images).square().mean().item()
+
+    for level in (0.05, 0.2, 0.5, 1.0, 2.0, 5.0):
+        assert error(refitted, level, level) == pytest.approx(error(unet, level, level), rel=0.01), level
+    assert error(unet, 0.2, 2.0) > 1.1 * error(unet, 0.2, 0.2), "the time does not matter to this model"
+
+
+def test_a_file_named_edm_is_a_start_that_needs_no_alignment(tmp_path, capsys):
+    state = guided_unet.make(widths=(32, 64), layers=2, scale_shift=True, attends=(False, True))
+    starts = {}
+    for name in ("edm_cat256_ema", "ct_cat256_of_mine"):
+        torch.save(state, tmp_path / f"{name}.pt")
+        starts[name] = to_start(str(tmp_path / f"{name}.pt"), resolution=16, attention_head_dim=16)
+    edm, other = starts.values()
+    assert (edm.prediction, edm.needs_alignment, other.prediction) == ("edm", False, None)
+    assert "Recognised by its name as a diffusion model (EDM)" in edm.notes[0]
+    assert edm.pipeline.scheduler.config.sigma_data == 0.5
+    assert not uses_fast_columns(edm.pipeline.unet)
+    assert uses_fast_columns(other.pipeline.unet)
+    theirs = other.pipeline.unet.state_dict()
+    changed = {name for name, tensor in edm.pipeline.unet.state_dict().items() if not torch.equal(tensor, theirs[name])}
+    assert changed == {f"time_embedding.linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
+    flags = ["--resolution", "16", "--attention_head_dim", "16"]
+    assert convert.main([str(tmp_path / "edm_cat256_ema.pt"), str(tmp_path / "start"), *flags]) == 0
+    assert "a start for training, not for sampling in few steps" in capsys.readouterr().out
+    assert json.loads((tmp_path / "start" / "conversion.json").read_text())["prediction"] == "edm"
+    assert not to_start(str(tmp_path / "start")).needs_alignment
 
 
 def saved(folder, kind="v_prediction", pipeline=DDPMPipeline, scheduler=DDPMScheduler, **changes):

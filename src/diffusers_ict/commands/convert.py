@@ -3,10 +3,10 @@
     python train_scripts/convert.py ct_imagenet64.pt my-model                # a .pt of openai/consistency_models
     python train_scripts/convert.py cifar10_fid_6_0.ckpt my-model            # a .ckpt of the ACT release
     python train_scripts/convert.py openai/diffusers-ct_cat256 my-model --intermediate_sigmas 1.2
+    python train_scripts/convert.py google/ddpm-cifar10-32 my-start          # a diffusion model, to be trained further
 
 The folder has a model card and is ready for publish.py; it can also be trained further, as
 --pretrained_model_name_or_path of train_ict.py.
-(edm_*.pt of openai/consistency_models are diffusion models: a start for training, not for sampling in few steps.)
 Exit codes: 0 done, 2 the model cannot be converted, and why.
 """
 

@@ -12,9 +12,12 @@ c_out = sigma / sqrt(sigma^2 + 1), makes F a function of what it predicts:
 So the velocity is exact with the last layer negated. A UNet cannot hold the factors of the other two, so they begin at
 their limits, and some hundred steps of denoising in the new form ("alignment") teach the rest. The time embedding is
 refitted without data: from the integer t(sigma) to 250 ln(sigma), on the slow frequencies alone, as iCT wants it.
+
+The EDM networks of openai/consistency_models have this form already, with sigma_data 0.5 and but for sigma_min. Theirs
+is refitted for the slow frequencies only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,10 +30,11 @@ from ..errors import UserError
 from ..noise_schedule import SIGMA_MAX, SIGMA_MIN
 from ..preconditioning import c_noise
 from ..time_embedding import fast_columns
-from .time_refit import geometric, ridge, set_linear
+from .time_refit import embedding, geometric, ridge, set_linear
 
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
-ALIGNED = "v_prediction"  # what needs no alignment
+EDM = "edm"
+ALIGNED = ("v_prediction", EDM)  # what needs no alignment
 GAIN = 2.0  # slope of the hinges per unit of ln(sigma)
 LEVELS = 4000
 USUAL_LEAST = 0.0101  # the linear betas of DDPM begin at sigma 0.0100
@@ -84,7 +88,7 @@ def to_consistency(unet: UNet2DModel, scheduler: Mapping[str, Any]) -> list[str]
             f"and predicts {unet.config.out_channels}: learned variances cannot be converted."
         )
     levels = noise_levels(scheduler)
-    refit_time(unet, levels)
+    refit_time(unet, lambda sigma: embedding_of_steps(unet, times_of(sigma, levels), len(levels)))
     if kind != "sample":
         with torch.no_grad():
             unet.conv_out.weight.neg_()
@@ -92,10 +96,20 @@ def to_consistency(unet: UNet2DModel, scheduler: Mapping[str, Any]) -> list[str]
     return _notes(kind, levels)
 
 
+def edm_to_consistency(unet: UNet2DModel) -> list[str]:
+    """Turn an EDM network of openai/consistency_models, which is told 250 ln(sigma), into a start, in place.
+
+    Returns:
+        What its user should know.
+    """
+    refit_time(unet, lambda sigma: embedding(unet, c_noise(sigma)))
+    return ["Recognised by its name as a diffusion model (EDM): a start for training, not for sampling in few steps."]
+
+
 def _notes(kind: str, levels: Tensor) -> list[str]:
     least, largest = levels[0].item(), levels[-1].item()
     notes = [f"A diffusion model (prediction: {kind}), turned into the start of a consistency model with sigma_data 1."]
-    if kind != ALIGNED:
+    if kind not in ALIGNED:
         notes.append(
             f"Its prediction is exact only at {'low' if kind == 'epsilon' else 'high'} noise until it is aligned: "
             "train it with `loss` ect, which aligns it first."
@@ -110,19 +124,20 @@ def _notes(kind: str, levels: Tensor) -> list[str]:
     return notes
 
 
-def refit_time(unet: UNet2DModel, levels: Tensor) -> None:
-    """Make the time embedding of 250 ln(sigma) that of the time step t(sigma), on the slow frequencies alone.
+def refit_time(unet: UNet2DModel, embedding_of: Callable[[Tensor], Tensor]) -> None:
+    """Give the time embedding of 250 ln(sigma) the values of another one, on the slow frequencies alone.
 
-    The first layer becomes hinges in ln(sigma) with equally spaced knots, the second the ridge regression of the old
-    embedding on them. All is computed in float64 and written in the UNet's dtype.
+    The first layer becomes hinges in ln(sigma) with equally spaced knots, the second the ridge regression of the wanted
+    values on them. All is computed in float64 and written in the UNet's dtype.
 
     Args:
-        unet: changed in place; levels: sigma of its time steps [T].
+        unet: changed in place.
+        embedding_of: the wanted embedding of noise levels, float64 [n] -> [n, width].
     """
     first, second = unet.time_embedding.linear_1, unet.time_embedding.linear_2
     low, high = SIGMA_MIN * np.exp(-MARGIN), SIGMA_MAX * np.exp(MARGIN)
     sigmas = geometric(LEVELS, low, high)
-    wanted = _old_embedding(unet, times_of(sigmas, levels), len(levels))
+    wanted = embedding_of(sigmas)
     slow = ~fast_columns(unet)
     features = unet.time_proj(c_noise(sigmas)).double() * slow
     # ln(sigma) as one combination of the slow features
@@ -135,13 +150,11 @@ def refit_time(unet: UNet2DModel, levels: Tensor) -> None:
     set_linear(second, *_fit(hidden, wanted, EMBEDDING_RIDGE))
 
 
-def _old_embedding(unet: UNet2DModel, times: Tensor, steps: int) -> Tensor:
+def embedding_of_steps(unet: UNet2DModel, times: Tensor, steps: int) -> Tensor:
     """The embedding of fractional time steps, between those of the two integers around: float64 [n, width]."""
-    net = unet.time_embedding
-    with torch.no_grad():
-        known = net(unet.time_proj(torch.arange(steps)).to(net.linear_1.weight)).double()
-    below = times.floor().long().clamp(max=steps - 2)
-    return known[below].lerp(known[below + 1], (times - below)[:, None])
+    known = embedding(unet, torch.arange(steps))
+    before = times.long().clamp(max=steps - 2)
+    return torch.lerp(known[before], known[before + 1], (times - before)[:, None])
 
 
 def _fit(given: Tensor, wanted: Tensor, penalty: float) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from ..preconditioning import DIFFUSION_SIGMA_DATA
 from ..scheduling_ict import ICTScheduler
 from ..time_embedding import fast_columns
 from . import act_release, diffusion, openai_layout, unet_shape
-from .published import Published, published
+from .published import Published, is_edm, published
 from .tensors import checked, shown
 from .time_refit import NETWORK_LEVELS, Refit, refit_time_embedding
 
@@ -47,7 +47,7 @@ class Converted:
     @property
     def needs_alignment(self) -> bool:
         """Whether it is a diffusion model of which some steps of denoising must make a consistency model first."""
-        return self.prediction not in (None, diffusion.ALIGNED)
+        return self.prediction not in (None, *diffusion.ALIGNED)
 
 
 def convert(
@@ -150,7 +150,10 @@ def _from_file(path: Path, resolution: int | None, head_dim: int | None, sigmas:
     refit = refit_time_embedding(unet, _sampling_levels(scheduler)) if layout is act_release else None
     if refit:
         notes.append(_refit_note(refit))
-    return Converted(ConsistencyPipeline(unet, scheduler), network.origin, (*network.notes, *notes), refit)
+    prediction = diffusion.EDM if layout is openai_layout and is_edm(path.name) else None
+    if prediction is not None:
+        notes = diffusion.edm_to_consistency(unet)
+    return Converted(ConsistencyPipeline(unet, scheduler), network.origin, (*network.notes, *notes), refit, prediction)
 
 
 def _completed(network: unet_shape.Network, name: str, resolution: int | None, head_dim: int | None) -> dict[str, Any]:

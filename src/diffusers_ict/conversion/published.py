@@ -38,6 +38,7 @@ TWO_STEPS = {
     "cd_cat256_l2": (40, 18),
     "cd_cat256_lpips": (40, 17),
 }
+EDM = re.compile(r"(?<![a-z0-9])edm_(?:imagenet64|bedroom256|cat256)(?![a-z0-9])", re.I)
 NAME = re.compile(r"(?<![a-z0-9])(?:" + "|".join(TWO_STEPS) + r")(?![a-z0-9])", re.I)
 
 
@@ -45,3 +46,8 @@ def published(file_name: str) -> Published | None:
     """What was published of the network of this file, recognised by its name, such as ct_imagenet64.pt."""
     found = NAME.search(file_name)
     return Published(found[0].lower(), *TWO_STEPS[found[0].lower()]) if found else None
+
+
+def is_edm(file_name: str) -> bool:
+    """Whether the name, such as edm_imagenet64_ema.pt, is that of one of the diffusion models among these networks."""
+    return EDM.search(file_name) is not None

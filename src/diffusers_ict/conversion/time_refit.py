@@ -68,7 +68,7 @@ def refit_time_embedding(
     fit, test = fit_levels(sigma_min, sigma_max), geometric(TEST_LEVELS, sigma_min, sigma_max)
     few = geometric(2 * NETWORK_LEVELS + 1, sigma_min, sigma_max)[1::2]
     outputs = _outputs(unet, few, few)
-    wanted, exact, tested = (_embedding(unet, levels) for levels in (fit, sigmas, test))
+    wanted, exact, tested = (embedding(unet, levels) for levels in (fit, sigmas, test))
 
     set_linear(first, *_hinges(unet.time_proj(c_noise(fit)).double(), fit, first.out_features))
     set_linear(second, *_spline(_hidden(unet, c_noise(fit)), wanted, _hidden(unet, c_noise(sigmas)), exact))
@@ -115,7 +115,7 @@ def _hidden(unet: UNet2DModel, times: Tensor) -> Tensor:
     )
 
 
-def _embedding(unet: UNet2DModel, times: Tensor) -> Tensor:
+def embedding(unet: UNet2DModel, times: Tensor) -> Tensor:
     """The time embedding [n, width], in float64."""
     return _linear(unet.time_embedding.linear_2, _hidden(unet, times))
 
