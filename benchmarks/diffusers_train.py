@@ -21,7 +21,7 @@ from diffusers_ict.training.unets import config_for
 
 
 def main() -> None:
-    recipe = parse(None, "diffusers_train.py", (__doc__ or "").splitlines()[0])
+    recipe = parse(None, "diffusers_train.py", __doc__)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = recipe.load(recipe.class_conditional).to(device)
     torch.manual_seed(recipe.seed)

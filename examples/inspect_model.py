@@ -40,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, DataSettings]:
     """(what is inspected and how, which training images)."""
-    parser = ArgumentParser("inspect_model.py", description=(__doc__ or "").splitlines()[0])
+    parser = ArgumentParser("inspect_model.py", __doc__)
     parser.add_argument("model", help="folder or Hub id of a consistency pipeline")
     parser.add_argument("--extractor", default="pixels", help="features that nearness is measured by [pixels]")
     parser.add_argument("--extractor_weights", help="a local file or folder instead of a download")
     parser.add_argument("--num_samples", type=int, default=1000, help="samples whose neighbours are looked for [1000]")
     parser.add_argument("--output_dir", type=Path, default=Path("inspection"), help="a folder [inspection]")
-    add_flags(parser, DataSettings)
+    add_flags(parser, {"the training images": DataSettings})
     options = parser.parse_args(argv)
     names = {field.name for field in dataclasses.fields(DataSettings)}
     return options, DataSettings(**{name: value for name, value in vars(options).items() if name in names})

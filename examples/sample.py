@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def sample(argv: Sequence[str] | None) -> None:
     """Draw and save the picture: ten columns, or one for each class."""
-    parser = ArgumentParser("sample.py", description=(__doc__ or "").splitlines()[0])
+    parser = ArgumentParser("sample.py", __doc__)
     parser.add_argument("model", help="folder or Hub id of a consistency pipeline")
     parser.add_argument("--variant", help="weights other than the published ones, such as ema9999")
     parser.add_argument("--num_samples", type=int, default=60, help="[60]")

@@ -80,19 +80,42 @@ class ArgumentParser(argparse.ArgumentParser):
     """An argparse parser that raises UserError for invalid arguments, instead of leaving the program.
 
     Flags are not abbreviated: a new flag must not change what an old command means.
+
+    Args:
+        about: docstring of the program: --help begins with its first line, and ends with the others.
     """
 
-    def __init__(self, prog: str, description: str) -> None:
-        super().__init__(prog, description=description, allow_abbrev=False)
+    def __init__(self, prog: str, about: str | None) -> None:
+        first, _, others = (about or "").partition("\n")
+        super().__init__(
+            prog,
+            description=first,
+            epilog=others.strip("\n"),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{' '.join(message.split())}.")
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
-    """One flag for each field of a dataclass of settings, its own first; flags that are not given have no entry."""
+def add_flags(parser: argparse.ArgumentParser, groups: dict[str, type]) -> None:
+    """One flag for each field that a dataclass of settings declares; flags that are not given have no entry.
+
+    Args:
+        groups: the dataclasses by their titles in --help.
+    """
+    words = [action.dest.upper() for action in parser._actions if not action.option_strings]
+    parser.usage = " ".join(["%(prog)s", *words, "[--FLAG VALUE ...]"])  # the flags alone would fill a page
+    for title, settings in groups.items():
+        _add_group(parser.add_argument_group(title), settings)
+
+
+def _add_group(group: argparse._ArgumentGroup, settings: type) -> None:
     hints = typing.get_type_hints(settings)
-    for item in sorted(dataclasses.fields(settings), key=lambda item: item.name not in settings.__annotations__):
+    for item in dataclasses.fields(settings):
+        if item.name not in settings.__annotations__:
+            continue  # of another group
         options: dict[str, Any] = {"help": item.metadata["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
         kind = hints[item.name]
         if isinstance(kind, types.UnionType):
@@ -106,7 +129,7 @@ def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
         if (default := default_of(item)) is not None:
             shown = " ".join(map(str, default)) if isinstance(default, list) else default
             options["help"] += f" [{shown}]"
-        parser.add_argument(f"--{item.name}", **options)
+        group.add_argument(f"--{item.name}", **options)
 
 
 def as_flag(name: str, value: Any) -> list[str]:

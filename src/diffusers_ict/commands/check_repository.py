@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(argv: Sequence[str] | None) -> int:
-    parser = ArgumentParser("check_repository.py", description=(__doc__ or "").splitlines()[0])
+    parser = ArgumentParser("check_repository.py", __doc__)
     parser.add_argument("repository", help="folder, or id on the Hub")
     options = parser.parse_args(argv)
     from ..hub.check_repository import Severity, check_repository, is_publishable

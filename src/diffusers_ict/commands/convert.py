@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _convert(argv: Sequence[str] | None) -> None:
-    parser = ArgumentParser("convert.py", description=(__doc__ or "").splitlines()[0])
+    parser = ArgumentParser("convert.py", __doc__)
     parser.add_argument("source", help="file, folder, or id on the Hub")
     parser.add_argument("output_dir", type=Path, help="a folder that does not exist yet")
     parser.add_argument(

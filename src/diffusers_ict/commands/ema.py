@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _make(argv: Sequence[str] | None) -> None:
-    parser = ArgumentParser("ema.py", description=(__doc__ or "").splitlines()[0])
+    parser = ArgumentParser("ema.py", __doc__)
     parser.add_argument("folder", type=Path, help="output folder of a training run")
     parser.add_argument(
         "--std", type=float, nargs="+", required=True, help="standard deviations of the averages, as shares of the run"

@@ -12,6 +12,7 @@ says what was measured, and evaluation.png; renews the model card. Exit codes: 0
 import sys
 from collections.abc import Sequence
 
+from ..data.settings import DataSettings
 from ..evaluation.settings import EvaluationSettings
 from ..settings import ArgumentParser, add_flags, check_bounds
 from .program import run_program
@@ -25,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(words: list[str]) -> None:
-    parser = ArgumentParser(NAME, description=(__doc__ or "").splitlines()[0])
+    parser = ArgumentParser(NAME, __doc__)
     parser.add_argument("model", help="folder or Hub id of a consistency pipeline, or images: a folder or file")
-    add_flags(parser, EvaluationSettings)
+    add_flags(parser, {"the real images": DataSettings, "the evaluation": EvaluationSettings})
     given = vars(parser.parse_args(words))
     model, settings = given.pop("model"), EvaluationSettings(**given)
     check_bounds(settings)

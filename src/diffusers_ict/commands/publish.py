@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _publish(argv: Sequence[str] | None) -> None:
-    parser = ArgumentParser("publish.py", description=(__doc__ or "").splitlines()[0])
+    parser = ArgumentParser("publish.py", __doc__)
     parser.add_argument("output_dir", type=Path, help="output folder of train_ict.py or convert.py")
     parser.add_argument("--hub_model_id", required=True, help="user/name or organisation/name")
     parser.add_argument("--hub_private_repo", action="store_true", help="create the repository private")

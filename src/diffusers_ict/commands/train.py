@@ -56,7 +56,7 @@ def _train(argv: Sequence[str] | None) -> None:
     for word in sys.argv[1:] if argv is None else argv:
         if reason := FROM_DIFFUSERS.get(word.split("=")[0]):
             raise UserError(f"{word.split('=')[0]} does not exist here: {reason}.")
-    recipe = parse(argv, NAME, (__doc__ or "").splitlines()[0])
+    recipe = parse(argv, NAME, __doc__)
     from ..training.train import train
 
     failure = train(recipe)

@@ -236,15 +236,23 @@ class Recipe(RunSettings, AdversarialSettings, DataSettings):
         return shlex.join([*words, *as_flag("output_dir", portable(self.output_dir))])
 
 
-def parse(argv: Sequence[str] | None, program: str, description: str) -> Recipe:
-    """Flags, and the YAML file they may name, to a recipe.
+GROUPS = {
+    "the images": DataSettings,
+    "the run: where it writes, and what it keeps, logs and publishes": RunSettings,
+    "the method, the network and its optimizer": Recipe,
+    "the discriminator of ACT": AdversarialSettings,
+}
+
+
+def parse(argv: Sequence[str] | None, program: str, about: str | None) -> Recipe:
+    """Flags, and the YAML file they may name, to a recipe; `about`: docstring of the program.
 
     Raises:
         UserError: an unknown flag or key, or a value that is not allowed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = ArgumentParser(program, description=description)
-    add_flags(parser, Recipe)
+    parser = ArgumentParser(program, about)
+    add_flags(parser, GROUPS)
     given = vars(parser.parse_args(argv))
     if path := given.get("config"):
         # The file becomes flags in front of the others: one way of checking, and the later flag wins.
