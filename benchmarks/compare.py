@@ -46,7 +46,15 @@ METHODS = {
     "ACT on iCT, augmented": ["--loss", "act", "--consistency", "ict", "--augment"],
 }
 # Settings that change what a step costs.
-COSTS = ("--model_config_name_or_path", "--train_batch_size", "--loss", "--consistency", "--augment", "--dropout")
+COSTS = (
+    "--model_config_name_or_path",
+    "--train_batch_size",
+    "--loss",
+    "--consistency",
+    "--augment",
+    "--dropout",
+    "--coupling",
+)
 
 
 def arguments() -> argparse.Namespace:
@@ -164,12 +172,21 @@ class Comparison:
         """Find the steps of each method: those that fit into the seconds; the peer takes as many as iCT."""
         own = [name for name in self.options.methods if name != PEER or "iCT" not in self.options.methods]
         for name in own:  # one after another: those that cost the same are measured once
-            self.steps[name] = steps_for(self.flags_of(name), self.options, self.work, self.threads, program_of(name))
+            self.steps[name] = steps_for(
+                self.flags_of(name), self.options, self.work, self.threads, self.program_of(name)
+            )
         if PEER in self.options.methods:
             self.steps.setdefault(PEER, self.steps.get("iCT", 0))
 
     def flags_of(self, method: str) -> list[str]:
         return [*self.common, *self.options.methods[method]]
+
+    def program_of(self, method: str) -> Path:
+        """The script that trains a method."""
+        if method == PEER:
+            return ROOT / "benchmarks/diffusers_train.py"
+        coupled = value_of("--coupling", self.flags_of(method))
+        return ROOT / ("benchmarks/coupled_train.py" if coupled else "train_scripts/train_ict.py")
 
     def rows(self, method: str, seed: int) -> list[dict]:
         """Train and measure, if that was not done before: one row for each model that the run leaves."""
@@ -178,7 +195,7 @@ class Comparison:
         if not done.exists():
             steps = self.steps[method]
             flags = [*self.flags_of(method), "--seed", str(seed)]
-            log = train(flags, folder, steps, self.threads, program_of(method))
+            log = train(flags, folder, steps, self.threads, self.program_of(method))
             shared = {"seed": seed, "steps": steps, "train_seconds": log[-1]["train_seconds"]}
             shared["augment_p"] = max(entry.get("augment_p", 0.0) for entry in log)
             if start := value_of("--pretrained_model_name_or_path", flags):
@@ -206,11 +223,6 @@ def models_of(method: str, folder: Path) -> dict[str, DiffusionPipeline]:
         return {method: ConsistencyPipeline.from_pretrained(folder)}
     parts = {f"{PEER}, as published": folder, f"{PEER}, averaged": folder / "averaged"}
     return {name: ConsistencyModelPipeline.from_pretrained(part) for name, part in parts.items()}
-
-
-def program_of(method: str) -> Path:
-    """The script that trains a method."""
-    return ROOT / ("benchmarks/diffusers_train.py" if method == PEER else "train_scripts/train_ict.py")
 
 
 def main() -> None:
