@@ -59,3 +59,34 @@ def test_fashion_is_trained_measured_and_kept_with_its_card(tmp_path):
     assert all(f"| {steps} | {weights} |" in card for steps in (1, 2) for weights in ("published", "std01"))
     assert is_publishable(str(tmp_path / "card"))
     assert (tmp_path / "card" / "samples" / "2-step.png").is_file()
+
+
+def test_fashion_is_tuned_from_a_ddpm_of_its_own(tmp_path):
+    write_npz(tmp_path / "fashion32.npz", count=200)
+    (tmp_path / "unet.json").write_text(json.dumps({**TINY, **ONE_LEVEL, "_class_name": "UNet2DModel"}))
+    paths = {"UNET": "unet.json", "RUNS": "", "RESULTS": "results"}
+    own = {name: str(tmp_path / value) for name, value in paths.items()}
+    call("fashion32_tuned.sh", {**own, "DDPM_STEPS": "20", "STEPS": "20", "SAMPLES": "100"})
+    (row,) = json.loads((tmp_path / "results" / "fashion32_tuned.json").read_text())["rows"]
+    assert (row["steps"], row["batch_size"]) == (20, 16)
+    log = [json.loads(line) for line in (tmp_path / "fashion32_tuned" / "log.jsonl").read_text().splitlines()]
+    assert max(entry["stage"] for entry in log) == 4
+
+
+def test_cifar10_is_tuned_from_a_ddpm_in_several_calls(tmp_path):
+    write_npz(tmp_path / "cifar10.npz", count=200, channels=3)
+    (tmp_path / "unet.json").write_text(
+        json.dumps({**TINY, **ONE_LEVEL, "in_channels": 3, "out_channels": 3, "_class_name": "UNet2DModel"})
+    )
+    paths = {"DATA": "cifar10.npz", "UNET": "unet.json", "RUNS": "", "RESULTS": "results"}
+    own = {name: str(tmp_path / value) for name, value in paths.items()}
+    own |= {"EAGER": "yes", "STEPS": "120", "DDPM_STEPS": "100", "BATCH": "4", "SAMPLES": "100", "MINUTES": "10"}
+    assert "not done: call it again" in call("cifar10_tuned_h200.sh", {**own, "MINUTES": "1e-9"})
+    first = json.loads((tmp_path / "cifar10_ddpm" / "log.jsonl").read_text().splitlines()[-1])
+    assert first["step"] < 100
+    assert "not done: call it again" in call("cifar10_tuned_h200.sh", own)
+    assert "done: " in call("cifar10_tuned_h200.sh", own)
+    (row,) = json.loads((tmp_path / "results" / "cifar10_tuned.json").read_text())["rows"]
+    assert row["steps"] == 120
+    log = [json.loads(line) for line in (tmp_path / "cifar10_tuned" / "log.jsonl").read_text().splitlines()]
+    assert max(entry["stage"] for entry in log) == 5
