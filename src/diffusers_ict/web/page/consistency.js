@@ -2,7 +2,8 @@
 // Images are Float32Array [C, H, W] in [-1, 1]; batches are [B, C, H, W].
 // Sources: CM (arXiv:2303.01469), EDM (arXiv:2206.00364).
 
-const KARRAS_GRID = 40; // levels of the grid that edits choose from, as in CM Algorithm 4
+const TOLERANCE = 5e-7; // by which pixels may leave [-1, 1]
+const MAX_ROUNDS = 1000; // a few dozen are needed
 
 /** The level at a position of the Karras grid, EDM Eq. 5: 0 is sigma_max, 1 is sigma_min. */
 export function levelAt(position, { sigma_min, sigma_max, rho }) {
@@ -14,19 +15,6 @@ export function levelAt(position, { sigma_min, sigma_max, rho }) {
 export function positionOf(sigma, { sigma_min, sigma_max, rho }) {
   const [low, high] = [sigma_min ** (1 / rho), sigma_max ** (1 / rho)];
   return (high - sigma ** (1 / rho)) / (high - low);
-}
-
-/** Levels of an n-step sampler: sigma_max, the second level, then a Karras grid from there down. */
-export function samplingLevels(steps, second, model) {
-  const below = { ...model, sigma_max: second };
-  const rest = Array.from({ length: steps - 1 }, (_, i) => levelAt(i / (steps - 1), below));
-  return [model.sigma_max, ...rest];
-}
-
-/** Levels of an n-step edit: evenly chosen from a Karras grid of 40, the first being sigma_max. */
-export function editLevels(steps, model) {
-  const stride = Math.floor(KARRAS_GRID / steps);
-  return Array.from({ length: steps }, (_, i) => levelAt((i * stride) / (KARRAS_GRID - 1), model));
 }
 
 /** Uniform numbers in (0, 1) from a seed: mulberry32. */
@@ -103,13 +91,28 @@ export const colorize = (image) => {
   return known;
 };
 
-/** x0 - P x0 + P y for every image of a batch. */
-function keepKnown(batch, { project, known }) {
-  for (let start = 0; start < batch.length; start += known.length) {
-    const image = batch.subarray(start, start + known.length);
-    const projected = project(image);
-    for (let i = 0; i < known.length; i++) image[i] += known[i] - projected[i];
+const clamp = (image) => image.map((value) => Math.min(1, Math.max(-1, value)));
+
+/** x - P x + P y. */
+function complete(image, { project, known }) {
+  const projected = project(image);
+  return image.map((value, i) => value - projected[i] + known[i]);
+}
+
+/** The same with pixels in [-1, 1]: both are done in turn until they agree. */
+function completeInRange(image, edit) {
+  for (let round = 0; round < MAX_ROUNDS; round++) {
+    image = complete(image, edit);
+    if (image.every((value) => Math.abs(value) <= 1 + TOLERANCE)) break;
+    image = clamp(image);
   }
+  return clamp(image);
+}
+
+/** An operation on every image of a batch. */
+function each(batch, size, operation) {
+  const count = batch.length / size;
+  return batchOf(Array.from({ length: count }, (_, i) => operation(batch.subarray(i * size, (i + 1) * size))));
 }
 
 /**
@@ -122,10 +125,11 @@ export async function sample(evaluate, { sigmas, noises, sigmaMin, edit = null, 
   let x = noises[0].map((z) => z * sigmas[0]);
   if (edit) x.forEach((value, i) => (x[i] = value + edit.known[i % edit.known.length]));
   for (const [step, sigma] of sigmas.entries()) {
-    const estimate = (await evaluate(x, sigma)).map((value) => Math.min(1, Math.max(-1, value)));
-    if (edit) keepKnown(estimate, edit);
+    const last = step + 1 === sigmas.length;
+    let estimate = clamp(await evaluate(x, sigma));
+    if (edit) estimate = each(estimate, edit.known.length, (image) => (last ? completeInRange : complete)(image, edit));
     onStep(estimate, step);
-    if (step + 1 === sigmas.length) return estimate;
+    if (last) return estimate;
     const added = Math.sqrt(Math.max(0, sigmas[step + 1] ** 2 - sigmaMin ** 2));
     x = estimate.map((value, i) => value + added * noises[step + 1][i]);
   }

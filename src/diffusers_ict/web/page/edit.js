@@ -1,8 +1,9 @@
 // Edits with the pipeline's rule: what is known of an image stays, the model draws the rest.
 
-import { batchOf, colorize, editLevels, inpaint, normal, superResolve } from "./consistency.js";
+import { batchOf, colorize, inpaint, normal, superResolve } from "./consistency.js";
 import { Mask } from "./mask.js";
 import { imageOfFile, latest, paint, whenSeen } from "./picture.js";
+import { timeEach } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
 const checked = (name) => document.querySelector(`input[name=${name}]:checked`).value;
@@ -50,8 +51,10 @@ export class Edit {
     $("file").addEventListener("change", () => this.#open($("file").files[0]));
   }
 
-  /** Edit an image of the model. */
-  show({ image, label }) {
+  /** Edit an image of the model. One that was drawn anew does not replace the visitor's own; one selected does. */
+  show({ image, label }, selected = true) {
+    if (this.own && !selected) return;
+    this.own = false;
     this.image = image;
     if (label !== null) $("edit-class").value = label;
     this.draw();
@@ -61,6 +64,7 @@ export class Edit {
     if (!file) return;
     try {
       this.show({ image: await imageOfFile(file, this.side, this.model.config.channels), label: null });
+      this.own = true;
     } catch {
       this.onError(new Error(`Your browser cannot read ${file.name} as an image.`));
     }
@@ -79,7 +83,7 @@ export class Edit {
     const known = project(this.image);
     this.#showKnown(task, known);
     const { config, size } = this.model;
-    const sigmas = editLevels(Number(checked("edit-steps")), config);
+    const sigmas = config.sampling_sigmas[checked("edit-steps") - 1];
     const noises = sigmas.map((_, step) =>
       batchOf(this.canvases.map((_, i) => normal(size, SEED + this.round, i, step))),
     );
@@ -89,7 +93,7 @@ export class Edit {
     const { milliseconds } = await this.model.draw({
       sigmas, noises, labels, signal, onStep, edit: { project, known },
     });
-    $("edit-time").textContent = `${(milliseconds / COUNT).toFixed(milliseconds < 40 ? 1 : 0)} ms an image`;
+    $("edit-time").textContent = timeEach(milliseconds, COUNT);
   }
 
   /** What the model is given: the image without what is erased, patch means, or luminance in grey. */

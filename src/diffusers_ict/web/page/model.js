@@ -1,17 +1,11 @@
 // The model: what model.json says, f(x, sigma), and batches of images drawn with it.
 
 import { sample } from "./consistency.js";
+import { fetched } from "./files.js";
 import { Runtime } from "./runtime.js";
 
 const DISAGREEMENT = 0.02; // a runtime that differs more from the stored output is wrong
 const MOMENT = 50; // milliseconds that one evaluation may take where images can be split into batches
-
-/** A file beside the page; rejects with a sentence. */
-async function fetched(path) {
-  const response = await fetch(new URL(path, import.meta.url)).catch(() => null);
-  if (!response?.ok) throw new Error(`The page could not fetch ${path}${response ? ` (${response.status})` : ""}.`);
-  return response;
-}
 
 export class Model {
   #queue = Promise.resolve();
@@ -20,7 +14,7 @@ export class Model {
 
   /** The model that model.json describes; `start` comes next. */
   static async load() {
-    return new Model(await (await fetched("./model.json")).json());
+    return new Model(await (await fetched("model.json")).json());
   }
 
   constructor(config) {
@@ -30,11 +24,13 @@ export class Model {
   }
 
   get backend() {
-    return this.#runtime?.backend;
+    return this.#runtime.backend;
   }
 
-  get threads() {
-    return this.#runtime?.threads;
+  /** What computes the images, in words. */
+  get runtime() {
+    const { backend, threads } = this.#runtime;
+    return backend === "webgpu" ? "WebGPU" : `WebAssembly, ${threads} thread${threads === 1 ? "" : "s"}`;
   }
 
   /** The name of a class, or its number. */
@@ -60,7 +56,7 @@ export class Model {
 
   async #agrees(runtime) {
     const { file, sigma, class_label: label } = this.config.check;
-    const stored = new Float32Array(await (await fetched(`./${file}`)).arrayBuffer());
+    const stored = new Float32Array(await (await fetched(file)).arrayBuffer());
     const [x, expected] = [stored.slice(0, this.size), stored.slice(this.size)];
     const { image } = await runtime.run(x, sigma, label === null ? null : [label], [1, ...this.shape]);
     return image.every((value, i) => Math.abs(Math.min(1, Math.max(-1, value)) - expected[i]) <= DISAGREEMENT);

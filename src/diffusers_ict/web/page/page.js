@@ -56,20 +56,24 @@ async function main() {
   const model = await Model.load();
   describe(model);
   const threads = Number(new URLSearchParams(location.search).get("threads"));
-  const onLoaded = (bytes) => say(`Loading the runtime and the model: ${(bytes / 1e6).toFixed(1)} MB.`);
-  await model.start("wasm", { threads, onLoaded });
+  let total = 0;
+  const onBytes = (bytes) => say(`Loading the runtime and the model: ${Math.round((total += bytes) / 1e6)} MB.`);
+  await model.start("wasm", { threads, onBytes });
   say("");
   $("main").hidden = false;
 
   const fail = (error) => say(error.message);
   const [samples, ray, edit, between] = [Samples, Ray, Edit, Between].map((Panel) => new Panel(model, fail));
-  samples.addEventListener("select", () => {
+  const show = (selected) => {
     const selection = samples.selection;
-    if (!selection) return;
+    if (!selection) return; // before it is drawn
     ray.show(selection);
-    edit.show(selection);
+    edit.show(selection, selected);
     between.show(selection, samples.sigmas);
-  });
+  };
+  samples.addEventListener("select", () => show(true));
+  samples.addEventListener("update", () => show(false));
+  document.addEventListener("input", () => say("")); // what went wrong before
   $("backend").addEventListener("change", () => switchBackend(model, samples.draw));
   await samples.draw();
   return { model, samples, normal };

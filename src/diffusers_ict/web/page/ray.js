@@ -2,6 +2,7 @@
 
 import { levelAt } from "./consistency.js";
 import { latest, paint, whenSeen } from "./picture.js";
+import { short } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
 const STRIP = Array.from({ length: 9 }, (_, i) => i / 8);
@@ -12,7 +13,7 @@ export class Ray {
     this.columns = STRIP.map((position) => {
       const column = document.createElement("div");
       column.append(document.createElement("canvas"), document.createElement("canvas"));
-      column.title = `σ = ${Number(this.#level(position).toPrecision(3))}`;
+      column.title = `σ = ${short(this.#level(position))}`;
       $("strip").append(column);
       return [...column.children];
     });
@@ -45,7 +46,7 @@ export class Ray {
 
   #drawOne(signal) {
     const sigma = this.#level($("sigma").value);
-    $("sigma-value").textContent = Number(sigma.toPrecision(3));
+    $("sigma-value").textContent = short(sigma);
     return this.#pair(sigma, $("noisy"), $("denoised"), signal);
   }
 

@@ -11,10 +11,10 @@ export class Runtime {
   #number = 0;
 
   /** Load a backend, "wasm" or "webgpu", and the model; rejects with a sentence. */
-  static async start(backend, { threads, onLoaded = () => {} } = {}) {
+  static async start(backend, { threads, onBytes = () => {} } = {}) {
     const runtime = new Runtime();
     runtime.backend = backend;
-    runtime.#worker.onmessage = ({ data }) => (data.loaded ? onLoaded(data.loaded) : runtime.#receive(data));
+    runtime.#worker.onmessage = ({ data }) => ("coming" in data ? onBytes(data.coming) : runtime.#receive(data));
     runtime.#worker.onerror = () => runtime.#fail("The page could not start its worker.");
     try {
       runtime.threads = (await runtime.#post({ start: { backend, threads } })).threads;

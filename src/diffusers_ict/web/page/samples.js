@@ -1,20 +1,20 @@
 // The grid of samples and its controls.
 
-import { batchOf, levelAt, normal, positionOf, samplingLevels } from "./consistency.js";
+import { batchOf, levelAt, normal, positionOf } from "./consistency.js";
 import { latest, paint } from "./picture.js";
+import { short, timeEach } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
-const short = (sigma) => Number(sigma.toPrecision(3)).toString();
 
 /** Columns and rows: small images make many samples, and up to twelve classes are columns. */
 export function layoutOf({ resolution, num_classes: classes }) {
   const columns = classes >= 4 && classes <= 12 ? classes : resolution <= 32 ? 10 : 6;
-  const count = resolution <= 16 ? 100 : resolution <= 32 ? 60 : 24;
+  const count = resolution <= 16 ? 100 : resolution <= 32 ? 40 : 24;
   return { columns, rows: Math.max(1, Math.round(count / columns)) };
 }
 
 export class Samples extends EventTarget {
-  /** Dispatches "select" when the selected sample, or its image, changes. */
+  /** Dispatches "select" when the visitor selects a sample, and "update" when the selected one is drawn anew. */
   constructor(model, onError) {
     super();
     this.model = model;
@@ -26,10 +26,8 @@ export class Samples extends EventTarget {
     $("grid").append(...this.tiles);
     $("grid").addEventListener("keydown", (event) => this.#move(event));
 
-    const { sigma_max: most, sigma_min: least, intermediate_sigmas: given } = model.config;
-    const second = given[0] ?? Math.sqrt(most * least);
-    $("second").value = 1 - positionOf(second, model.config);
-    this.second = second; // exactly, until the slider moves
+    this.second = model.config.sampling_sigmas[1][1]; // exactly, until the slider moves
+    $("second").value = 1 - positionOf(this.second, model.config);
     $("second").addEventListener("input", () => (this.second = levelAt(1 - $("second").value, model.config)));
 
     this.draw = latest((signal) => this.#draw(signal), onError);
@@ -40,9 +38,11 @@ export class Samples extends EventTarget {
     });
   }
 
+  /** Levels of the chosen number of steps: those of the pipeline, but for the second of two. */
   get sigmas() {
     const steps = Number(document.querySelector("input[name=steps]:checked").value);
-    return samplingLevels(steps, this.second, this.model.config);
+    const levels = this.model.config.sampling_sigmas[steps - 1];
+    return steps === 2 ? [levels[0], this.second] : levels;
   }
 
   /** The noise of a sample at each level. */
@@ -64,8 +64,8 @@ export class Samples extends EventTarget {
 
   async #draw(signal) {
     const sigmas = this.sigmas;
-    $("second").disabled = sigmas.length === 1;
-    $("second-value").textContent = sigmas.length === 1 ? "–" : short(this.second);
+    $("second").disabled = sigmas.length !== 2;
+    $("second-value").textContent = sigmas.length === 1 ? "–" : short(sigmas[1]);
     $("levels").textContent = `sigmas=[${sigmas.map(short).join(", ")}]`;
     const count = this.tiles.length;
     let spent = 0;
@@ -75,14 +75,12 @@ export class Samples extends EventTarget {
       const noises = sigmas.map((_, step) => batchOf(each.map((noise) => noise[step])));
       const labels = this.model.config.num_classes ? indices.map((index) => this.label(index)) : null;
       const { images, milliseconds } = await this.model.draw({ sigmas, noises, labels, signal });
+      if (start === 0) performance.mark("samples"); // for benchmarks
       indices.forEach((index, i) => this.#show(index, images.slice(i * this.model.size, (i + 1) * this.model.size)));
       spent += milliseconds;
       start += indices.length;
     }
-    const perImage = spent / count;
-    $("time").textContent = `${perImage < 10 ? perImage.toFixed(1) : Math.round(perImage)} ms an image`;
-    performance.mark("samples");
-    this.dispatchEvent(new Event("drawn"));
+    $("time").textContent = `${timeEach(spent, count)} with ${this.model.runtime}`;
   }
 
   #show(index, image) {
@@ -91,7 +89,7 @@ export class Samples extends EventTarget {
     const label = this.label(index);
     const name = label === null ? "" : `, ${this.model.className(label)}`;
     this.tiles[index].ariaLabel = `Sample ${index + 1}${name}`;
-    if (index === this.selected) this.dispatchEvent(new Event("select"));
+    if (index === this.selected) this.dispatchEvent(new Event("update"));
   }
 
   #tile(index) {
@@ -113,13 +111,17 @@ export class Samples extends EventTarget {
   }
 
   #move(event) {
-    const { columns } = this.layout;
     const last = this.tiles.length - 1;
-    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns, Home: -last, End: last };
-    if (!(event.key in steps)) return;
+    const to = {
+      ArrowLeft: this.selected - 1,
+      ArrowRight: this.selected + 1,
+      ArrowUp: this.selected - this.layout.columns,
+      ArrowDown: this.selected + this.layout.columns,
+      Home: 0,
+      End: last,
+    }[event.key];
+    if (to === undefined) return;
     event.preventDefault();
-    const to = this.selected + steps[event.key];
-    if (event.key === "Home" || event.key === "End") this.select(event.key === "Home" ? 0 : last);
-    else if (to >= 0 && to <= last) this.select(to);
+    if (to >= 0 && to <= last) this.select(to);
   }
 }

@@ -1,5 +1,7 @@
 // onnxruntime-web in a thread of its own, so that the page stays responsive. Messages in: { id, start } or
-// { id, x, sigma, labels, dims }; out: { id, ... } or { id, error }, and { loaded } bytes while it fetches.
+// { id, x, sigma, labels, dims }; out: { id, ... } or { id, error }, and { coming }, the bytes of a file that begins.
+
+import { fetched } from "./files.js";
 
 const RUNTIMES = {
   wasm: ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"],
@@ -7,28 +9,20 @@ const RUNTIMES = {
 };
 
 let ort, session;
-let loaded = 0;
 
-/** The bytes of a file beside this one. */
+/** The bytes of a file, announced before they come. */
 async function bytes(path) {
-  const response = await fetch(new URL(path, import.meta.url)).catch(() => null);
-  if (!response?.ok) throw new Error(`The page could not fetch ${path}${response ? ` (${response.status})` : ""}.`);
-  const parts = [];
-  for (const reader = response.body.getReader(); ; ) {
-    const { done, value } = await reader.read();
-    if (done) return new Blob(parts).arrayBuffer();
-    parts.push(value);
-    loaded += value.length;
-    postMessage({ loaded });
-  }
+  const response = await fetched(path);
+  postMessage({ coming: Number(response.headers.get("content-length")) });
+  return response.arrayBuffer();
 }
 
 async function start({ backend, threads }) {
-  const [script, wasm] = RUNTIMES[backend].map((name) => `./runtime/${name}`);
+  const [script, wasm] = RUNTIMES[backend].map((name) => `runtime/${name}`);
   const missing = () => {
     throw new Error(`The page could not fetch ${script}.`);
   };
-  const [runtime, binary, model] = await Promise.all([import(script).catch(missing), bytes(wasm), bytes("./model.onnx")]);
+  const [runtime, binary, model] = await Promise.all([import(`./${script}`).catch(missing), bytes(wasm), bytes("model.onnx")]);
   ort = runtime;
   ort.env.logLevel = "error";
   ort.env.wasm.wasmBinary = binary;
