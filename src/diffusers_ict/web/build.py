@@ -12,11 +12,12 @@ from ..files import public_name, read_text, staged_folder, write_json
 from ..hub.card import read_card
 from ..hub.check_repository import file_of
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
-from .onnx import Exported, intermediate_sigmas, make_onnx
+from .onnx import Exported, make_onnx
 from .runtime import runtime_archive, unpack_runtime
 
 PAGE = resources.files(__package__) / "page"
 CHECK = "check.bin"
+MOST_STEPS = 10  # that the page offers
 
 
 def build_page(
@@ -94,10 +95,11 @@ def _images(pipeline: ConsistencyPipeline) -> dict[str, Any]:
 
 
 def _levels(pipeline: ConsistencyPipeline) -> dict[str, Any]:
-    """The noise levels of a sampler."""
-    config = pipeline.scheduler.config
+    """The range of noise levels, and the pipeline's levels for each number of steps, from one on."""
+    scheduler, config = pipeline.scheduler, pipeline.scheduler.config
     known = {name: config[name] for name in ("sigma_min", "sigma_max", "rho")}
-    return {**known, "intermediate_sigmas": intermediate_sigmas(pipeline)}
+    steps = range(1, min(MOST_STEPS, config.num_train_timesteps) + 1)
+    return {**known, "sampling_sigmas": [scheduler.sampling_sigmas(count).tolist() for count in steps]}
 
 
 def _license(model: str) -> str | None:

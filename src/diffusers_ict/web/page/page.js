@@ -1,7 +1,6 @@
 // The page: loads the model, connects the panels, and says in one sentence what goes wrong.
 
 import { Between } from "./between.js";
-import { normal } from "./consistency.js";
 import { Edit } from "./edit.js";
 import { Model } from "./model.js";
 import { Ray } from "./ray.js";
@@ -24,6 +23,9 @@ function describe({ config, className }) {
   $("edit-class").append(...options.map((option) => new Option(...option)));
   for (const element of document.querySelectorAll(".classes")) element.hidden = !classes;
   document.querySelector(".colour").hidden = channels !== 3;
+  for (const input of document.querySelectorAll("#steps input, #edit-steps input")) {
+    input.parentElement.hidden = input.value > config.sampling_sigmas.length;
+  }
   if (repository) {
     const link = Object.assign(document.createElement("a"), { textContent: repository });
     link.href = `https://huggingface.co/${repository}`;
@@ -76,9 +78,9 @@ async function main() {
   document.addEventListener("input", () => say("")); // what went wrong before
   $("backend").addEventListener("change", () => switchBackend(model, samples.draw));
   await samples.draw();
-  return { model, samples, normal };
+  return { model, samples, ray, edit, between };
 }
 
-// For whoever drives the page by a script: the model, whose `draw` takes noises, and the samples with theirs.
+// For whoever drives the page by a script: the model, whose `draw` takes noises, and the panels.
 window.consistency = main();
 window.consistency.catch((error) => say(error.message));

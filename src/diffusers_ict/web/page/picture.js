@@ -48,7 +48,7 @@ export function latest(task, onError) {
   };
 }
 
-/** A drawing that waits until its element is in view, and then happens once however often it was asked for. */
+/** A drawing that waits until its element is in view; asked for in view, it returns what the drawing returns. */
 export function whenSeen(element, draw) {
   let [seen, asked] = [false, false];
   new IntersectionObserver((entries) => {
@@ -57,7 +57,7 @@ export function whenSeen(element, draw) {
   }).observe(element);
   const wanted = () => {
     asked = !seen;
-    if (seen) draw();
+    return seen ? draw() : undefined;
   };
   return wanted;
 }
