@@ -76,6 +76,16 @@ export class Edit {
     return task === "upscale" ? superResolve(Number($("factor").value), this.side) : colorize;
   }
 
+  /** The pipeline's levels of the chosen number of steps. */
+  get sigmas() {
+    return this.model.config.sampling_sigmas[checked("edit-steps") - 1];
+  }
+
+  /** The noise of an edited image at each level. */
+  noises(index) {
+    return this.sigmas.map((_, step) => normal(this.model.size, SEED + this.round, index, step));
+  }
+
   async #draw(signal) {
     if (!this.image) return;
     const task = checked("task");
@@ -83,10 +93,9 @@ export class Edit {
     const known = project(this.image);
     this.#showKnown(task, known);
     const { config, size } = this.model;
-    const sigmas = config.sampling_sigmas[checked("edit-steps") - 1];
-    const noises = sigmas.map((_, step) =>
-      batchOf(this.canvases.map((_, i) => normal(size, SEED + this.round, i, step))),
-    );
+    const { sigmas } = this;
+    const each = this.canvases.map((_, i) => this.noises(i));
+    const noises = sigmas.map((_, step) => batchOf(each.map((noise) => noise[step])));
     const labels = config.num_classes ? this.canvases.map(() => Number($("edit-class").value)) : null;
     const onStep = (images) =>
       this.canvases.forEach((canvas, i) => paint(canvas, images.subarray(i * size, (i + 1) * size), this.side));

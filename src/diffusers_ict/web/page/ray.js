@@ -17,15 +17,15 @@ export class Ray {
       $("strip").append(column);
       return [...column.children];
     });
-    this.drawOne = whenSeen($("noisy"), latest((signal) => this.#drawOne(signal), onError));
+    this.draw = whenSeen($("noisy"), latest((signal) => this.#draw(signal), onError));
     this.drawStrip = whenSeen($("strip"), latest((signal) => this.#drawStrip(signal), onError));
-    $("sigma").addEventListener("input", this.drawOne);
+    $("sigma").addEventListener("input", this.draw);
   }
 
   /** Show the ray from an image along a noise. */
   show({ image, noises, label }) {
     [this.image, this.noise, this.label] = [image, noises[0], label];
-    this.drawOne();
+    this.draw();
     this.drawStrip();
   }
 
@@ -44,7 +44,7 @@ export class Ray {
     paint(imageCanvas, image, this.model.config.resolution);
   }
 
-  #drawOne(signal) {
+  #draw(signal) {
     const sigma = this.#level($("sigma").value);
     $("sigma-value").textContent = short(sigma);
     return this.#pair(sigma, $("noisy"), $("denoised"), signal);
