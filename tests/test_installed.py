@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment_without_us, write_npz
+from conftest import ROOT, environment_without_us, files_of, write_npz
 from hub_stand_in import Hub, serve
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT, write_npz
+from conftest import ROOT, files_of, write_npz
 from exported import export_once, make_pipeline
 from hub_client import NAME, TOKEN
 from huggingface_hub import SpaceCard
@@ -51,10 +51,6 @@ def stand_ins(monkeypatch, tmp_path):
         return Exported(f"{dtype} {name} {pipeline.unet.config.num_class_embeds}".encode(), 1e-7)
 
     monkeypatch.setattr(build, "make_onnx", make)
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_page_is_its_files_the_runtime_and_the_model(model, tmp_path, monkeypatch, tmp_path_factory):
