@@ -54,7 +54,7 @@ def build_page(
         "repository": hub_model_id or (model if on_hub else None),
         **_images(pipeline),
         **_levels(pipeline),
-        "license": _license(model),
+        "license": license_of(model),
         "weights": dtype,
         "webgpu": webgpu,
         "check": {"file": CHECK, "sigma": pipeline.scheduler.config.sigma_max, "class_label": _label(pipeline)},
@@ -102,7 +102,7 @@ def _levels(pipeline: ConsistencyPipeline) -> dict[str, Any]:
     return {**known, "sampling_sigmas": [scheduler.sampling_sigmas(count).tolist() for count in steps]}
 
 
-def _license(model: str) -> str | None:
+def license_of(model: str) -> str | None:
     """The licence of a model's card, or None where nothing tells it."""
     try:
         card = file_of(model, "README.md")

@@ -54,19 +54,16 @@ class Function(nn.Module):
         return self.function(x, sigma, class_labels)
 
 
-def export_onnx(pipeline: ConsistencyPipeline, file: Path, dtype: str = "fp32") -> float:
-    """Write a pipeline's f as an ONNX file, named after it. There is no file unless it agrees with the pipeline.
-
-    Returns:
-        the largest difference, as in `Exported`.
+def export_onnx(pipeline: ConsistencyPipeline, file: Path, dtype: str = "fp32", name: str = "model") -> Exported:
+    """Write what `make_onnx` makes into a file. There is none unless it agrees with the pipeline.
 
     Raises:
         UserError: as `make_onnx`.
     """
-    exported = make_onnx(pipeline, dtype, file.stem)
+    exported = make_onnx(pipeline, dtype, name)
     with atomic_file(file) as temporary:
         temporary.write_bytes(exported.content)
-    return exported.difference
+    return exported
 
 
 def make_onnx(pipeline: ConsistencyPipeline, dtype: str = "fp32", name: str = "model") -> Exported:

@@ -6,6 +6,7 @@ import http.client
 import os
 import shutil
 import tarfile
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -62,6 +63,8 @@ def runtime_archive() -> Path:
             with urllib.request.urlopen(address, timeout=SILENCE_SECONDS) as answer, open(temporary, "wb") as target:
                 shutil.copyfileobj(answer, target)
         except (OSError, ValueError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # an answer, with its connection
             raise UserError(
                 f"onnxruntime-web {VERSION} cannot be fetched from {address} ({first_line(error)}); connect, or name "
                 "a registry that can be reached in NPM_CONFIG_REGISTRY."

@@ -1,8 +1,11 @@
 """The page on this machine: files of one folder on 127.0.0.1, with the headers that WebAssembly threads need."""
 
+import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from ..errors import UserError, first_line
 
 # A page with these is isolated from others, which is what browsers ask of pages with shared memory.
 HEADERS = {
@@ -44,6 +47,10 @@ class PageHandler(SimpleHTTPRequestHandler):
 class PageServer(ThreadingHTTPServer):
     """A server of one folder; `address` is where its page is."""
 
+    def handle_error(self, request, client_address) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a visitor who leaves in the middle is no news
+            super().handle_error(request, client_address)
+
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/"
@@ -56,6 +63,10 @@ def serve(folder: Path, port: int = 0) -> PageServer:
         port: 0 for any that is free.
 
     Raises:
-        OSError: the port is taken.
+        UserError: the port does not exist or cannot be used.
     """
-    return PageServer(("127.0.0.1", port), partial(PageHandler, directory=str(folder)))
+    try:
+        return PageServer(("127.0.0.1", port), partial(PageHandler, directory=str(folder)))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"`port` {port} cannot be used: {reason}; name another one, or 0 for any.") from error
