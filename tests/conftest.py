@@ -13,6 +13,7 @@ import json
 import sys
 import sysconfig
 import venv
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,42 @@ def hub():
 
     with serve(Hub()) as hub:
         yield hub
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from page_view import open_browser
+
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def grey(browser, tmp_path_factory):
+    """A pipeline with three classes, and its page."""
+    from page_view import build
+
+    return build(tmp_path_factory.mktemp("grey"), num_class_embeds=3)
+
+
+@pytest.fixture(scope="session")
+def coloured(browser, tmp_path_factory):
+    """A pipeline without classes whose images have colours, and its page."""
+    from page_view import build
+
+    return build(tmp_path_factory.mktemp("coloured"), in_channels=3, out_channels=3)
+
+
+@pytest.fixture
+def look(browser, tmp_path, request):
+    """look(folder, ...) opens a page. In the end, it is photographed, and no page may have complained."""
+    from page_view import Looks
+
+    with ExitStack() as stack:
+        looks = Looks(browser, stack)
+        yield looks
+        looks.photograph(Path(os.environ.get("WEB_SCREENSHOTS", tmp_path)), request.node.name)
+    assert [complaint for view in looks.views for complaint in view.complaints] == []
 
 
 @pytest.fixture(autouse=True)

@@ -1,87 +1,14 @@
-"""The page in a real browser: it draws what the pipeline draws, follows every control, and is quiet."""
-
-import json
-import os
-import shutil
-from pathlib import Path
+"""The page in a real browser draws what the pipeline draws, and follows every control."""
 
 import numpy as np
 import pytest
 import torch
-from browser import View, chromium, served
-from conftest import make_unet
+from page_view import PHONE, View
 from PIL import Image
-
-from diffusers_ict import ConsistencyPipeline, ICTScheduler
-from diffusers_ict.errors import UserError
-from diffusers_ict.web.build import build_page
 
 pytestmark = pytest.mark.slow  # builds pages and starts browsers
 GREY_LEVELS = 2  # by which 8-bit images of browser and pipeline may differ
-DESKTOP = {"viewport": {"width": 1200, "height": 900}}
-PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
 OUTPUTS = {"samples": "#grid canvas", "ray": "#denoised", "edit": "#edits canvas", "between": "#between"}
-
-
-def make_page(folder: Path, **unet) -> tuple[ConsistencyPipeline, Path]:
-    """A tiny pipeline, and its page with WebGPU."""
-    pipeline = ConsistencyPipeline(make_unet(**unet), ICTScheduler())
-    pipeline.save_pretrained(folder / "model")
-    try:
-        build_page(str(folder / "model"), folder / "page", webgpu=True)
-    except UserError as error:
-        if "cannot be fetched" not in str(error):
-            raise
-        pytest.skip(str(error))
-    return pipeline, folder / "page"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def grey(browser, tmp_path_factory):
-    """A pipeline with three classes, and its page."""
-    return make_page(tmp_path_factory.mktemp("grey"), num_class_embeds=3)
-
-
-@pytest.fixture(scope="module")
-def coloured(browser, tmp_path_factory):
-    """A pipeline without classes whose images have colours, and its page."""
-    return make_page(tmp_path_factory.mktemp("coloured"), in_channels=3, out_channels=3)
-
-
-@pytest.fixture
-def look(browser, tmp_path, request):
-    """look(folder, ...) opens a page. In the end, it is photographed, and no page may have complained."""
-    servers, views = [], []
-
-    def open_page(folder: Path, context=DESKTOP, script="", isolated=True, query="") -> View:
-        server = served(folder, isolated)
-        servers.append(server)
-        context = browser.new_context(**context)
-        context.add_init_script(script)
-        views.append(View(context, server.__enter__() + query))
-        return views[-1]
-
-    yield open_page
-    pictures = Path(os.environ.get("WEB_SCREENSHOTS", tmp_path))
-    pictures.mkdir(parents=True, exist_ok=True)
-    for number, view in enumerate(views):
-        view.page.evaluate("scrollTo(0, 0)")
-        view.page.screenshot(path=pictures / f"{request.node.name}-{number}.png", full_page=True)
-        view.page.context.close()
-    for server in servers:
-        server.__exit__(None, None, None)
-    assert [complaint for view in views for complaint in view.complaints] == []
-
-
-def choose(view: View, name: str, value) -> None:
-    """Choose a radio button as a pointer does."""
-    view.page.locator(f"label:has(> input[name={name}][value='{value}'])").click()
 
 
 def bytes_of(images: torch.Tensor) -> np.ndarray:
@@ -105,9 +32,8 @@ def noises_of(view: View, expression: str, shape) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
 def test_samples_are_those_of_the_pipeline(grey, look, steps, monkeypatch):
-    pipeline, folder = grey
-    view = look(folder)
-    choose(view, "steps", steps)
+    view = look(grey.folder)
+    view.choose("steps", steps)
     view.drawn("samples")
     noises = noises_of(view, "[0, 1, 2, 50].map((index) => samples.noises(index))", (1, 8, 8))
     assert len(noises) == steps
@@ -115,12 +41,12 @@ def test_samples_are_those_of_the_pipeline(grey, look, steps, monkeypatch):
     later = iter([*noises[1:], torch.zeros(1)])  # the last step adds none
     stock = "diffusers.schedulers.scheduling_consistency_models.randn_tensor"
     monkeypatch.setattr(stock, lambda *args, **options: next(later))
-    images = pipeline(4, [0, 1, 2, 2], steps, latents=noises[0], output_type="latent").images
+    images = grey.pipeline(4, [0, 1, 2, 2], steps, latents=noises[0], output_type="latent").images
     assert furthest(view.pixels("#grid canvas")[[0, 1, 2, 50]], bytes_of(images)) <= GREY_LEVELS
 
 
 def test_noise_is_standard_normal_and_differs_between_images(grey, look):
-    noise = noises_of(look(grey[1]), "samples.tiles.map((_, i) => samples.noises(i))", (64,))
+    noise = noises_of(look(grey.folder), "samples.tiles.map((_, i) => samples.noises(i))", (64,))
     values = torch.stack(noise).double()
     assert abs(values.mean()) < 0.03
     assert abs(values.std() - 1) < 0.03
@@ -141,11 +67,12 @@ def edited(function, y, project, sigmas, noises):
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_edits_are_those_of_the_algorithm(grey, look, steps):
-    pipeline, folder = grey
-    view = look(folder)
-    choose(view, "edit-steps", steps)
+    view = look(grey.folder)
+    view.drawn("samples")
+    view.choose("edit-steps", steps)
     view.page.select_option("#edit-class", "1")
     view.drawn("edit")
+    pipeline = grey.pipeline
     levels = pipeline.scheduler.sampling_sigmas(steps).tolist()
     noises = noises_of(view, "edit.canvases.map((_, i) => edit.noises(i))", (1, 8, 8))
     y = torch.tensor(view.script("[...edit.image]")).reshape(1, 1, 8, 8)
@@ -157,15 +84,17 @@ def test_edits_are_those_of_the_algorithm(grey, look, steps):
 
 
 def test_upscaling_keeps_means_and_colourising_keeps_luminance(coloured, look, tmp_path):
-    view = look(coloured[1])
+    view = look(coloured.folder)
     y = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
     Image.fromarray(y).save(tmp_path / "own.png")
+    view.drawn("samples")
     view.page.set_input_files("#file", tmp_path / "own.png")
-    choose(view, "task", "upscale")
+    view.until("edit.own")
+    view.choose("task", "upscale")
     view.drawn("edit")
     patches = view.pixels("#edits canvas").reshape(4, 4, 2, 4, 2, 3).mean((2, 4))
     assert np.abs(patches - y.reshape(4, 2, 4, 2, 3).mean((1, 3))).max() <= 0.75  # rounded four times
-    choose(view, "task", "colorize")
+    view.choose("task", "colorize")
     view.drawn("edit")
     weights = np.array([0.2989, 0.5870, 0.1140])
     images = view.pixels("#edits canvas")
@@ -177,8 +106,8 @@ def test_upscaling_keeps_means_and_colourising_keeps_luminance(coloured, look, t
 # ------------------------------------------------------------------ controls
 
 CONTROLS = {
-    "steps": ("samples", lambda page: page.locator("input[name=steps]:checked").press("ArrowLeft")),
     "second": ("samples", lambda page: page.locator("#second").press("PageUp")),
+    "steps": ("samples", lambda page: page.locator("input[name=steps]:checked").press("ArrowLeft")),
     "class": ("samples", lambda page: page.select_option("#class", "2")),
     "seed": ("samples", lambda page: page.locator("#seed").fill("7")),
     "new seed": ("samples", lambda page: page.locator("#reseed").press("Enter")),
@@ -199,7 +128,7 @@ CONTROLS = {
 
 
 def test_every_control_changes_the_images(grey, look):
-    view = look(grey[1])
+    view = look(grey.folder)
     for name, (panel, action) in CONTROLS.items():
         view.drawn(panel)
         before = view.pixels(OUTPUTS[panel])
@@ -210,14 +139,13 @@ def test_every_control_changes_the_images(grey, look):
 
 
 def test_a_newer_request_replaces_older_ones(grey, look):
-    view = look(grey[1], script=COUNT_EVALUATIONS)
+    view = look(grey.folder, script=COUNT_EVALUATIONS)
     view.drawn("samples")
     before = view.page.evaluate("evaluations")
     view.script("{ for (let i = 0; i < 500; i++) samples.draw() }")
     view.drawn("samples")
     drawings = (view.page.evaluate("evaluations") - before) / (2 * 100 / 20)  # of 100 images by 20 with two steps
     assert 0 < drawings < 20
-    view.page.locator("#grid canvas").first.click(timeout=1000 * 60)
 
 
 COUNT_EVALUATIONS = """
@@ -238,7 +166,10 @@ def check_inpainting(view: View, mask: np.ndarray) -> None:
     """The page shows this mask, and images that differ from the given one there and nowhere else."""
     view.drawn("edit")
     assert (erased(view) == mask).all()
-    images, given = view.pixels("#edits canvas"), bytes_of(torch.tensor(view.script("[...edit.image]")).view(1, 1, 8, 8))
+    images, given = (
+        view.pixels("#edits canvas"),
+        bytes_of(torch.tensor(view.script("[...edit.image]")).view(1, 1, 8, 8)),
+    )
     assert (images[:, ~mask] == given[:, ~mask]).all()
     assert (images[:, mask] != given[:, mask]).any((0, 2)).mean() > 0.8
     known = view.pixels("#editor")[0]
@@ -246,37 +177,31 @@ def check_inpainting(view: View, mask: np.ndarray) -> None:
     assert (known[mask] == known[mask][0]).all()
 
 
-def at(view: View, selector: str, x: float, y: float) -> tuple[float, float]:
-    """The place in the window of a place in an element, whose sides are 1."""
-    box = view.page.locator(selector).bounding_box()
-    return box["x"] + x * box["width"], box["y"] + y * box["height"]
-
-
 def test_a_pointer_erases(grey, look):
-    view = look(grey[1])
+    view = look(grey.folder)
     view.drawn("edit")
     check_inpainting(view, np.arange(64).reshape(8, 8) >= 32)
     view.page.locator("#clear").click()
     view.page.locator("#brush").fill("1")
-    view.page.mouse.move(*at(view, "#editor", 1.5 / 8, 2.5 / 8))
+    view.page.mouse.move(*view.place("#editor", 1.5 / 8, 2.5 / 8))
     view.page.mouse.down()
-    view.page.mouse.move(*at(view, "#editor", 6.5 / 8, 2.5 / 8))  # in one leap: what lies between is erased, too
+    view.page.mouse.move(*view.place("#editor", 6.5 / 8, 2.5 / 8))  # in one leap: what lies between is erased, too
     view.page.mouse.up()
-    view.page.mouse.move(*at(view, "#editor", 6.5 / 8, 6.5 / 8))
+    view.page.mouse.move(*view.place("#editor", 6.5 / 8, 6.5 / 8))
     mask = np.zeros((8, 8), bool)
     mask[2, 1:7] = True
     check_inpainting(view, mask)
 
 
 def test_a_finger_erases_on_a_phone(grey, look):
-    view = look(grey[1], PHONE)
+    view = look(grey.folder, PHONE)
     view.drawn("edit")
     view.page.locator("#clear").tap()
     view.page.locator("#brush").fill("1")
     view.page.locator("#editor").scroll_into_view_if_needed()
     touch = view.page.context.new_cdp_session(view.page)
     for kind, place in (("touchStart", (4.5 / 8, 1.5 / 8)), ("touchMove", (4.5 / 8, 4.5 / 8)), ("touchEnd", None)):
-        points = [] if place is None else [dict(zip("xy", at(view, "#editor", *place)))]
+        points = [] if place is None else [dict(zip("xy", view.place("#editor", *place)))]
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     mask = np.zeros((8, 8), bool)
     mask[1:5, 4] = True
@@ -284,7 +209,7 @@ def test_a_finger_erases_on_a_phone(grey, look):
 
 
 def test_keys_erase_and_restore(grey, look):
-    view = look(grey[1])
+    view = look(grey.folder)
     view.drawn("edit")
     view.page.locator("#clear").press("Enter")
     view.page.locator("#brush").fill("1")
@@ -297,12 +222,12 @@ def test_keys_erase_and_restore(grey, look):
 
 
 def test_dragging_interpolates(grey, look):
-    view = look(grey[1])
+    view = look(grey.folder)
     view.drawn("between")
     for end in ("from", "to"):
-        view.page.mouse.move(*at(view, "#between", 0.5, 0.5))
+        view.page.mouse.move(*view.place("#between", 0.5, 0.5))
         view.page.mouse.down()
-        view.page.mouse.move(*at(view, f"#{end}", 0.5, 0.5))
+        view.page.mouse.move(*view.place(f"#{end}", 0.5, 0.5))
         view.page.mouse.up()
         view.drawn("between")
         assert (view.pixels("#between") == view.pixels(f"#{end}")).all(), end
@@ -310,13 +235,15 @@ def test_dragging_interpolates(grey, look):
 
 
 def test_everything_is_reached_by_the_tabulator(grey, look):
-    view = look(grey[1])
+    view = look(grey.folder)
     view.drawn("edit")
     reached, outlines = [], set()
     while (name := view.page.evaluate(FOCUSED)) not in reached:
         reached.append(name)
-        outlines.add(view.page.evaluate("""[document.activeElement, document.activeElement.parentElement]
-            .some((element) => getComputedStyle(element).outlineStyle === "solid")"""))
+        outlines.add(
+            view.page.evaluate("""[document.activeElement, document.activeElement.parentElement]
+            .some((element) => getComputedStyle(element).outlineStyle === "solid")""")
+        )
         view.page.keyboard.press("Tab")
     wanted = "CANVAS steps second class seed reseed sigma editor task brush edit-steps edit-class clear redraw file "
     assert [name for name in reached if name != "BODY"][: len(reached)] == [
@@ -329,116 +256,3 @@ def test_everything_is_reached_by_the_tabulator(grey, look):
 
 
 FOCUSED = "document.activeElement.name || document.activeElement.id || document.activeElement.tagName"
-
-# ------------------------------------------------------------------ surroundings
-
-
-def test_a_phone_shows_everything_without_scrolling_sideways(coloured, look):
-    view = look(coloured[1], PHONE)
-    view.drawn("edit")
-    view.drawn("between")
-    assert view.page.evaluate("document.documentElement.scrollWidth") == 360
-    choose(view, "task", "colorize")
-    view.drawn("edit")
-    assert view.page.evaluate("document.documentElement.scrollWidth") == 360
-
-
-def test_dark_differs_from_light(grey, look):
-    shades = {}
-    for scheme in ("light", "dark"):
-        view = look(grey[1], {**DESKTOP, "color_scheme": scheme})
-        view.drawn("edit")
-        style = "getComputedStyle(document.body)"
-        shades[scheme] = [view.page.evaluate(f"{style}.{name}") for name in ("backgroundColor", "color")]
-    brightness = {scheme: [sum(map(int, c[4:-1].split(","))) for c in pair] for scheme, pair in shades.items()}
-    assert brightness["light"][0] > 3 * 230 > 3 * 60 > brightness["light"][1]
-    assert brightness["dark"][1] > 3 * 200 > 3 * 60 > brightness["dark"][0]
-
-
-def test_a_server_without_headers_will_do(grey, look):
-    view = look(grey[1], isolated=False)
-    view.drawn("samples")
-    assert not view.page.evaluate("crossOriginIsolated")
-    assert "1 thread" in view.text("time")
-
-
-def test_threads_are_used_where_the_page_is_isolated(grey, look):
-    view = look(grey[1], query="?threads=2")
-    view.drawn("samples")
-    assert view.page.evaluate("crossOriginIsolated")
-    assert "2 threads" in view.text("time")
-
-
-def test_without_webassembly_the_page_says_what_it_needs(grey, look):
-    view = look(grey[1], script="delete globalThis.WebAssembly")
-    view.wait_for("document.getElementById('status').textContent.includes('WebAssembly')")
-    assert view.text("status").startswith("This page needs a browser with WebAssembly")
-    assert not view.page.locator("main").is_visible()
-
-
-@pytest.mark.parametrize("name", ["model.json", "model.onnx", "runtime/ort-wasm-simd-threaded.wasm"])
-def test_a_missing_file_is_named(grey, look, tmp_path, name):
-    shutil.copytree(grey[1], tmp_path / "page")
-    (tmp_path / "page" / name).unlink()
-    view = look(tmp_path / "page")
-    view.wait_for("document.getElementById('status').textContent.includes('could not')")
-    assert view.text("status") == f"The page could not fetch {name} (404)."
-    assert len(view.complaints) == 1
-    assert "404" in view.complaints.pop()  # Chromium's own
-
-
-def test_a_file_that_is_no_image_is_refused(grey, look, tmp_path):
-    (tmp_path / "words.png").write_text("no image")
-    view = look(grey[1])
-    view.drawn("edit")
-    before = view.pixels("#edits canvas")
-    view.page.set_input_files("#file", tmp_path / "words.png")
-    view.wait_for("document.getElementById('status').textContent.includes('words.png')")
-    view.drawn("edit")
-    assert (view.pixels("#edits canvas") == before).all()
-
-
-STAND_IN = """
-    export * from "./ort.wasm.bundle.min.mjs";
-    import * as ort from "./ort.wasm.bundle.min.mjs";
-    export const InferenceSession = {{ create(model) {{
-        {start};
-        ort.env.wasm.wasmBinary = undefined; // of the other build
-        return ort.InferenceSession.create(model, {{ executionProviders: ["wasm"] }});
-    }} }};
-"""
-
-
-@pytest.mark.parametrize("fault", ["none", "wrong", "nan", "absent"])
-def test_webgpu_is_used_only_where_it_agrees(grey, look, tmp_path, fault):
-    folder = shutil.copytree(grey[1], tmp_path / "page")
-    start = 'throw new Error("There is no GPU.")' if fault == "absent" else ""
-    (folder / "runtime" / "ort.webgpu.bundle.min.mjs").write_text(STAND_IN.format(start=start))
-    check = np.fromfile(folder / "check.bin", "<f4")
-    check[-5] += {"wrong": 0.03, "nan": np.nan}.get(fault, 0.015)
-    check.astype("<f4").tofile(folder / "check.bin")
-    view = look(folder)
-    view.drawn("samples")
-    before = view.pixels("#grid canvas")
-    view.page.select_option("#backend", "webgpu")
-    used = fault == "none"
-    view.wait_for(f"document.getElementById('time').textContent.includes('WebGPU') || {int(not used)}")
-    view.wait_for("document.getElementById('backend-note').textContent !== 'Loading.'")
-    view.drawn("samples")
-    assert view.page.locator("#backend").input_value() == ("webgpu" if used else "wasm")
-    assert ("WebGPU" in view.text("time")) == used
-    sentences = {"none": "", "absent": "WebGPU is not used here. There is no GPU."}
-    differ = "WebGPU is not used here. Its images differ from those of the pipeline."
-    assert view.text("backend-note") == sentences.get(fault, differ)
-    assert (view.pixels("#grid canvas") == before).all()
-
-
-def test_the_page_is_small_and_complete(grey):
-    folder = grey[1]
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    of_webgpu = ("runtime/ort.webgpu.bundle.min.mjs", "runtime/ort-wasm-simd-threaded.asyncify.wasm")
-    assert sum(size for name, size in sizes.items() if name not in ("model.onnx", *of_webgpu)) <= 15e6
-    assert json.loads((folder / "model.json").read_text())["webgpu"] is True
-    index = (folder / "index.html").read_text()
-    assert "http" not in index.replace("http-equiv", "")
-    assert "default-src 'none'" in index

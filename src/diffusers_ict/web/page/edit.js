@@ -2,7 +2,7 @@
 
 import { batchOf, colorize, inpaint, normal, superResolve } from "./consistency.js";
 import { Mask } from "./mask.js";
-import { imageOfFile, latest, paint, whenSeen } from "./picture.js";
+import { contextOf, imageOfFile, latest, paint, whenSeen } from "./picture.js";
 import { timeEach } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
@@ -56,7 +56,7 @@ export class Edit {
     if (this.own && !selected) return;
     this.own = false;
     this.image = image;
-    if (label !== null) $("edit-class").value = label;
+    if (label !== null && label !== this.label) $("edit-class").value = this.label = label; // else the visitor's choice
     this.draw();
   }
 
@@ -119,7 +119,7 @@ export class Edit {
     const grey = (i) => 0.2989 * this.image[i] + 0.587 * this.image[i + pixels] + 0.114 * this.image[i + 2 * pixels];
     paint($("editor"), task === "colorize" ? known.map((_, i) => grey(i % pixels)) : known, this.side);
     if (task !== "inpaint") return;
-    const context = $("editor").getContext("2d");
+    const context = contextOf($("editor"));
     context.fillStyle = getComputedStyle($("editor")).getPropertyValue("--erased");
     this.mask.pixels.forEach((erased, i) => {
       if (erased) context.fillRect(i % this.side, Math.floor(i / this.side), 1, 1);

@@ -34,7 +34,6 @@ function describe({ config, className }) {
   $("about").append("Method: ", Object.assign(document.createElement("a"), {
     textContent: "Consistency Models", href: "https://arxiv.org/abs/2303.01469",
   }), ".");
-  $("runtime").hidden = !config.webgpu;
 }
 
 async function switchBackend(model, redraw) {
@@ -63,6 +62,7 @@ async function main() {
   await model.start("wasm", { threads, onBytes });
   say("");
   $("main").hidden = false;
+  $("runtime").hidden = !model.config.webgpu;
 
   const fail = (error) => say(error.message);
   const [samples, ray, edit, between] = [Samples, Ray, Edit, Between].map((Panel) => new Panel(model, fail));

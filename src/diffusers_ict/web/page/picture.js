@@ -1,5 +1,8 @@
 // Between images of the model and canvases, files and the visitor's pointer.
 
+/** How to draw on a canvas. It is small and painted pixel by pixel, so it needs no graphics card. */
+export const contextOf = (canvas) => canvas.getContext("2d", { willReadFrequently: true });
+
 /** Paint an image [C, H, W] in [-1, 1] on a canvas, which takes its size. */
 export function paint(canvas, image, side) {
   const pixels = side ** 2;
@@ -12,7 +15,7 @@ export function paint(canvas, image, side) {
     data.data[4 * i + 3] = 255;
   }
   if (canvas.width !== side || canvas.height !== side) [canvas.width, canvas.height] = [side, side];
-  canvas.getContext("2d").putImageData(data, 0, 0);
+  contextOf(canvas).putImageData(data, 0, 0);
 }
 
 /** A visitor's file as an image of the model: the middle square, scaled, on white. */
