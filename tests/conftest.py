@@ -13,6 +13,7 @@ import json
 import sys
 import sysconfig
 import venv
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,11 @@ def write_npz(path: Path, count: int = 64, channels: int = 1, side: int = 8, cla
         image[disc] = 200
     np.savez(path, images=images.astype(np.uint8), labels=labels)
     return path
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The content of each file in a folder, by its path there."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -118,6 +124,42 @@ def hub():
 
     with serve(Hub()) as hub:
         yield hub
+
+
+@pytest.fixture(scope="session")
+def browser():
+    from page_view import open_browser
+
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def grey(browser, tmp_path_factory):
+    """A pipeline with three classes, and its page."""
+    from page_view import build
+
+    return build(tmp_path_factory.mktemp("grey"), num_class_embeds=3)
+
+
+@pytest.fixture(scope="session")
+def coloured(browser, tmp_path_factory):
+    """A pipeline without classes whose images have colours, and its page."""
+    from page_view import build
+
+    return build(tmp_path_factory.mktemp("coloured"), in_channels=3, out_channels=3)
+
+
+@pytest.fixture
+def look(browser, tmp_path, request):
+    """look(folder, ...) opens a page. In the end, it is photographed, and no page may have complained."""
+    from page_view import Looks
+
+    with ExitStack() as stack:
+        looks = Looks(browser, stack)
+        yield looks
+        looks.photograph(Path(os.environ.get("WEB_SCREENSHOTS", tmp_path)), request.node.name)
+    assert [complaint for view in looks.views for complaint in view.complaints] == []
 
 
 @pytest.fixture(autouse=True)

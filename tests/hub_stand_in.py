@@ -191,7 +191,8 @@ class Handler(BaseHTTPRequestHandler):
             self.hub.verified.add(json.loads(body)["oid"])
             return self.answer(200, {})
         for name, repository in self.hub.repositories.items():
-            if path.startswith((f"/api/models/{name}/", f"/{name}/", f"/{name}.git/")) or path == f"/api/models/{name}":
+            api = f"/api/{name}" if name.startswith("spaces/") else f"/api/models/{name}"
+            if path.startswith((f"{api}/", f"/{name}/", f"/{name}.git/")) or path == api:
                 return self.repository(name, repository, path, body)
         return self.answer(404, {}, X_Error_Code="RepoNotFound")
 
@@ -222,6 +223,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def create(self, wanted: dict) -> None:
         name = "/".join(filter(None, [wanted.get("organization") or "someone", wanted["name"]]))
+        if wanted.get("type") == "space":
+            if wanted.get("sdk") != "static":
+                return self.answer(400, {"error": "a Space needs an sdk, here static"})
+            name = f"spaces/{name}"
         url = {"url": f"{self.hub.address}/{name}", "name": name}
         if name in self.hub.repositories:
             return self.answer(409, {**url, "error": "exists"})

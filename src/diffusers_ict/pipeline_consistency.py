@@ -303,3 +303,17 @@ def load_stock(repository: str) -> ConsistencyModelPipeline:
     if not isinstance(stock, ConsistencyModelPipeline):
         raise UserError(f"{repository} must hold a ConsistencyModelPipeline, and holds a {type(stock).__name__}.")
     return stock
+
+
+def load_consistency(repository: str, variant: str | None = None) -> ConsistencyPipeline:
+    """A consistency repository, by path or Hub id, as this package loads it, without a progress bar.
+
+    Raises:
+        UserError: there is none, or a damaged one.
+    """
+    try:
+        pipeline = ConsistencyPipeline.from_pretrained(repository, variant=variant)
+    except Exception as error:  # damaged files raise what they like
+        raise UserError(f"no consistency pipeline could be loaded from {repository}: {first_line(error)}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -1,4 +1,4 @@
-"""The installed program: `diffusers-ict train|evaluate|publish|check|convert ...`."""
+"""The installed program: `diffusers-ict train|evaluate|publish|check|convert|ema|export-onnx|demo ...`."""
 
 import importlib
 import sys
@@ -13,6 +13,8 @@ PROGRAMS = {
     "check": "check_repository",
     "convert": "convert",
     "ema": "ema",
+    "export-onnx": "export_onnx",
+    "demo": "demo",
 }
 
 

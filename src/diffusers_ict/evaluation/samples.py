@@ -14,7 +14,7 @@ from ..data.draw import EVALUATION, derive_seed
 from ..data.images import Images
 from ..errors import UserError, first_line
 from ..hub.provenance import weights_hash
-from ..pipeline_consistency import ConsistencyPipeline
+from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,7 @@ def load_model(repository: str, variant: str | None, device: torch.device) -> Mo
     Raises:
         UserError: there is none, or a damaged one.
     """
-    try:
-        pipeline = ConsistencyPipeline.from_pretrained(repository, variant=variant)
-    except Exception as error:  # damaged files raise what they like
-        raise UserError(f"no consistency pipeline could be loaded from {repository}: {first_line(error)}") from error
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(device)
+    pipeline = load_consistency(repository, variant).to(device)
     return Model(pipeline, variant, weights_hash(pipeline.unet))
 
 

@@ -23,16 +23,18 @@ from . import sections
 from .metadata import ConversionMetadata, RunMetadata
 
 TEMPLATES = resources.files(__package__) / "templates"
+SPACE = "space"  # the section with the link to a Space, which other cards do not have
 SECTION = re.compile(r"<!-- diffusers-ict:(\w+)(?: ([0-9a-f]{12}))? -->\n(.*?)<!-- /diffusers-ict -->\n?", re.S)
 
 
-def make_card(folder: Path, repo_id: str, license: str | None = None) -> ModelCard:
+def make_card(folder: Path, repo_id: str, license: str | None = None, space_id: str | None = None) -> ModelCard:
     """The card of a trained or converted model, from what lies in its folder.
 
     Args:
         folder: output folder of a run (run.json, recipe.yaml, samples, evaluation.json) or of a conversion.
         repo_id: where it is to be published; a path works for local use.
         license: of the weights, an identifier of the Hub; by default that of the recipe or the conversion.
+        space_id: its Space, to which the card then links.
 
     Raises:
         UserError: one of these files is damaged.
@@ -49,8 +51,9 @@ def make_card(folder: Path, repo_id: str, license: str | None = None) -> ModelCa
             f"({type(error).__name__}: {first_line(error)}); restore them."
         ) from error
     template = (TEMPLATES / ("trained.md" if trained else "converted.md")).read_text("utf-8")
-    card = ModelCard.from_template(data, template_str=template, model_name=name, repo_id=repo_id, **text)
-    return ModelCard(SECTION.sub(lambda m: _sealed(m[1], m[3]), card.content))
+    names = {"model_name": name, "repo_id": repo_id, "space_id": space_id}
+    card = ModelCard.from_template(data, template_str=template, **names, **text)
+    return ModelCard(sealed(card.content))
 
 
 def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardData, dict[str, Any]]:
@@ -152,7 +155,8 @@ def read_card(text: str) -> ModelCard:
 def merge(edited: str, fresh: str, license: str | None = None) -> str:
     """The card `edited` with its untouched generated sections renewed from `fresh`; all else stays as it is.
 
-    Metadata that is there stays, what is missing is added, and `model-index` is renewed.
+    Metadata that is there stays, what is missing is added, and `model-index` is renewed. A link to a Space that
+    `fresh` has and `edited` lacks comes before its first generated section.
 
     Args:
         license: replaces the licence of the metadata, and its name and link with it.
@@ -171,6 +175,9 @@ def merge(edited: str, fresh: str, license: str | None = None) -> str:
     body = SECTION.sub(renewed, theirs.text)
     if not old:  # written by hand or by another program: what we have to say comes after it
         body = body.rstrip() + "\n\n" + "\n".join(match[0] for match in new.values())
+    elif SPACE in new.keys() - old:
+        start = next(SECTION.finditer(body)).start()
+        body = f"{body[:start]}{new[SPACE][0]}\n{body[start:]}"
     known, made = theirs.data.to_dict(), ours.data.to_dict()
     if license is not None and license != known.get("license"):
         known = {key: value for key, value in known.items() if key not in ("license_name", "license_link")}
@@ -182,17 +189,20 @@ def merge(edited: str, fresh: str, license: str | None = None) -> str:
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}"
 
 
-def write_card(folder: Path, repo_id: str | None = None, license: str | None = None) -> None:
+def write_card(
+    folder: Path, repo_id: str | None = None, license: str | None = None, space_id: str | None = None
+) -> None:
     """Write the README.md of a trained or converted model, or renew it, and the pipeline.py that it speaks of.
 
-    Without `repo_id` it is the recipe's, or the folder's name. `license` replaces the one that the card has.
+    Without `repo_id` it is the recipe's, or the folder's name. `license` replaces the one that the card has. A link to
+    a Space stays where no `space_id` is given.
 
     Raises:
         UserError: a file that the card is made from, or the card itself, is damaged; nothing is written.
     """
     repo_id = repo_id or _read_recipe(folder).get("hub_model_id") or folder.resolve().name
     card = folder / "README.md"
-    content = make_card(folder, repo_id, license).content
+    content = make_card(folder, repo_id, license, space_id).content
     if card.exists():
         try:
             content = merge(read_text(card), content, license)
@@ -221,5 +231,6 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _sealed(name: str, text: str) -> str:
-    return f"<!-- diffusers-ict:{name} {_hash(text)} -->\n{text}<!-- /diffusers-ict -->\n"
+def sealed(card: str) -> str:
+    """A generated card with the hash of each section in its first line."""
+    return SECTION.sub(lambda m: f"<!-- diffusers-ict:{m[1]} {_hash(m[3])} -->\n{m[3]}<!-- /diffusers-ict -->\n", card)

@@ -57,8 +57,11 @@ def check_repo_id(name: str | None) -> None:
         )
 
 
-def stage(folder: Path, repo_id: str, license: str | None = None) -> Path:
+def stage(folder: Path, repo_id: str, license: str | None = None, space_id: str | None = None) -> Path:
     """Copy what is to be published into a temporary folder, with its card renewed; the caller removes it.
+
+    Args:
+        license, space_id: as in `make_card`.
 
     Raises:
         UserError: `folder` holds neither a finished run nor a converted model, or one whose files cannot be read.
@@ -75,7 +78,7 @@ def stage(folder: Path, repo_id: str, license: str | None = None) -> Path:
     try:
         staged = Path(tempfile.mkdtemp(prefix="publish-"))
         _copy(folder, staged)
-        write_card(staged, repo_id, license)
+        write_card(staged, repo_id, license, space_id)
         return staged
     except BaseException as error:
         if staged is not None:
@@ -109,6 +112,7 @@ def push(
     pause: float = 2.0,
     timeout: float = TIMEOUT_SECONDS,
     progress: bool = False,
+    space: bool = False,
 ) -> str:
     """Upload a staged folder as one commit, or none if the repository already holds it. Returns its address.
 
@@ -120,6 +124,7 @@ def push(
         attempts, pause: tries of each request, and seconds before the second, doubled each time.
         timeout: seconds until the upload is given up.
         progress: show the client's progress bars.
+        space: it is that of a static Space, not of a model.
 
     Raises:
         PublishError: after the last attempt, at once where another attempt is useless, or after `timeout`.
@@ -133,6 +138,7 @@ def push(
         "message": message,
         "attempts": attempts,
         "pause": pause,
+        "space": space,
     }
     answer = _ask(json.dumps(job), timeout, progress)
     if answer is None:
@@ -172,31 +178,56 @@ def _ask(job: str, timeout: float, progress: bool) -> dict[str, str] | None:
             process.kill()
 
 
-def publish(folder: Path, repo_id: str, *, license: str | None = None, **options: Any) -> str:
+def publish(
+    folder: Path,
+    repo_id: str,
+    *,
+    license: str | None = None,
+    make_space: Callable[[Path, Path], None] | None = None,
+    **options: Any,
+) -> str:
     """Stage and push a trained or converted model, then renew the card in its folder.
 
     Args:
         license: of the weights; wins over the licence that the cards in the folder and on the Hub have.
+        make_space: make_space(model, folder) writes the files of a static Space for a staged model into an empty
+            folder. The Space, `space_of(repo_id)`, is pushed before the model, whose card links to it.
         options: those of `push`.
 
     Raises:
-        UserError: a name or a licence that the Hub does not take, or a folder without a model; nothing is sent.
+        UserError: a name or a licence that the Hub does not take, a folder without a model, or what `make_space`
+            raises; nothing is sent.
         PublishError: as `stage` and `push`.
     """
+    space_id = None if make_space is None else space_of(repo_id)
     check_repo_id(repo_id)
+    check_repo_id(space_id or repo_id)
     if license is not None:
         check_license(license)
-    staged = stage(folder, repo_id, license)
+    staged = stage(folder, repo_id, license, space_id)
     try:
+        if make_space is not None:
+            _push_space(make_space, staged, repo_id, license=license, **options)
         address = push(staged, repo_id, license=license, **options)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     if os.access(folder, os.W_OK):
         try:
-            write_card(folder, repo_id, license)
+            write_card(folder, repo_id, license, space_id)
         except OSError as error:
             warnings.warn(f"{repo_id} was published, but the card in {folder} was not renewed: {error}.", stacklevel=2)
     return address
+
+
+def space_of(repo_id: str) -> str:
+    """The name of a model's Space."""
+    return f"{repo_id}-demo"
+
+
+def _push_space(make_space: Callable[[Path, Path], None], staged: Path, repo_id: str, **options: Any) -> None:
+    with tempfile.TemporaryDirectory(prefix="space-") as folder:
+        make_space(staged, Path(folder))
+        push(Path(folder), space_of(repo_id), space=True, **{**options, "message": "Upload the page of a model"})
 
 
 class BackgroundPublisher:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -51,8 +51,10 @@ def upload(
     message: str,
     attempts: int,
     pause: float,
+    space: bool = False,
 ) -> str:
     """Create the repository, merge its card, and commit the folder, as `publish.push` describes."""
+    kind = "space" if space else "model"
     token = token or get_token()
     if token is not None and not (token.isascii() and token.isprintable()):
         raise PublishError(f"{repo_id} was not published: the token has characters that no token has; copy it again.")
@@ -62,11 +64,13 @@ def upload(
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         # Not `upload_folder`, which may spread many files over several commits.
         operations = [CommitOperationAdd(path.relative_to(staged).as_posix(), path) for path in files]
-        api.create_commit(repo_id, operations, commit_message=message)
+        api.create_commit(repo_id, operations, commit_message=message, repo_type=kind)
 
     steps: list[Callable[[], Any]] = [
-        lambda: api.create_repo(repo_id, private=private, exist_ok=True),
-        lambda: _merge_published_card(staged, repo_id, api, license),
+        lambda: api.create_repo(
+            repo_id, private=private, exist_ok=True, repo_type=kind, space_sdk="static" if space else None
+        ),
+        lambda: _merge_published_card(staged, repo_id, kind, api, license),
         commit,
     ]
     try:
@@ -76,12 +80,12 @@ def upload(
         if token and token in str(error):
             raise PublishError(str(error).replace(token, "(token)")) from None
         raise
-    return f"{api.endpoint}/{repo_id}"
+    return f"{api.endpoint}/{'spaces/' * space}{repo_id}"
 
 
-def _merge_published_card(staged: Path, repo_id: str, api: HfApi, license: str | None) -> None:
+def _merge_published_card(staged: Path, repo_id: str, kind: str, api: HfApi, license: str | None) -> None:
     try:
-        path = hf_hub_download(repo_id, "README.md", token=api.token, endpoint=api.endpoint, force_download=True)
+        path = api.hf_hub_download(repo_id, "README.md", repo_type=kind, force_download=True)
     except LocalEntryNotFoundError:  # the Hub did not answer: it may have a card
         raise
     except EntryNotFoundError:

@@ -1,0 +1,133 @@
+#!/usr/bin/env python
+"""The page of a model in headless Chromium on one WebAssembly thread: times, sizes, and a picture of it.
+
+    make demo    # trains runs/digits
+    python benchmarks/web.py runs/digits --output benchmarks/results/web --title "Handwritten digits"
+    python benchmarks/web.py runs/digits --picture examples/web.png --title "Handwritten digits"
+
+Each time is a median over loads of the page. Seconds of CPU are those of all processes of the browser.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from browser import browser_program, chromium, running
+from provenance import heading, provenance
+
+from diffusers_ict.web.build import build_page
+from diffusers_ict.web.server import serve
+
+SAMPLES = 100
+WEIGHTS = ("model.onnx",)
+OPENED = "performance.getEntriesByName('samples')[0].startTime / 1000"
+REDRAW = """async (steps) => {
+    const { samples } = await window.consistency;
+    document.querySelector(`input[name=steps][value="${steps}"]`).checked = true;
+    const before = performance.now();
+    await samples.draw();
+    return (performance.now() - before) / 1000;
+}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="folder or Hub id of a consistency pipeline")
+    parser.add_argument("--output", type=Path, help="measure, and write OUTPUT.json and OUTPUT.md")
+    parser.add_argument("--picture", type=Path, help="photograph the top of the page in this PNG")
+    parser.add_argument("--title", help="of the page")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    program = browser_program()
+    if program is None:
+        parser.error("no browser is installed: install chromium, or name one in the variable CHROMIUM")
+    with tempfile.TemporaryDirectory() as folder:
+        build_page(options.model, Path(folder), title=options.title)
+        with chromium(program) as browser, running(serve(Path(folder))) as address:
+            if options.picture:
+                photograph(browser, address, options.picture)
+            if options.output:
+                report = {**provenance(), "browser": f"Chromium {browser.version}", **sizes(Path(folder))}
+                report |= measure(browser, address, options.repeats)
+                options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+                options.output.with_suffix(".md").write_text(table(report))
+                print(table(report))
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the page, and of the weights."""
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    weights = sum(files.pop(name) for name in WEIGHTS)
+    return {"page_bytes": sum(files.values()), "weights_bytes": weights}
+
+
+def measure(browser, address: str, repeats: int) -> dict:
+    """Seconds until the first samples and of all samples with one and with two steps, in turns."""
+    rows: dict[str, list[float]] = {
+        name: [] for name in ("open", "one_step", "two_steps", "cpu_one", "cpu_two", "load")
+    }
+    for _ in range(repeats):
+        context = browser.new_context()  # a new cache
+        page = context.new_page()
+        page.goto(f"{address}?threads=1")
+        count = page.evaluate("window.consistency.then(({ samples }) => samples.tiles.length)")
+        if count != SAMPLES:
+            raise SystemExit(f"this benchmark is for pages with {SAMPLES} samples, and this one has {count}.")
+        rows["open"].append(page.evaluate(OPENED))
+        for steps, wall, cpu in ((1, "one_step", "cpu_one"), (2, "two_steps", "cpu_two")):
+            before = cpu_seconds(browser)
+            rows[wall].append(page.evaluate(REDRAW, steps))
+            rows[cpu].append(cpu_seconds(browser) - before)
+        rows["load"].append(os.getloadavg()[0])
+        context.close()
+    return {"samples": SAMPLES, "each": rows, **{name: statistics.median(values) for name, values in rows.items()}}
+
+
+def cpu_seconds(browser) -> float:
+    """Seconds of CPU that the browser's processes have used."""
+    time.sleep(0.2)  # until what ended before is counted
+    session = browser.new_browser_cdp_session()
+    processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
+    session.detach()
+    return sum(process["cpuTime"] for process in processes)
+
+
+def photograph(browser, address: str, file: Path) -> None:
+    """The top of the page in a window of a laptop, once all of it is drawn."""
+    page = browser.new_page(viewport={"width": 1200, "height": 1000})
+    page.goto(address)
+    page.evaluate("window.consistency")
+    page.locator("#edit-title").scroll_into_view_if_needed()
+    page.locator("#edit-time", has_text="ms").wait_for()
+    page.evaluate("scrollTo(0, 0)")
+    page.screenshot(path=file, full_page=True)
+    page.close()
+
+
+def table(report: dict) -> str:
+    """The report as Markdown."""
+    rows = [
+        ("from opening to the first samples", "open", None),
+        (f"{report['samples']} samples with one step", "one_step", "cpu_one"),
+        (f"{report['samples']} samples with two steps", "two_steps", "cpu_two"),
+    ]
+    lines = [
+        f"{heading(report)}, {report['browser']}, one WebAssembly thread, load average {report['load']:.1f}, median of "
+        f"{len(report['each']['open'])} loads of the page from this machine.",
+        "",
+        "| what | seconds | each | seconds of CPU |",
+        "|---|---|---|---|",
+    ]
+    for words, name, cpu in rows:
+        each = ", ".join(f"{value:.2f}" for value in report["each"][name])
+        lines.append(f"| {words} | {report[name]:.2f} | {each} | {f'{report[cpu]:.2f}' if cpu else ''} |")
+    sizes = f"The page has {report['page_bytes'] / 1e6:.1f} MB, most of it onnxruntime-web, and the weights have "
+    return "\n".join([*lines, "", f"{sizes}{report['weights_bytes'] / 1e6:.1f} MB.", ""])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The page of a model: a folder of static files, for a Space or for the server of this machine."""
+
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UserError
+from ..files import public_name, read_text, staged_folder, write_json
+from ..hub.card import read_card
+from ..hub.check_repository import file_of
+from ..pipeline_consistency import ConsistencyPipeline, load_consistency
+from .onnx import Exported, make_onnx
+from .runtime import runtime_archive, unpack_runtime
+
+PAGE = resources.files(__package__) / "page"
+CHECK = "check.bin"
+MOST_STEPS = 10  # that the page offers
+
+
+def build_page(
+    model: str,
+    folder: Path,
+    *,
+    dtype: str = "fp32",
+    title: str | None = None,
+    hub_model_id: str | None = None,
+    webgpu: bool = False,
+) -> Exported:
+    """Write the page of a model: the files of `page/`, model.onnx, model.json, check.bin and onnxruntime-web.
+
+    Args:
+        model: folder or Hub id of a consistency pipeline.
+        folder: may exist; files of the same names are replaced. Nothing is written unless all can be.
+        dtype: how the ONNX file stores weights, "fp32" or "fp16".
+        title: what the page is called, by default the name of the model.
+        hub_model_id: the repository that the page links to, by default the model where it is one of the Hub.
+        webgpu: also the files that let visitors choose WebGPU.
+
+    Returns:
+        what the ONNX file is, with its largest difference from the pipeline.
+
+    Raises:
+        UserError: there is no such model, the page cannot show its images, onnxruntime-web cannot be had, or the ONNX
+            file disagrees with the pipeline.
+    """
+    pipeline = load_consistency(model)
+    name, on_hub = public_name(model)
+    title = title or name.split("/")[-1]
+    description = {
+        "title": title,
+        "repository": hub_model_id or (model if on_hub else None),
+        **_images(pipeline),
+        **_levels(pipeline),
+        "license": license_of(model),
+        "weights": dtype,
+        "webgpu": webgpu,
+        "check": {"file": CHECK, "sigma": pipeline.scheduler.config.sigma_max, "class_label": _label(pipeline)},
+    }
+    archive = runtime_archive()
+    exported = make_onnx(pipeline, dtype, title)
+    with staged_folder(folder, last="index.html") as staged:
+        with resources.as_file(PAGE) as page:
+            shutil.copytree(page, staged, dirs_exist_ok=True)
+        (staged / "runtime").mkdir(exist_ok=True)
+        unpack_runtime(archive, staged / "runtime", webgpu)
+        (staged / "model.onnx").write_bytes(exported.content)
+        (staged / CHECK).write_bytes(_check(pipeline, description["resolution"]))
+        write_json(staged / "model.json", description)
+    return exported
+
+
+def _images(pipeline: ConsistencyPipeline) -> dict[str, Any]:
+    """What the images of a model are.
+
+    Raises:
+        UserError: they are neither grey nor of three colours, or not square.
+    """
+    config, names = pipeline.unet.config, pipeline.id2label
+    sides = {config.sample_size} if isinstance(config.sample_size, int) else set(config.sample_size or ())
+    if len(sides) != 1 or config.in_channels not in (1, 3):
+        raise UserError(
+            f"the page shows square images of 1 or 3 channels, and the model has {config.in_channels} channels and the "
+            f"sample_size {config.sample_size}; use another model."
+        )
+    classes = config.num_class_embeds
+    return {
+        "resolution": sides.pop(),
+        "channels": config.in_channels,
+        "num_classes": classes,
+        "class_names": [names.get(i, str(i)) for i in range(classes)] if names and classes else None,
+    }
+
+
+def _levels(pipeline: ConsistencyPipeline) -> dict[str, Any]:
+    """The range of noise levels, and the pipeline's levels for each number of steps, from one on."""
+    scheduler, config = pipeline.scheduler, pipeline.scheduler.config
+    known = {name: config[name] for name in ("sigma_min", "sigma_max", "rho")}
+    steps = range(1, min(MOST_STEPS, config.num_train_timesteps) + 1)
+    return {**known, "sampling_sigmas": [scheduler.sampling_sigmas(count).tolist() for count in steps]}
+
+
+def license_of(model: str) -> str | None:
+    """The licence of a model's card, or None where nothing tells it."""
+    try:
+        card = file_of(model, "README.md")
+        return None if card is None else read_card(read_text(card)).data.license
+    except UserError:  # the Hub does not answer, or people broke the card
+        return None
+
+
+def _label(pipeline: ConsistencyPipeline) -> int | None:
+    """The class of the stored output."""
+    return None if pipeline.unet.config.num_class_embeds is None else 0
+
+
+def _check(pipeline: ConsistencyPipeline, side: int) -> bytes:
+    """An input x at sigma_max and the pipeline's image of it, in [-1, 1]: float32, little-endian, each [C, H, W]."""
+    config = pipeline.unet.config
+    shape = (1, config.in_channels, side, side)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    image = pipeline(1, _label(pipeline), latents=noise, output_type="latent", return_dict=False)[0].clamp(-1, 1)
+    x = noise * pipeline.scheduler.init_noise_sigma
+    return b"".join(part.numpy().astype("<f4").tobytes() for part in (x, image))

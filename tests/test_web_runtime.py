@@ -1,0 +1,95 @@
+"""onnxruntime-web is what its pin says, from wherever it comes, and only the files of the page are unpacked."""
+
+import base64
+import hashlib
+import socket
+
+import pytest
+from npm_stand_in import CONTENTS, archive, registry
+
+from diffusers_ict.errors import UserError
+from diffusers_ict.web import runtime
+from diffusers_ict.web.runtime import FILES, WEBGPU_FILES, runtime_archive, unpack_runtime
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """The cache's folder, empty, and the stand-in's archive as what is pinned."""
+    monkeypatch.setattr(runtime, "cached_assets_path", lambda *names: tmp_path / "cache")
+    pin(monkeypatch, archive())
+    return tmp_path / "cache"
+
+
+def pin(monkeypatch, content: bytes) -> None:
+    monkeypatch.setattr(runtime, "SHA512", base64.b64encode(hashlib.sha512(content).digest()).decode())
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def test_the_archive_is_fetched_once_from_the_registry_of_the_environment(cache, monkeypatch):
+    with registry(archive()) as (address, asked):
+        monkeypatch.setenv("NPM_CONFIG_REGISTRY", f"{address}/mirror/")
+        first = runtime_archive()
+        assert first.read_bytes() == archive()
+        assert runtime_archive() == first
+    assert asked == [f"/mirror/onnxruntime-web/-/onnxruntime-web-{runtime.VERSION}.tgz"]
+    assert names(cache) == {first.name}
+
+
+def test_a_damaged_archive_in_the_cache_is_fetched_again(cache, monkeypatch):
+    cache.mkdir()
+    (cache / f"{runtime.VERSION}.tgz").write_bytes(archive()[:-1])
+    with registry(archive()) as (address, asked):
+        monkeypatch.setenv("NPM_CONFIG_REGISTRY", address)
+        assert runtime_archive().read_bytes() == archive()
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ({"answer": archive({"package/dist/other": b""})}, "must have the SHA-512"),
+        ({"answer": archive(), "cut": 20}, "must have the SHA-512"),
+        ({"answer": b"gone", "status": 404}, "cannot be fetched from"),
+    ],
+    ids=["another file", "truncated", "missing"],
+)
+def test_what_is_not_the_pinned_archive_is_refused_and_not_kept(cache, monkeypatch, answer, message):
+    with registry(**answer) as (address, _):
+        monkeypatch.setenv("NPM_CONFIG_REGISTRY", address)
+        with pytest.raises(UserError, match=message) as caught:
+            runtime_archive()
+    assert "NPM_CONFIG_REGISTRY" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not names(cache)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:{free}", "nowhere"])
+def test_without_a_registry_there_is_one_sentence(cache, monkeypatch, address):
+    with socket.socket() as unused:  # bound, and nobody listens
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("NPM_CONFIG_REGISTRY", address.format(free=unused.getsockname()[1]))
+        with pytest.raises(UserError, match="cannot be fetched from"):
+            runtime_archive()
+    assert not names(cache)
+
+
+@pytest.mark.parametrize(("webgpu", "expected"), [(False, FILES), (True, (*FILES, *WEBGPU_FILES))])
+def test_only_the_files_of_the_page_are_unpacked(tmp_path, webgpu, expected):
+    outside = {"package/../../outside": b"x", "/outside": b"x", "../outside": b"x", "package/dist/ort.js": b"x"}
+    (tmp_path / "archive.tgz").write_bytes(archive({**outside, **CONTENTS}))
+    target = tmp_path / "a" / "b"
+    target.mkdir(parents=True)
+    unpack_runtime(tmp_path / "archive.tgz", target, webgpu)
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == {n: CONTENTS[f"package/dist/{n}"] for n in expected}
+    assert names(tmp_path) == {"a", "archive.tgz"}
+    assert names(tmp_path / "a") == {"b"}
+
+
+def test_an_archive_without_a_file_is_refused(tmp_path):
+    lacking = {name: content for name, content in CONTENTS.items() if not name.endswith(FILES[1])}
+    (tmp_path / "archive.tgz").write_bytes(archive(lacking))
+    with pytest.raises(UserError, match=f"must have a file dist/{FILES[1]}"):
+        unpack_runtime(tmp_path / "archive.tgz", tmp_path)

@@ -1,0 +1,93 @@
+"""The server of the page: the headers that browsers ask for, this machine alone, and the files of one folder alone."""
+
+import http.client
+import socket
+import threading
+
+import pytest
+
+from diffusers_ict.errors import UserError
+from diffusers_ict.web.server import serve
+
+
+@pytest.fixture
+def server(tmp_path):
+    folder = tmp_path / "page"
+    (folder / "runtime").mkdir(parents=True)
+    for name in ("index.html", "page.js", "style.css", "model.json", "model.onnx", "check.bin"):
+        (folder / name).write_text(name)
+    for name in ("ort.mjs", "ort.wasm"):
+        (folder / "runtime" / name).write_text(name)
+    (tmp_path / "secret.txt").write_text("secret")
+    with serve(folder) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def ask(server, path: str) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    answer.content = answer.read()
+    connection.close()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/", "text/html; charset=utf-8"),
+        ("/page.js", "text/javascript; charset=utf-8"),
+        ("/style.css", "text/css; charset=utf-8"),
+        ("/model.json", "application/json"),
+        ("/model.onnx", "application/octet-stream"),
+        ("/check.bin", "application/octet-stream"),
+        ("/runtime/ort.mjs", "text/javascript; charset=utf-8"),
+        ("/runtime/ort.wasm", "application/wasm"),
+    ],
+)
+def test_files_have_their_types_and_the_page_is_isolated(server, path, kind):
+    answer = ask(server, path)
+    assert answer.status == 200
+    assert answer.content.decode() == (path.split("/")[-1] or "index.html")
+    assert answer.headers["Content-Type"] == kind
+    assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
+
+
+@pytest.mark.parametrize(
+    "path", ["/../secret.txt", "/%2e%2e/secret.txt", "/runtime/..%2f..%2fsecret.txt", "//secret.txt"]
+)
+def test_files_outside_the_page_are_not_served(server, path):
+    answer = ask(server, path)
+    assert answer.status == 404
+    assert answer.content != b"secret"
+
+
+def test_folders_are_not_listed(server):
+    answer = ask(server, "/runtime/")
+    assert answer.status == 404
+    assert b"ort.mjs" not in answer.content
+
+
+def test_only_this_machine_is_served(server):
+    assert server.socket.getsockname()[0] == "127.0.0.1"
+    assert server.address == f"http://127.0.0.1:{server.server_port}/"
+
+
+def test_a_visitor_who_leaves_in_the_middle_is_no_news(server, tmp_path, capfd):
+    (tmp_path / "page" / "model.onnx").write_bytes(bytes(20_000_000))
+    with socket.create_connection(("127.0.0.1", server.server_port)) as visitor:
+        visitor.sendall(b"GET /model.onnx HTTP/1.0\r\n\r\n")
+        visitor.recv(100)
+    assert ask(server, "/page.js").status == 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_port_that_is_taken_or_does_not_exist_is_refused(server, tmp_path):
+    for port, reason in ((server.server_port, "in use"), (70_000, "0-65535")):
+        with pytest.raises(UserError, match=f"`port` {port} cannot be used: .*{reason}"):
+            serve(tmp_path, port)
