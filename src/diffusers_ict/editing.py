@@ -20,7 +20,7 @@ from .noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, karras_level, level_dtype
 
 LUMINANCE = (0.2989, 0.5870, 0.1140)  # of red, green and blue: CM, Appendix D
 TOLERANCE = 5e-7  # by which pixels may leave [-1, 1]
-MAX_ROUNDS = 1000  # a bound for measurements that no image fulfils; the known ones need a few dozen
+MAX_ROUNDS = 1000  # patches of black and white pictures need up to 200, colours up to 500
 
 
 class Edit(ABC):
@@ -39,7 +39,8 @@ class Edit(ABC):
 
         Raising a patch to its mean may push a pixel beyond white, and cutting that pixel would change the mean. So both
         are done in turn until they agree. The images with the known part of y are an affine set, and y is one of
-        them within [-1, 1]: such projections in turn converge (Cheney and Goldstein, 1959).
+        them within [-1, 1]: such projections in turn converge (Cheney and Goldstein, 1959), to 1e-6 within the rounds
+        where pixels, channels of a pixel or small patches are measured.
         """
         for _ in range(MAX_ROUNDS):
             x = self.complete(x, known)
@@ -130,7 +131,7 @@ def start_level(strength: float, sigma_min: float = SIGMA_MIN, sigma_max: float 
     """The noise level at which an edit of a given strength begins: SDEdit (arXiv:2108.01073), on the grid of EDM Eq. 5.
 
     0 is sigma_min, which leaves the image as it is, and 1 is sigma_max, which leaves nothing of it. Strength s
-    is index 39 (1 - s) of the 40 levels with which CM edits: 0.59 is 5.38, its level for strokes.
+    is index 39 (1 - s) of the 40 levels with which CM edits: 0.59 is 5.39, where it has 5.38 for strokes.
 
     Raises:
         ValueError: a strength outside [0, 1].

@@ -177,7 +177,7 @@ class ConsistencyImg2ImgPipeline(ConsistencyEditPipeline):
 
         Args:
             image: as for `ConsistencyEditPipeline`.
-            strength: from 0, which keeps the image, to 1, which forgets it. 0.59 is noise of 5.38.
+            strength: from 0, which keeps the image, to 1, which forgets it. 0.59 is noise of 5.39.
             options: other arguments of `ConsistencyEditPipeline`.
 
         Raises:
