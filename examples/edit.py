@@ -39,7 +39,7 @@ def edit(argv: Sequence[str] | None) -> None:
     parser.add_argument("--output", type=Path, default=Path("edits.png"), help="[edits.png]")
     options = parser.parse_args(argv)
     model = load_model(options.model, None, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    pipeline = ConsistencyEditPipeline.from_pipe(model.pipeline)
+    pipeline = ConsistencyEditPipeline(model.pipeline.unet, model.pipeline.scheduler)
     pipeline.set_progress_bar_config(disable=True)
     given = [opened(path, model.shape) for path in options.images]
     blocks = {"before": VaeImageProcessor.pil_to_numpy(given).reshape(len(given), *model.shape[1:], model.shape[0])}
@@ -47,7 +47,10 @@ def edit(argv: Sequence[str] | None) -> None:
     for name, what in edits_of(*model.shape).items():
         more = {"num_inference_steps": options.num_inference_steps, "output_type": "np"}
         generator = torch.Generator(pipeline.device).manual_seed(options.seed)
-        drawn = pipeline(given, what, options.class_labels, generator=generator, **more).images
+        try:
+            drawn = pipeline(given, what, options.class_labels, generator=generator, **more).images
+        except ValueError as error:
+            raise UserError(str(error)) from error
         blocks[name] = as_pictures(what.project(before))
         blocks[f"{name}, after"] = drawn
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,13 @@
 import inspect
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import make_unet
+from conftest import ROOT, make_unet
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, DiffusionPipeline
 from oracle import GaussianNet, gaussian_f
 from PIL import Image
@@ -415,3 +419,14 @@ def test_doors_name_their_own_arguments_and_refuse_unknown_ones():
         assert "image" in inspect.signature(kind.__call__).parameters
     with pytest.raises(TypeError, match="unexpected keyword argument 'mask'"):
         make(ConsistencyInpaintPipeline)(pictures(), HALF, mask=HALF)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("DIFFUSERS_SOURCE" not in os.environ, reason="DIFFUSERS_SOURCE names no clone of diffusers")
+def test_the_pipeline_passes_diffusers_own_tests():
+    """In a process of their own: they have markers and warnings that this suite does not allow."""
+    command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-p", "no:cacheprovider"]
+    file = ROOT / "tests" / "diffusers_testers.py"
+    done = subprocess.run([*command, file], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 20
