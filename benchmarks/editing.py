@@ -97,7 +97,8 @@ def table(report: dict) -> str:
     """The report as Markdown."""
     lines = [
         f"{heading(report)}, {report['samples']} images of each data set, their classes given, seed {report['seed']}.",
-        "Levels are those of the scheduler. Errors are of images in [-1, 1].",
+        "The models were trained on these images, too, and the classifier was not. Levels are those of the scheduler. "
+        "Errors are of images in [-1, 1]; in grey images there is nothing to be colourised.",
         "",
         "| data | edit | steps | recognised | unedited | error of the unknown part, rms | of the known, largest |",
         "|---|---|---|---|---|---|---|",

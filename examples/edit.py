@@ -60,9 +60,12 @@ def edit(argv: Sequence[str] | None) -> None:
 
 def opened(path: Path, shape: tuple[int, int, int]) -> Image.Image:
     """A picture file in the model's size and number of channels."""
+    modes = {1: "L", 3: "RGB", 4: "RGBA"}
+    if shape[0] not in modes:
+        raise UserError(f"pictures can be edited by models of 1, 3 or 4 channels, and this one has {shape[0]}.")
     try:
         with Image.open(path) as picture:
-            return picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[shape[0]]).resize((shape[2], shape[1]))
+            return picture.convert(modes[shape[0]]).resize((shape[2], shape[1]))
     except OSError as error:
         raise UserError(f"`images` must be picture files, and {path} cannot be read: {error}.") from error
 
