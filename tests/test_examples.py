@@ -110,6 +110,26 @@ def test_samples_are_drawn_from_a_saved_model(tmp_path, capsys):
     assert "no consistency pipeline could be loaded" in capsys.readouterr().err
 
 
+def test_pictures_are_edited_into_a_strip(tmp_path, capsys):
+    import edit
+
+    model = str(tmp_path / "model")
+    unet = make_unet(num_class_embeds=3, in_channels=3, out_channels=3)
+    ConsistencyPipeline(unet, ICTScheduler()).save_pretrained(model)
+    pictures = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    Image.new("RGB", (9, 9), "red").save(pictures[0])
+    Image.new("L", (8, 8), 200).save(pictures[1])
+    own = [model, "--images", *pictures, "--num_inference_steps", "2", "--output", str(tmp_path / "out" / "edits.png")]
+    assert edit.main([*own, "--class_labels", "0", "2"]) == 0
+    assert "2 pictures, edited in 2 steps" in capsys.readouterr().out
+    with Image.open(tmp_path / "out" / "edits.png") as strip:
+        assert strip.height == 9 * 64 + 8 * 8  # before, and two blocks for each of four edits
+    assert edit.main([*own, "--class_labels", "7"]) == 2
+    assert "edit.py: class_labels must lie within 0 and 2" in capsys.readouterr().err
+    assert edit.main([*own[:2], str(tmp_path / "none.png"), "--output", "x.png"]) == 2
+    assert "--images must be picture files, and" in capsys.readouterr().err
+
+
 def test_minimal_example_trains_and_samples(tmp_path, monkeypatch, capsys):
     words = ["train_minimal.py", "--steps", "16", "--batch_size", "8", "--output_dir", "m"]
     monkeypatch.setattr(sys, "argv", words)

@@ -13,6 +13,7 @@ from .discriminator import ConsistencyDiscriminator
 from .distances import pseudo_huber, pseudo_huber_constant, squared_l2
 from .dropout import reuse_masks, share_dropout
 from .ect import ECT
+from .editing import Colorize, Edit, Inpaint, SuperResolve, slerp, start_level
 from .ict import ICT
 from .lpips import LPIPS
 from .noise_schedule import (
@@ -21,6 +22,7 @@ from .noise_schedule import (
     ct_teacher_decay,
     ict_num_levels,
     ict_weighting,
+    karras_level,
     karras_ramp,
     karras_sigmas,
     lognormal_pair_probabilities,
@@ -29,6 +31,14 @@ from .noise_schedule import (
 )
 from .objective import GridObjective, Objective, Pair, consistency_pair
 from .pipeline_consistency import ConsistencyPipeline, load_stock
+from .pipeline_consistency_edit import (
+    ConsistencyColorizePipeline,
+    ConsistencyDenoisePipeline,
+    ConsistencyEditPipeline,
+    ConsistencyImg2ImgPipeline,
+    ConsistencyInpaintPipeline,
+    ConsistencyUpscalePipeline,
+)
 from .preconditioning import ConsistencyFunction, c_noise, c_out, c_skip, denoise, scale_input
 from .scheduling_ict import ICTScheduler
 from .time_embedding import fast_columns, hold_fast_columns, uses_fast_columns, zero_fast_columns
@@ -41,13 +51,23 @@ __all__ = [
     "LPIPS",
     "AdaptiveStrength",
     "AdversarialWeight",
+    "Colorize",
+    "ConsistencyColorizePipeline",
+    "ConsistencyDenoisePipeline",
     "ConsistencyDiscriminator",
+    "ConsistencyEditPipeline",
     "ConsistencyFunction",
+    "ConsistencyImg2ImgPipeline",
+    "ConsistencyInpaintPipeline",
     "ConsistencyPipeline",
+    "ConsistencyUpscalePipeline",
+    "Edit",
     "GridObjective",
     "ICTScheduler",
+    "Inpaint",
     "Objective",
     "Pair",
+    "SuperResolve",
     "__version__",
     "act_num_levels",
     "augment",
@@ -65,6 +85,7 @@ __all__ = [
     "hold_fast_columns",
     "ict_num_levels",
     "ict_weighting",
+    "karras_level",
     "karras_ramp",
     "karras_sigmas",
     "load_stock",
@@ -76,7 +97,9 @@ __all__ = [
     "rho_through",
     "scale_input",
     "share_dropout",
+    "slerp",
     "squared_l2",
+    "start_level",
     "uniform_pair_probabilities",
     "uses_fast_columns",
     "weighted_lerp",

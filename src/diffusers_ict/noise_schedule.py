@@ -27,27 +27,31 @@ def level_dtype(device: torch.device | str | None) -> torch.dtype:
 def karras_sigmas(
     num_levels: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
 ) -> Tensor:
-    """The grid of N noise levels, EDM Eq. 5 and iCT Sec. 2: ascending, float64, [N].
-
-    The end points are set exactly, because (sigma_min ** (1 / rho)) ** rho is not sigma_min in floating
-    point and the boundary condition f(x, sigma_min) = x is.
+    """The grid of N noise levels, EDM Eq. 5 and iCT Sec. 2: ascending, float64, [N], with exact end points.
 
     Raises:
         ValueError: fewer than two levels.
     """
     if num_levels < 2:
         raise ValueError(f"a grid needs at least 2 noise levels for one pair, got {num_levels}.")
-    ramp = torch.linspace(0, 1, num_levels, dtype=torch.float64)
+    return karras_level(torch.linspace(0, 1, num_levels, dtype=torch.float64), sigma_min, sigma_max, rho)
+
+
+def karras_level(ramp: Tensor, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO) -> Tensor:
+    """The level at a place in the grid, EDM Eq. 5: sigma_min at 0, sigma_max at 1. float64, in the shape of ramp.
+
+    The end points are exact, because (sigma_min ** (1 / rho)) ** rho is not sigma_min in floating point and the
+    boundary condition f(x, sigma_min) = x is.
+    """
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     sigmas = (low + ramp * (high - low)) ** rho
-    sigmas[0], sigmas[-1] = sigma_min, sigma_max
-    return sigmas
+    return sigmas.masked_fill(ramp == 0, sigma_min).masked_fill(ramp == 1, sigma_max)
 
 
 def karras_ramp(sigma: Tensor, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO) -> Tensor:
     """n / (N - 1) of the level with index n in any grid of `karras_sigmas`: 0 at sigma_min, 1 at sigma_max.
 
-    The inverse of EDM Eq. 5: where a level stands in its grid follows from the level alone. Same shape as sigma.
+    The inverse of `karras_level`: where a level stands in its grid follows from the level alone. Same shape as sigma.
     """
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     return ((sigma ** (1 / rho) - low) / (high - low)).clamp(0, 1)

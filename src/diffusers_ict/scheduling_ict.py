@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from diffusers import CMStochasticIterativeScheduler, SchedulerMixin  # noqa: F401 - loading looks for SchedulerMixin here
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .noise_schedule import LARGEST_RHO, LEAST_RHO, RHO, SIGMA_MAX, SIGMA_MIN, level_dtype, rho_through
 from .objective import Objective
-from .preconditioning import SIGMA_DATA, ConsistencyFunction, c_out, c_skip, per_image, scale_input, sigma_of
+from .preconditioning import SIGMA_DATA, ConsistencyFunction, c_out, c_skip, denoise, per_image, scale_input, sigma_of
 from .stock_key import STOCK_KEY
 
 # Settings of ours that a stock config carries under STOCK_KEY.
@@ -136,7 +137,8 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         self.custom_timesteps = num_inference_steps is None
         self.sigmas = torch.from_numpy(np.append(levels, self.config.sigma_min).astype(np.float32))
         self.timesteps = torch.from_numpy(self.sigma_to_t(levels)).to(device, level_dtype(device))
-        self._step_index = self._begin_index = None
+        self._step_index: int | None = None
+        self._begin_index = None
 
     def _checked_sigmas(self, sigmas: Sequence[float]) -> np.ndarray:
         levels = np.atleast_1d(np.asarray(sigmas, dtype=np.float64))
@@ -172,6 +174,25 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         """(c_skip, c_out) of CM Appendix C, through the library's one formula for each."""
         constants = self.config.sigma_min, self.config.sigma_data
         return c_skip(sigma, *constants), c_out(sigma, *constants)
+
+    def estimate(self, model_output: Tensor, sample: Tensor) -> Tensor:
+        """f(x, sigma) at the current level, clipped where `clip_denoised` says so: the first half of `step`."""
+        sigma = self.sigmas[self.step_index]
+        denoised = denoise(model_output, sample, sigma, self.config.sigma_min, self.config.sigma_data)
+        return denoised.clamp(-1, 1) if self.config.clip_denoised else denoised
+
+    def renoise(self, estimate: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
+        """The estimate with the noise of the next level, which becomes the current one: the second half of `step`.
+
+        Draws what `step` draws, so that both give the same images for the same generator.
+        """
+        self._step_index = self.step_index + 1
+        if len(self.timesteps) == 1:
+            return estimate
+        noise = randn_tensor(estimate.shape, generator=generator, device=estimate.device, dtype=estimate.dtype)
+        # At the last level rounding may make this negative, for which `step` of stock diffusers gives images of NaN.
+        added = (self.sigmas[self.step_index] ** 2 - self.config.sigma_min**2).clamp(min=0) ** 0.5
+        return estimate + noise * self.config.s_noise * added
 
     # ------------------------------------------------------------------ training
 

@@ -1,0 +1,82 @@
+"""Names of a model's classes: labels.json beside model_index.json, and names instead of numbers as labels."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+
+from .errors import UserError, first_line
+from .files import write_json
+
+LABELS_NAME = "labels.json"  # stock diffusers neither downloads nor reads it
+
+
+def save_class_names(folder: str | os.PathLike, names: dict[int, str] | None) -> None:
+    """Write labels.json into a folder, or remove the one that is there where a model does not name its classes."""
+    path = Path(folder) / LABELS_NAME
+    if names is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_json(path, {"id2label": {str(number): name for number, name in names.items()}})
+
+
+def load_class_names(repository: str | os.PathLike, options: dict[str, Any]) -> dict[int, str] | None:
+    """Names of classes by number, of a folder or of a Hub repository, or None.
+
+    Args:
+        options: what the pipeline was loaded with.
+
+    Raises:
+        UserError: labels.json cannot be read.
+    """
+    path = _find(repository, options)
+    if path is None:
+        return None
+    try:
+        return {int(number): name for number, name in json.loads(path.read_text(encoding="utf-8"))["id2label"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f'{path} must hold {{"id2label": {{"0": NAME, ...}}}}: {first_line(error)}') from error
+
+
+def _find(repository: str | os.PathLike, options: dict[str, Any]) -> Path | None:
+    if os.path.isdir(repository):
+        path = Path(repository) / LABELS_NAME
+        return path if path.is_file() else None
+    names = ("cache_dir", "revision", "token", "local_files_only", "force_download")
+    given = {name: options[name] for name in names if options.get(name) is not None}
+    try:
+        return Path(hf_hub_download(str(repository), LABELS_NAME, **given))
+    except (EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled):
+        # There is none, or the Hub does not answer and the pipeline came from the cache, which has none.
+        return None
+
+
+def class_numbers(class_labels: Any, names: dict[int, str] | None) -> Any:
+    """Class labels with every name replaced by the number of its class.
+
+    Raises:
+        ValueError: a name that no class has.
+    """
+    if isinstance(class_labels, str):
+        return _number(class_labels, names)
+    if isinstance(class_labels, np.ndarray) and class_labels.dtype.kind == "U":
+        class_labels = class_labels.reshape(-1).tolist()
+    if isinstance(class_labels, (list, tuple)):
+        return [_number(label, names) if isinstance(label, str) else label for label in class_labels]
+    return class_labels
+
+
+def _number(name: str, names: dict[int, str] | None) -> int:
+    if not names:
+        raise ValueError(f"this model does not name its classes: give class_labels as integers, got {name!r}.")
+    for number, known in names.items():
+        if known == name:
+            return int(number)
+    known_names = list(names.values())
+    more = f" and {len(known_names) - 10} more" if len(known_names) > 10 else ""
+    shown = ", ".join(map(repr, known_names[:10]))
+    raise ValueError(f"class_labels by name must be among {shown}{more}, got {name!r}.")
