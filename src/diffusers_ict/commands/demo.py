@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(argv: Sequence[str] | None) -> None:
-    parser = ArgumentParser("demo.py", description=(__doc__ or "").splitlines()[0])
+    parser = ArgumentParser("demo.py", __doc__)
     parser.add_argument("model", help="folder or Hub id of a consistency pipeline")
     parser.add_argument("--output_dir", type=Path, help="where the page is written, to be kept [a temporary folder]")
     parser.add_argument("--weights", choices=WEIGHTS, default="fp32", help="how weights are stored [fp32]")

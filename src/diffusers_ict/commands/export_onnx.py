@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(argv: Sequence[str] | None) -> None:
-    parser = ArgumentParser("export_onnx.py", description=(__doc__ or "").splitlines()[0])
+    parser = ArgumentParser("export_onnx.py", __doc__)
     parser.add_argument("model", help="folder or Hub id of a consistency pipeline")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for model.onnx")
     parser.add_argument("--weights", choices=WEIGHTS, default="fp32", help="how weights are stored [fp32]")
