@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help demo sample test torture test-slow test-all lint format docs clean compare bench
+.PHONY: help demo sample web test torture test-slow test-all lint format docs clean compare bench
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,6 +20,12 @@ demo: .venv/installed ## train on the digits of scikit-learn, sample, measure: t
 
 sample: .venv/installed ## draw from the committed model of Fashion-MNIST, seconds: see runs/samples.png
 	$(BIN)/python examples/sample.py model_cards/fashion32 --num_samples 100 --output runs/samples.png
+
+runs/digits/model_index.json:
+	$(MAKE) demo
+
+web: .venv/installed runs/digits/model_index.json ## draw in the browser with the model of `make demo`: Ctrl-C ends it
+	$(BIN)/python train_scripts/demo.py runs/digits --output_dir runs/web
 
 test: .venv/installed ## run the test suite without what is marked slow: three to five minutes on two cores
 	$(PYTEST) -m 'not slow'

@@ -58,6 +58,11 @@ def write_npz(path: Path, count: int = 64, channels: int = 1, side: int = 8, cla
     return path
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The content of each file in a folder, by its path there."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest test comes first, so that no worker is left alone with it."""
     items.sort(key=lambda item: "short_form" not in item.name)

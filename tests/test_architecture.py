@@ -26,6 +26,7 @@ def test_importing_the_package_and_its_flags_is_light():
     loaded = imported_by(
         "import diffusers_ict\n"
         "from diffusers_ict.commands import main, train, evaluate, publish, convert, check_repository\n"
+        "from diffusers_ict.commands import export_onnx, demo\n"
         "from diffusers_ict.training.recipe import parse\n"
         "parse(['--config', 'ict_cifar10'], 'train_ict.py', '')"
     )

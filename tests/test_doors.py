@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from short_run import ICT, run, two_processes
 from test_lpips import weights as lpips_weights
 
-from diffusers_ict.commands import check_repository, convert, evaluate, publish
+from diffusers_ict.commands import check_repository, convert, demo, evaluate, export_onnx, publish
 from diffusers_ict.commands import train as train_ict
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.errors import UserError
@@ -201,6 +201,8 @@ def test_another_run_in_the_folder_or_another_recipe_shuts_the_door(flags, tmp_p
 
 PROGRAMS = {
     "convert.py": convert,
+    "demo.py": demo,
+    "export_onnx.py": export_onnx,
     "check_repository.py": check_repository,
     "evaluate.py": evaluate,
     "inspect_model.py": inspect_model,

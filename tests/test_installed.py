@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment_without_us, write_npz
+from conftest import ROOT, environment_without_us, files_of, write_npz
 from hub_stand_in import Hub, serve
 
 pytestmark = pytest.mark.slow
@@ -54,4 +54,7 @@ def test_a_wheel_trains_evaluates_converts_checks_and_publishes(program, tmp_pat
         where = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_x"}
         run("publish", "model", "--hub_model_id", "someone/digits", **where, HF_HUB_DISABLE_XET="1")
         assert {"README.md", "pipeline.py", "run.json"} <= hub.repositories["someone/digits"].files.keys()
+    page = ROOT / "src" / "diffusers_ict" / "web" / "page"
+    (installed,) = program.parent.parent.glob("lib/python*/site-packages/diffusers_ict/web/page")
+    assert files_of(installed) == files_of(page)
     assert json.loads((tmp_path / "model" / "run.json").read_text())["commit"] is None, "there is no checkout"

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import SpaceCard, SpaceCardData
 
 from ..files import write_text
-from ..hub.card import TEMPLATES, sealed
+from ..hub.card import TEMPLATES, merge, sealed
 from .build import build_page, license_of
 
 # With these the page is isolated, so that WebAssembly may use threads.
@@ -39,5 +39,5 @@ def make_space(model: Path, folder: Path, *, repo_id: str) -> None:
         custom_headers=HEADERS,
     )
     template = (TEMPLATES / "space.md").read_text("utf-8")
-    card = SpaceCard.from_template(data, template_str=template, title=title, repo_id=repo_id)
-    write_text(folder / "README.md", sealed(card.content))
+    card = sealed(SpaceCard.from_template(data, template_str=template, title=title, repo_id=repo_id).content)
+    write_text(folder / "README.md", merge(card, card))  # in the form that the next push gives it

@@ -1,0 +1,255 @@
+"""The folder of a page, the program that serves it, and the Space that publishing makes of it."""
+
+import _thread
+import json
+import shutil
+import threading
+import urllib.request
+import webbrowser
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import ROOT, files_of, write_npz
+from exported import export_once, make_pipeline
+from hub_client import NAME, TOKEN
+from huggingface_hub import SpaceCard
+from npm_stand_in import CONTENTS, install
+
+from diffusers_ict import ConsistencyPipeline
+from diffusers_ict.commands import demo, publish
+from diffusers_ict.commands import train as train_ict
+from diffusers_ict.errors import UserError
+from diffusers_ict.hub.card import make_card, merge
+from diffusers_ict.web import build, runtime
+from diffusers_ict.web.build import build_page
+from diffusers_ict.web.onnx import Exported
+
+PAGE = ROOT / "src" / "diffusers_ict" / "web" / "page"
+SPACE = f"spaces/{NAME}-demo"
+CARD = "---\nlicense: cc-by-4.0\n---\n"
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    """A class-conditional model with a name for each class but one, and a card."""
+    pipeline = make_pipeline("conditional")
+    pipeline.id2label = {0: "small", 1: "middle", 3: "huge"}
+    pipeline.save_pretrained(tmp_path / "my-model")
+    (tmp_path / "my-model" / "README.md").write_text(CARD)
+    return tmp_path / "my-model"
+
+
+@pytest.fixture
+def stand_ins(monkeypatch, tmp_path):
+    """Another runtime and another ONNX file, which cost no time; the file tells what it was made with."""
+    install(monkeypatch, tmp_path)
+
+    def make(pipeline, dtype, name):
+        return Exported(f"{dtype} {name} {pipeline.unet.config.num_class_embeds}".encode(), 1e-7)
+
+    monkeypatch.setattr(build, "make_onnx", make)
+
+
+def test_a_page_is_its_files_the_runtime_and_the_model(model, tmp_path, monkeypatch, tmp_path_factory):
+    install(monkeypatch, tmp_path)
+    exported = export_once("conditional", tmp_path_factory)
+    monkeypatch.setattr(build, "make_onnx", lambda *args: exported)
+    build_page(str(model), tmp_path / "page")
+    written = files_of(tmp_path / "page")
+    for name, content in files_of(PAGE).items():
+        assert written.pop(name) == content, name
+    for name in runtime.FILES:
+        assert written.pop(f"runtime/{name}") == CONTENTS[f"package/dist/{name}"]
+    assert written.keys() == {"model.onnx", "model.json", "check.bin"}
+
+    described = json.loads(written["model.json"])
+    expected = {
+        "title": "my-model",
+        "repository": None,
+        "resolution": 8,
+        "channels": 1,
+        "num_classes": 4,
+        "class_names": ["small", "middle", "2", "huge"],
+        "sigma_min": 0.002,
+        "sigma_max": 80,
+        "license": "cc-by-4.0",
+        "weights": "fp32",
+        "webgpu": False,
+        "check": {"file": "check.bin", "sigma": 80, "class_label": 0},
+    }
+    assert described | expected == described
+
+    x, stored = np.frombuffer(written["check.bin"], "<f4").reshape(2, 1, 1, 8, 8)
+    pipeline = ConsistencyPipeline.from_pretrained(model)
+    latents = torch.from_numpy(x / 80)
+    drawn = pipeline(1, 0, latents=latents, output_type="latent").images.numpy()
+    assert np.abs(drawn - stored).max() < 1e-4
+    session = onnxruntime.InferenceSession(written["model.onnx"], providers=["CPUExecutionProvider"])
+    inputs = {"x": x, "sigma": np.float32([80]), "class_labels": np.int64([0])}
+    assert np.abs(session.run(None, inputs)[0].clip(-1, 1) - stored).max() < 1e-5
+
+
+def test_a_page_of_a_hub_model_links_to_it_and_may_offer_webgpu(stand_ins, model, tmp_path):
+    build_page(str(model), tmp_path / "page", dtype="fp16", title="Mine", hub_model_id=NAME, webgpu=True)
+    described = json.loads((tmp_path / "page" / "model.json").read_text())
+    assert (described["title"], described["repository"]) == ("Mine", NAME)
+    assert (described["weights"], described["webgpu"]) == ("fp16", True)
+    assert (tmp_path / "page" / "model.onnx").read_bytes() == b"fp16 Mine 4"
+    names = {path.name for path in (tmp_path / "page" / "runtime").iterdir()}
+    assert names == {"LICENSE", *runtime.FILES, *runtime.WEBGPU_FILES}
+
+
+def test_images_that_the_page_cannot_show_are_refused(stand_ins, tmp_path):
+    pipeline = make_pipeline("unconditional")
+    pipeline.unet.register_to_config(sample_size=[8, 16])
+    pipeline.save_pretrained(tmp_path / "wide")
+    with pytest.raises(UserError, match="the page shows square images of 1 or 3 channels"):
+        build_page(str(tmp_path / "wide"), tmp_path / "page")
+    assert not (tmp_path / "page").exists()
+
+
+def test_demo_serves_the_page_until_ctrl_c(stand_ins, model, tmp_path, capsys, monkeypatch):
+    found = {}
+
+    def visit(address: str) -> None:
+        def fetch() -> None:
+            for name in ("", "model.json", "runtime/LICENSE"):
+                with urllib.request.urlopen(address + name, timeout=30) as answer:
+                    found[name] = answer.read()
+            _thread.interrupt_main()
+
+        threading.Thread(target=fetch).start()
+
+    monkeypatch.setattr(webbrowser, "open", visit)
+    assert demo.main([str(model), "--output_dir", str(tmp_path / "page"), "--open"]) == 0
+    said = capsys.readouterr().out
+    assert "differs from the pipeline by at most 1e-07" in said
+    assert "Serving at http://127.0.0.1:" in said
+    assert found[""] == (PAGE / "index.html").read_bytes()
+    assert json.loads(found["model.json"])["title"] == "my-model"
+    assert (tmp_path / "page" / "index.html").is_file(), "a folder that was named is kept"
+
+
+def test_demo_tells_what_it_lacks_in_one_sentence(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runtime, "cached_assets_path", lambda *names: tmp_path / "cache")
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:9")  # where nobody listens
+    page = ["--output_dir", str(tmp_path / "page")]
+    for words, message in [
+        (["--port", "70000"], "demo.py: --port 70000 cannot be used"),
+        (["--weights", "int4"], "invalid choice: 'int4'"),
+        ([], "demo.py: onnxruntime-web 1.30.0 cannot be fetched from"),
+    ]:
+        assert demo.main([str(model), *page, *words]) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "page").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    base = tmp_path_factory.mktemp("trained")
+    own = ["--dataset_name", write_npz(base / "data.npz"), "--class_conditional", "--max_train_steps", 8]
+    more = ["--train_batch_size", 4, "--ema_decays", 0.9, "--num_validation_images", 2, "--license", "cc-by-4.0"]
+    assert train_ict.main([str(flag) for flag in [*own, *more, "--output_dir", base / "my-digits"]]) == 0
+    return base / "my-digits"
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    return shutil.copytree(trained, tmp_path / "my-digits")
+
+
+@pytest.fixture
+def published(hub, tmp_path, monkeypatch):
+    """published(folder, *flags): the exit code of publishing to the stand-in."""
+    for name, value in {"HF_ENDPOINT": hub.address, "HF_HOME": tmp_path / "h", "HF_HUB_DISABLE_XET": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.delenv("HF_HUB_OFFLINE")  # for the process that uploads
+    return lambda folder, *flags: publish.main([str(folder), "--hub_model_id", NAME, "--attempts", "1", *flags])
+
+
+def test_publishing_with_a_space_pushes_the_page_and_links_both_ways(stand_ins, hub, run, published, tmp_path, capsys):
+    assert published(run, "--space") == 0, capsys.readouterr().err
+    assert f"/spaces/{NAME}-demo\n" in capsys.readouterr().out
+    build_page(str(run), tmp_path / "page", title="my-digits", hub_model_id=NAME)
+    pushed = dict(hub.repositories[SPACE].files)
+    front = SpaceCard(pushed.pop("README.md").decode())
+    assert pushed == files_of(tmp_path / "page")
+
+    said = front.data.to_dict()
+    assert (said["sdk"], said["models"], said["license"]) == ("static", [NAME], "cc-by-4.0")
+    assert said["custom_headers"]["cross-origin-embedder-policy"] == "require-corp"
+    assert said["custom_headers"]["cross-origin-opener-policy"] == "same-origin"
+    assert f"(https://huggingface.co/{NAME})" in front.text
+    link = f"(https://huggingface.co/spaces/{NAME}-demo)"
+    assert link in hub.repositories[NAME].files["README.md"].decode()
+    assert link in (run / "README.md").read_text()
+    sent = [*hub.repositories[SPACE].files.values(), *hub.repositories[NAME].files.values(), *hub.bodies]
+    for secret in (TOKEN, str(tmp_path), str(ROOT), "/space-", "/publish-"):
+        assert not [content for content in sent if secret.encode() in content], secret
+
+    assert published(run) == 0
+    assert published(run, "--space") == 0
+    assert link in hub.repositories[NAME].files["README.md"].decode(), "the link stays without the flag"
+    assert [len(hub.repositories[name].commits) for name in (NAME, SPACE)] == [1, 1], "nothing had changed"
+
+
+def test_a_card_on_the_hub_that_lacks_the_link_gets_it(stand_ins, hub, run, published):
+    assert published(run) == 0
+    assert SPACE not in hub.repositories
+    assert "huggingface.co/spaces" not in hub.repositories[NAME].files["README.md"].decode()
+    edited = hub.repositories[NAME].files["README.md"].decode().replace("## Limits", "## Limits\n\nNot for doctors.")
+    hub.repositories[NAME].files["README.md"] = edited.encode()
+    assert published(run, "--space", "--hub_private_repo") == 0
+    card = hub.repositories[NAME].files["README.md"].decode()
+    assert "Not for doctors." in card
+    assert card.index("# my-digits") < card.index(f"/spaces/{NAME}-demo") < card.index("diffusers-ict:about")
+    assert hub.repositories[SPACE].private
+
+
+def test_a_link_is_added_once_and_the_rest_of_the_card_stays(run):
+    plain = make_card(run, NAME).content
+    linked = merge(plain, make_card(run, NAME, space_id="someone/else").content)
+    assert linked.count("https://huggingface.co/spaces/someone/else") == 1
+    assert "spaces/someone" not in plain
+    again = merge(linked, make_card(run, NAME, space_id="someone/other").content)
+    assert "spaces/someone/else" not in again
+    assert again.count("https://huggingface.co/spaces/someone/other") == 1
+    assert merge(again, plain) == again
+
+
+@pytest.mark.parametrize(
+    ("name", "planted", "message"),
+    [
+        (NAME, "the ONNX file with fp32 weights must agree", "must agree"),
+        (f"someone/{'x' * 93}", "never reached", "--hub_model_id must have the form"),
+    ],
+    ids=["a wrong export", "a name too long for -demo"],
+)
+def test_nothing_is_sent_where_there_can_be_no_space(
+    stand_ins, hub, run, published, capsys, monkeypatch, name, planted, message
+):
+    def refuse(*args):
+        raise UserError(planted)
+
+    monkeypatch.setattr(build, "make_onnx", refuse)
+    before = (run / "README.md").read_text()
+    assert published(run, "--space", "--hub_model_id", name) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not hub.requests
+    assert (run / "README.md").read_text() == before
+
+
+@pytest.mark.slow
+def test_a_space_holds_a_real_export(hub, run, published, tmp_path, monkeypatch, capsys):
+    install(monkeypatch, tmp_path)
+    assert published(run, "--space") == 0, capsys.readouterr().err
+    files = hub.repositories[SPACE].files
+    x, stored = np.frombuffer(files["check.bin"], "<f4").reshape(2, 1, 1, 8, 8)
+    session = onnxruntime.InferenceSession(files["model.onnx"], providers=["CPUExecutionProvider"])
+    inputs = {"x": x, "sigma": np.float32([80]), "class_labels": np.int64([0])}
+    assert np.abs(session.run(None, inputs)[0].clip(-1, 1) - stored).max() < 1e-5
+    assert str(tmp_path).encode() not in b"".join(files.values())
