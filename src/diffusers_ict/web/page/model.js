@@ -5,7 +5,7 @@ import { fetched } from "./files.js";
 import { Runtime } from "./runtime.js";
 
 const DISAGREEMENT = 0.02; // a runtime that differs more from the stored output is wrong
-const MOMENT = 60; // milliseconds that the page may take to change its mind
+const MOMENT = 100; // milliseconds that the page may take to change its mind
 const LARGEST_BATCH = 20; // larger ones are no faster
 
 export class Model {
