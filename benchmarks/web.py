@@ -25,7 +25,7 @@ from diffusers_ict.web.build import build_page
 from diffusers_ict.web.server import serve
 
 SAMPLES = 100
-WINDOW = (800, 900)
+WINDOW = (800, 960)
 SHOWN = 43  # the sample that the picture edits
 WEIGHTS = ("model.onnx",)
 OPENED = "performance.getEntriesByName('samples')[0].startTime / 1000"
@@ -103,12 +103,12 @@ def cpu_seconds(browser) -> float:
 def photograph(browser, address: str, file: Path) -> None:
     """Two windows side by side: the samples on a light page, and an edit with what follows on a dark one."""
     windows = []
-    for scheme, section, drawn in (("light", "title", "time"), ("dark", "edit-title", "edit-time")):
+    for scheme, section, drawn in (("light", "html", "time"), ("dark", "section:has(#edit-title)", "edit-time")):
         page = browser.new_page(viewport={"width": WINDOW[0], "height": WINDOW[1]}, color_scheme=scheme)
         page.goto(address)
         page.evaluate("window.consistency")
         page.locator("#grid canvas").nth(SHOWN).click()
-        page.evaluate("(id) => document.getElementById(id).parentElement.scrollIntoView()", section)
+        page.evaluate(f"document.querySelector('{section}').scrollIntoView()")
         page.locator(f"#{drawn}", has_text="ms").wait_for()
         page.evaluate("window.consistency.then(({ between }) => between.draw())")
         windows.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
