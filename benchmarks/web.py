@@ -3,12 +3,13 @@
 
     make demo    # trains runs/digits
     python benchmarks/web.py runs/digits --output benchmarks/results/web --title "Handwritten digits"
-    python benchmarks/web.py runs/digits --picture examples/web.png --title "Handwritten digits"
+    python benchmarks/web.py runs/digits --picture examples/page.png --title "Handwritten digits"
 
 Each time is a median over loads of the page. Seconds of CPU are those of all processes of the browser.
 """
 
 import argparse
+import io
 import json
 import os
 import statistics
@@ -17,12 +18,15 @@ import time
 from pathlib import Path
 
 from browser import browser_program, chromium, running
+from PIL import Image
 from provenance import heading, provenance
 
 from diffusers_ict.web.build import build_page
 from diffusers_ict.web.server import serve
 
 SAMPLES = 100
+WINDOW = (800, 960)
+SHOWN = 43  # the sample that the picture edits
 WEIGHTS = ("model.onnx",)
 OPENED = "performance.getEntriesByName('samples')[0].startTime / 1000"
 REDRAW = """async (steps) => {
@@ -38,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder or Hub id of a consistency pipeline")
     parser.add_argument("--output", type=Path, help="measure, and write OUTPUT.json and OUTPUT.md")
-    parser.add_argument("--picture", type=Path, help="photograph the top of the page in this PNG")
+    parser.add_argument("--picture", type=Path, help="photograph the page in this PNG")
     parser.add_argument("--title", help="of the page")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
@@ -97,15 +101,22 @@ def cpu_seconds(browser) -> float:
 
 
 def photograph(browser, address: str, file: Path) -> None:
-    """The top of the page in a window of a laptop, once all of it is drawn."""
-    page = browser.new_page(viewport={"width": 1200, "height": 1000})
-    page.goto(address)
-    page.evaluate("window.consistency")
-    page.locator("#edit-title").scroll_into_view_if_needed()
-    page.locator("#edit-time", has_text="ms").wait_for()
-    page.evaluate("scrollTo(0, 0)")
-    page.screenshot(path=file, full_page=True)
-    page.close()
+    """Two windows side by side: the samples on a light page, and an edit with what follows on a dark one."""
+    windows = []
+    for scheme, section, drawn in (("light", "html", "time"), ("dark", "section:has(#edit-title)", "edit-time")):
+        page = browser.new_page(viewport={"width": WINDOW[0], "height": WINDOW[1]}, color_scheme=scheme)
+        page.goto(address)
+        page.evaluate("window.consistency")
+        page.locator("#grid canvas").nth(SHOWN).click()
+        page.evaluate(f"document.querySelector('{section}').scrollIntoView()")
+        page.locator(f"#{drawn}", has_text="ms").wait_for()
+        page.evaluate("window.consistency.then(({ between }) => between.draw())")
+        windows.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+        page.close()
+    picture = Image.new("RGB", (2 * WINDOW[0], WINDOW[1]))
+    for number, window in enumerate(windows):
+        picture.paste(window, (number * WINDOW[0], 0))
+    picture.quantize(128).save(file, optimize=True)
 
 
 def table(report: dict) -> str:

@@ -117,7 +117,7 @@ CONTROLS = {
     "select for between": ("between", lambda page: page.locator("#grid [tabindex='0']").press("End")),
     "sigma": ("ray", lambda page: page.locator("#sigma").press("End")),
     "edit steps": ("edit", lambda page: page.locator("input[name=edit-steps]:checked").press("ArrowLeft")),
-    "edit class": ("edit", lambda page: page.select_option("#edit-class", "2")),
+    "edit class": ("edit", lambda page: page.select_option("#edit-class", "0")),
     "redraw": ("edit", lambda page: page.locator("#redraw").press("Space")),
     "clear": ("edit", lambda page: page.locator("#clear").press("Enter")),
     "task": ("edit", lambda page: page.locator("input[name=task]:checked").press("ArrowRight")),

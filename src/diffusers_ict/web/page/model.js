@@ -5,12 +5,12 @@ import { fetched } from "./files.js";
 import { Runtime } from "./runtime.js";
 
 const DISAGREEMENT = 0.02; // a runtime that differs more from the stored output is wrong
-const MOMENT = 50; // milliseconds that one evaluation may take where images can be split into batches
+const MOMENT = 100; // milliseconds that the page may take to change its mind
+const LARGEST_BATCH = 20; // larger ones are no faster
 
 export class Model {
   #queue = Promise.resolve();
   #runtime = null;
-  #millisecondsPerImage = MOMENT;
 
   /** The model that model.json describes; `start` comes next. */
   static async load() {
@@ -37,14 +37,15 @@ export class Model {
   className = (label) => this.config.class_names?.[label] ?? String(label);
 
   /** How many images to evaluate at once, so that the page can change its mind between batches. */
-  get batchSize() {
-    return Math.min(20, Math.max(1, Math.round(MOMENT / this.#millisecondsPerImage)));
-  }
+  batchSize = 4;
 
   /** Start a backend. WebGPU replaces WebAssembly only if it reproduces the stored output of the pipeline. */
   start(backend, options) {
     return this.#inTurn(async () => {
-      const runtime = await Runtime.start(backend, options);
+      // The file is exported in an optimised form: optimising it again takes longer than it saves, but for the casts
+      // of fp16 weights, which "basic" does once and for all.
+      const wasm = this.config.weights === "fp16" ? "basic" : "disabled";
+      const runtime = await Runtime.start(backend, { optimization: backend === "wasm" ? wasm : "all", ...options });
       if (backend === "webgpu" && !(await this.#agrees(runtime).catch(() => false))) {
         runtime.stop();
         throw new Error("Its images differ from those of the pipeline.");
@@ -75,7 +76,9 @@ export class Model {
       signal?.throwIfAborted();
       const count = x.length / this.size;
       const answer = await this.#runtime.run(x, sigma, labels, [count, ...this.shape]);
-      this.#millisecondsPerImage = answer.milliseconds / count;
+      if (count >= this.batchSize && answer.milliseconds < MOMENT) this.batchSize *= 2;
+      if (count <= this.batchSize && answer.milliseconds > 2 * MOMENT) this.batchSize /= 2;
+      this.batchSize = Math.min(LARGEST_BATCH, Math.max(1, Math.round(this.batchSize)));
       signal?.throwIfAborted();
       return answer;
     });

@@ -11,13 +11,13 @@ export class Runtime {
   #number = 0;
 
   /** Load a backend, "wasm" or "webgpu", and the model; rejects with a sentence. */
-  static async start(backend, { threads, onBytes = () => {} } = {}) {
+  static async start(backend, { threads, optimization, onBytes = () => {} }) {
     const runtime = new Runtime();
     runtime.backend = backend;
     runtime.#worker.onmessage = ({ data }) => ("coming" in data ? onBytes(data.coming) : runtime.#receive(data));
     runtime.#worker.onerror = () => runtime.#fail("The page could not start its worker.");
     try {
-      runtime.threads = (await runtime.#post({ start: { backend, threads } })).threads;
+      runtime.threads = (await runtime.#post({ start: { backend, threads, optimization } })).threads;
     } catch (error) {
       runtime.stop();
       throw error;

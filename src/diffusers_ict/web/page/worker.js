@@ -17,7 +17,7 @@ async function bytes(path) {
   return response.arrayBuffer();
 }
 
-async function start({ backend, threads }) {
+async function start({ backend, threads, optimization }) {
   const [script, wasm] = RUNTIMES[backend].map((name) => `runtime/${name}`);
   const missing = () => {
     throw new Error(`The page could not fetch ${script}.`);
@@ -27,7 +27,10 @@ async function start({ backend, threads }) {
   ort.env.logLevel = "error";
   ort.env.wasm.wasmBinary = binary;
   if (threads) ort.env.wasm.numThreads = threads;
-  session = await ort.InferenceSession.create(new Uint8Array(model), { executionProviders: [backend] });
+  session = await ort.InferenceSession.create(new Uint8Array(model), {
+    executionProviders: [backend],
+    graphOptimizationLevel: optimization,
+  });
   return { threads: self.crossOriginIsolated ? ort.env.wasm.numThreads : 1 };
 }
 
