@@ -108,6 +108,16 @@ def test_images_that_the_page_cannot_show_are_refused(stand_ins, tmp_path):
     pipeline.save_pretrained(tmp_path / "wide")
     with pytest.raises(UserError, match="the page shows square images of 1 or 3 channels"):
         build_page(str(tmp_path / "wide"), tmp_path / "page")
+
+
+@pytest.mark.parametrize("odd", [{"clip_denoised": False}, {"s_noise": 1.1}])
+def test_schedulers_that_the_page_does_not_follow_are_refused(odd, stand_ins, tmp_path):
+    pipeline = make_pipeline("unconditional")
+    pipeline.scheduler.register_to_config(**odd)
+    pipeline.save_pretrained(tmp_path / "odd")
+    with pytest.raises(UserError, match="the page draws with clip_denoised true and s_noise 1"):
+        build_page(str(tmp_path / "odd"), tmp_path / "page")
+    assert not (tmp_path / "page").exists()
     assert not (tmp_path / "page").exists()
 
 

@@ -43,8 +43,8 @@ def build_page(
         what the ONNX file is, with its largest difference from the pipeline.
 
     Raises:
-        UserError: there is no such model, the page cannot show its images, onnxruntime-web cannot be had, or the ONNX
-            file disagrees with the pipeline.
+        UserError: there is no such model, the page cannot show its images or draw as its scheduler does,
+            onnxruntime-web cannot be had, or the ONNX file disagrees with the pipeline.
     """
     pipeline = load_consistency(model)
     name, on_hub = public_name(model)
@@ -95,8 +95,17 @@ def _images(pipeline: ConsistencyPipeline) -> dict[str, Any]:
 
 
 def _levels(pipeline: ConsistencyPipeline) -> dict[str, Any]:
-    """The range of noise levels, and the pipeline's levels for each number of steps, from one on."""
+    """The range of noise levels, and the pipeline's levels for each number of steps, from one on.
+
+    Raises:
+        UserError: the scheduler neither clips nor adds noise as the page does.
+    """
     scheduler, config = pipeline.scheduler, pipeline.scheduler.config
+    if not config.clip_denoised or config.s_noise != 1:
+        raise UserError(
+            "the page draws with clip_denoised true and s_noise 1, and the model's scheduler has clip_denoised "
+            f"{str(config.clip_denoised).lower()} and s_noise {config.s_noise:g}; change its config."
+        )
     known = {name: config[name] for name in ("sigma_min", "sigma_max", "rho")}
     steps = range(1, min(MOST_STEPS, config.num_train_timesteps) + 1)
     return {**known, "sampling_sigmas": [scheduler.sampling_sigmas(count).tolist() for count in steps]}
