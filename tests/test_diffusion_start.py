@@ -17,9 +17,11 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     DiffusionPipeline,
+    LDMPipeline,
     PNDMPipeline,
     PNDMScheduler,
     UNet2DModel,
+    VQModel,
 )
 from short_run import ICT, run
 from sklearn.datasets import load_digits
@@ -34,6 +36,7 @@ from diffusers_ict.conversion.diffusion import (
     refit_time,
     times_of,
 )
+from diffusers_ict.conversion.published import is_edm
 from diffusers_ict.time_embedding import uses_fast_columns
 
 LEVELS = [0.002, 0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 80.0]
@@ -172,6 +175,22 @@ def test_the_refit_keeps_the_denoising_error_of_a_trained_edm_network(digits):
     for level in (0.05, 0.2, 0.5, 1.0, 2.0, 5.0):
         assert error(refitted, level, level) == pytest.approx(error(unet, level, level), rel=0.01), level
     assert error(unet, 0.2, 2.0) > 1.1 * error(unet, 0.2, 0.2), "the time does not matter to this model"
+
+
+def test_a_diffusion_model_of_latents_is_refused(tmp_path, capsys):
+    vqvae = VQModel(1, 1, block_out_channels=(8,), norm_num_groups=8, latent_channels=1, num_vq_embeddings=8)
+    LDMPipeline(vqvae, make_unet(), DDIMScheduler()).save_pretrained(tmp_path / "latent")
+    assert convert.main([str(tmp_path / "latent"), str(tmp_path / "start")]) == 2
+    assert "must draw pixels with a UNet alone, and it also holds vqvae" in capsys.readouterr().err
+    assert not (tmp_path / "start").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("edm_imagenet64_ema.pt", True), ("my-edm.pt", True), ("EDM2.pt", False), ("ct_bedroom256.pt", False)],
+)
+def test_edm_files_are_known_by_their_names(name, known):
+    assert is_edm(name) is known
 
 
 def test_a_file_named_edm_is_a_start_that_needs_no_alignment(tmp_path, capsys):

@@ -120,6 +120,11 @@ def _load(source: str) -> DiffusionPipeline:
     unet, scheduler = (getattr(pipeline, name, None) for name in ("unet", "scheduler"))
     if not isinstance(unet, UNet2DModel):
         raise UserError(f"{shown(source)} must hold a UNet2DModel, and holds a {type(pipeline).__name__}.")
+    if others := sorted(pipeline.components.keys() - {"unet", "scheduler"}):
+        raise UserError(
+            f"{shown(source)} must draw pixels with a UNet alone, and it also holds {', '.join(others)}: its network "
+            "knows latents, not images."
+        )
     kind = type(scheduler).__name__
     if not isinstance(pipeline, ConsistencyModelPipeline) and kind not in diffusion.SCHEDULERS:
         raise UserError(

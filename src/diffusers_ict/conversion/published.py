@@ -38,7 +38,7 @@ TWO_STEPS = {
     "cd_cat256_l2": (40, 18),
     "cd_cat256_lpips": (40, 17),
 }
-EDM = re.compile(r"(?<![a-z0-9])edm_(?:imagenet64|bedroom256|cat256)(?![a-z0-9])", re.I)
+EDM = re.compile(r"(?<![a-z0-9])edm(?![a-z0-9])", re.I)
 NAME = re.compile(r"(?<![a-z0-9])(?:" + "|".join(TWO_STEPS) + r")(?![a-z0-9])", re.I)
 
 
