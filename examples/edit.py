@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def edit(argv: Sequence[str] | None) -> None:
     """Draw and save the strip: a column for each picture."""
-    parser = ArgumentParser("edit.py", description=(__doc__ or "").splitlines()[0])
+    parser = ArgumentParser("edit.py", __doc__)
     parser.add_argument("model", help="folder or Hub id of a consistency pipeline")
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="picture files")
     parser.add_argument("--class_labels", type=int, nargs="+", help="one for each picture [drawn]")

@@ -431,6 +431,8 @@ def test_doors_name_their_own_arguments_and_refuse_unknown_ones():
         assert "image" in inspect.signature(kind.__call__).parameters
     with pytest.raises(TypeError, match="unexpected keyword argument 'mask'"):
         make(ConsistencyInpaintPipeline)(pictures(), HALF, mask=HALF)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'strength'"):
+        make(ConsistencyDenoisePipeline)(pictures(), 0.5, strength=0.5)
 
 
 @pytest.mark.slow

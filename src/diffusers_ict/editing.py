@@ -124,7 +124,8 @@ class SuperResolve(Edit):
         height, width = x.shape[-2:]
         if height % self.factor or width % self.factor:
             raise ValueError(f"patches of {self.factor} pixels do not divide images of {height}x{width}.")
-        return interpolate(avg_pool2d(x, self.factor), scale_factor=self.factor, mode="nearest")
+        means = avg_pool2d(x.to(level_dtype(x.device)), self.factor)  # sums of many pixels
+        return interpolate(means, scale_factor=self.factor, mode="nearest").to(x.dtype)
 
 
 def start_level(strength: float, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO) -> float:

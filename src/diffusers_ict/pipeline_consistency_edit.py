@@ -234,15 +234,20 @@ class ConsistencyDenoisePipeline(ConsistencyEditPipeline):
     _input_range = (-1e4, 1e4)
 
     def __call__(  # type: ignore[override]
-        self, image: PipelineImageInput, sigma: float, class_labels: Labels = None, **options: Any
+        self,
+        image: PipelineImageInput,
+        sigma: float,
+        class_labels: Labels = None,
+        generator: Generators = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
         """Remove Gaussian noise of a known standard deviation.
 
         Args:
             image: as for `ConsistencyEditPipeline`; arrays and tensors may exceed 0 and 1, as noise does.
             sigma: standard deviation of the noise in images in [-1, 1]: twice that in images in [0, 1].
-            class_labels: as for `ConsistencyEditPipeline`.
-            options: `output_type` and `return_dict`.
+            class_labels, generator, output_type, return_dict: as for `ConsistencyEditPipeline`.
 
         Raises:
             ValueError: as `ConsistencyEditPipeline`, and for a level outside [sigma_min, sigma_max).
@@ -252,7 +257,16 @@ class ConsistencyDenoisePipeline(ConsistencyEditPipeline):
             raise ValueError(f"sigma must be at least {config.sigma_min} and below {config.sigma_max}, got {sigma}.")
         noisy = self._pixels(image)
         unchanged = torch.zeros_like(noisy)  # the noise is in the image already
-        return super().__call__(noisy, NOTHING, class_labels, sigmas=[sigma], latents=unchanged, **options)
+        return super().__call__(
+            noisy,
+            NOTHING,
+            class_labels,
+            sigmas=[sigma],
+            generator=generator,
+            latents=unchanged,
+            output_type=output_type,
+            return_dict=return_dict,
+        )
 
 
 def _known_part(edit: Edit, y: Tensor) -> Tensor:
