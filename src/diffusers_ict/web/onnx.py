@@ -215,6 +215,7 @@ def _difference(content: bytes, function: Function, pipeline: ConsistencyPipelin
     """The largest difference between an ONNX file and a function, over batches and noise levels, also mixed ones."""
     import onnxruntime
 
+    onnxruntime.disable_telemetry_events()  # what people export is their own affair
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
