@@ -3,7 +3,7 @@
     python train_scripts/demo.py my-model --open                # a folder, or the id of a repository on the Hub
 
 The page is the one of a Space that `publish.py --space` makes. Only this machine can reach it. Ctrl-C ends it.
-Exit codes: 0 ended by Ctrl-C, 2 there is no page, and why.
+Exit codes: 0 ended by Ctrl-C, 2 no page; the reason is printed.
 """
 
 import tempfile

@@ -34,7 +34,7 @@ def _publish(argv: Sequence[str] | None) -> None:
     parser.add_argument("--license", help="of the weights, an identifier of the Hub such as cc0-1.0 [the card's]")
     parser.add_argument("--attempts", type=int, default=5, help="tries of each request [5]")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds until an upload is given up [1800]")
-    parser.add_argument("--space", action="store_true", help="also make a Space with a page that draws")
+    parser.add_argument("--space", action="store_true", help="also make a Space: a page that draws in the browser")
     options = parser.parse_args(argv)
     for name, least in (("attempts", 1), ("timeout", 0)):
         if not getattr(options, name) >= least:

@@ -41,6 +41,7 @@ export class Between {
 
   /** The image at a position between 0 and 1 on a canvas. The noise of later levels is interpolated, too. */
   async #at(position, canvas, signal) {
+    if (!this.noises) return; // before the first samples
     const noises = this.noises.map((noise, step) =>
       slerp(noise, normal(this.model.size, SEED + this.round, step), position),
     );

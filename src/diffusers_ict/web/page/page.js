@@ -25,6 +25,7 @@ function describe({ config, className }) {
   document.querySelector(".colour").hidden = channels !== 3;
   for (const input of document.querySelectorAll("#steps input, #edit-steps input")) {
     input.parentElement.hidden = input.value > config.sampling_sigmas.length;
+    if (input.checked && input.parentElement.hidden) input.closest("fieldset").querySelector("input").checked = true;
   }
   if (repository) {
     const link = Object.assign(document.createElement("a"), { textContent: repository });

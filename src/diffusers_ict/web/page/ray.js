@@ -36,6 +36,7 @@ export class Ray {
 
   /** Draw one level on two canvases. */
   async #pair(sigma, noisyCanvas, imageCanvas, signal) {
+    if (!this.image) return; // before the first samples
     const noisy = this.image.map((value, i) => value + sigma * this.noise[i]);
     const scale = Math.sqrt(1 + sigma ** 2);
     paint(noisyCanvas, noisy.map((value) => value / scale), this.model.config.resolution);
@@ -46,7 +47,7 @@ export class Ray {
 
   #draw(signal) {
     const sigma = this.#level($("sigma").value);
-    $("sigma-value").textContent = short(sigma);
+    $("sigma-value").textContent = $("sigma").ariaValueText = short(sigma);
     return this.#pair(sigma, $("noisy"), $("denoised"), signal);
   }
 

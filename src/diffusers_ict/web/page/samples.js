@@ -66,6 +66,7 @@ export class Samples extends EventTarget {
     const sigmas = this.sigmas;
     $("second").disabled = sigmas.length !== 2;
     $("second-value").textContent = sigmas.length === 1 ? "–" : short(sigmas[1]);
+    $("second").ariaValueText = $("second-value").textContent;
     $("levels").textContent = `sigmas=[${sigmas.map(short).join(", ")}]`;
     const count = this.tiles.length;
     let spent = 0;
