@@ -263,3 +263,22 @@ def test_a_space_holds_a_real_export(hub, run, published, tmp_path, monkeypatch,
     inputs = {"x": x, "sigma": np.float32([80]), "class_labels": np.int64([0])}
     assert np.abs(session.run(None, inputs)[0].clip(-1, 1) - stored).max() < 1e-5
     assert str(tmp_path).encode() not in b"".join(files.values())
+
+
+@pytest.mark.slow
+def test_what_was_pushed_draws_in_a_browser(look, hub, run, published, tmp_path, capsys):
+    assert published(run, "--space") == 0, capsys.readouterr().err
+    for name, content in hub.repositories[SPACE].files.items():
+        file = tmp_path / "space" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    view = look(tmp_path / "space")
+    view.choose("steps", 1)
+    view.drawn("samples")
+    noise = torch.tensor(view.script("[...samples.noises(0)[0]]")).reshape(1, 1, 8, 8)
+    pipeline = ConsistencyPipeline.from_pretrained(run)
+    image = pipeline(1, 0, latents=noise, output_type="np").images[0]
+    drawn = view.pixels("#grid canvas")[0]
+    assert np.abs(drawn - (255 * image).round()).max() <= 2
+    assert drawn.std() > 5, "a constant image proves nothing"
+    assert view.text("title") == "my-digits"
