@@ -39,8 +39,7 @@ def test_samples_are_those_of_the_pipeline(grey, look, steps, monkeypatch):
     assert len(noises) == steps
 
     later = iter([*noises[1:], torch.zeros(1)])  # the last step adds none
-    stock = "diffusers.schedulers.scheduling_consistency_models.randn_tensor"
-    monkeypatch.setattr(stock, lambda *args, **options: next(later))
+    monkeypatch.setattr("diffusers_ict.scheduling_ict.randn_tensor", lambda *args, **options: next(later))
     images = grey.pipeline(4, [0, 1, 2, 2], steps, latents=noises[0], output_type="latent").images
     assert furthest(view.pixels("#grid canvas")[[0, 1, 2, 50]], bytes_of(images)) <= GREY_LEVELS
 
