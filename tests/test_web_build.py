@@ -267,6 +267,10 @@ def test_a_space_holds_a_real_export(hub, run, published, tmp_path, monkeypatch,
 
 @pytest.mark.slow
 def test_what_was_pushed_draws_in_a_browser(look, hub, run, published, tmp_path, capsys):
+    try:
+        runtime.runtime_archive()
+    except UserError as error:
+        pytest.skip(str(error))
     assert published(run, "--space") == 0, capsys.readouterr().err
     for name, content in hub.repositories[SPACE].files.items():
         file = tmp_path / "space" / name
