@@ -117,14 +117,7 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
         """Images of any size, with the model's channels: float32 [B, C, h, w] in [0, 1]."""
         channels = self.unet.config.in_channels
         _check_images(image, "image")
-        processor = VaeImageProcessor(
-            vae_scale_factor=1,
-            vae_latent_channels=0,
-            do_resize=False,
-            do_normalize=False,
-            do_convert_rgb=channels == 3,
-            do_convert_grayscale=channels == 1,
-        )
+        processor = _processor(do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1)
         pixels = processor.preprocess(image).to(self._execution_device, torch.float32)
         if pixels.ndim != 4 or pixels.shape[1] != channels:
             raise ValueError(
@@ -285,18 +278,15 @@ def _known_part(edit: Edit, y: Tensor) -> Tensor:
 def _mask(mask_image: PipelineImageInput) -> Tensor:
     """[B, 1, H, W], 1 where white."""
     _check_images(mask_image, "mask_image")
-    processor = VaeImageProcessor(
-        vae_scale_factor=1,
-        vae_latent_channels=0,
-        do_resize=False,
-        do_normalize=False,
-        do_binarize=True,
-        do_convert_grayscale=True,
-    )
-    mask = processor.preprocess(mask_image).float()
+    mask = _processor(do_binarize=True, do_convert_grayscale=True).preprocess(mask_image).float()
     if mask.ndim != 4 or mask.shape[1] != 1:
         raise ValueError(f"mask_image must have one channel, got the shape {tuple(mask.shape[1:])}.")
     return mask
+
+
+def _processor(**options: bool) -> VaeImageProcessor:
+    """A processor that leaves size and range of pictures as they are."""
+    return VaeImageProcessor(vae_scale_factor=1, vae_latent_channels=0, do_resize=False, do_normalize=False, **options)
 
 
 def _check_images(images: PipelineImageInput, name: str) -> None:

@@ -16,6 +16,7 @@ from ..errors import UserError, first_line
 from ..files import atomic_file
 
 VERSION = "1.30.0"
+ARCHIVE = f"onnxruntime-web-{VERSION}.tgz"  # its name in a registry
 SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="  # npm's `integrity`
 REGISTRY = "https://registry.npmjs.org"
 FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
@@ -57,7 +58,7 @@ def runtime_archive() -> Path:
     archive = cached_assets_path("diffusers-ict", "onnxruntime-web") / f"{VERSION}.tgz"
     if archive.is_file() and _hash(archive) == SHA512:
         return archive
-    address = f"{os.environ.get('NPM_CONFIG_REGISTRY', REGISTRY).rstrip('/')}/onnxruntime-web/-/{_NAME}"
+    address = f"{os.environ.get('NPM_CONFIG_REGISTRY', REGISTRY).rstrip('/')}/onnxruntime-web/-/{ARCHIVE}"
     with atomic_file(archive) as temporary:
         try:
             with urllib.request.urlopen(address, timeout=SILENCE_SECONDS) as answer, open(temporary, "wb") as target:
@@ -75,9 +76,6 @@ def runtime_archive() -> Path:
                 f"{found[:12]}...; try again, or name another registry in NPM_CONFIG_REGISTRY."
             )
     return archive
-
-
-_NAME = f"onnxruntime-web-{VERSION}.tgz"
 
 
 def _hash(file: Path) -> str:
