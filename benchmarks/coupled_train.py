@@ -20,8 +20,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from diffusers_ict.objective import Pair, consistency_pair
-from diffusers_ict.preconditioning import per_image
+from diffusers_ict.formulas.preconditioning import per_image
+from diffusers_ict.objectives.base import Pair, consistency_pair
 from diffusers_ict.training import train
 from diffusers_ict.training.recipe import Recipe, parse
 

@@ -21,7 +21,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from diffusers_ict import ICT, ict_num_levels, karras_sigmas
-from diffusers_ict.preconditioning import c_noise, per_image
+from diffusers_ict.formulas.preconditioning import c_noise, per_image
 
 SIGMA_DATA = 0.5
 

@@ -7,7 +7,8 @@ from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
 from diffusers_ict import CT, ICT, ConsistencyFunction, ConsistencyPipeline, c_noise, consistency_pair, karras_sigmas
-from diffusers_ict.act import (
+from diffusers_ict.discriminator import ConsistencyDiscriminator
+from diffusers_ict.objectives.act import (
     AdaptiveStrength,
     AdversarialWeight,
     discriminator_loss,
@@ -15,7 +16,6 @@ from diffusers_ict.act import (
     r1_penalty,
     weighted_lerp,
 )
-from diffusers_ict.discriminator import ConsistencyDiscriminator
 from diffusers_ict.training.log import read_log
 from diffusers_ict.training.recipe import Recipe
 from diffusers_ict.training.train import train

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_ict.augmentation import (
+from diffusers_ict.formulas.augmentation import (
     NUM_UNIFORM,
     _flip_luma,
     _Numbers,
@@ -50,7 +50,7 @@ def test_when_nothing_happens_images_are_not_resampled(image):
 def test_the_numbers_are_used_up_exactly():
     numbers = _Numbers(torch.rand(2, NUM_UNIFORM))
     x = torch.rand(2, 3, 8, 8)
-    from diffusers_ict.augmentation import _move_whole_pixels, _warp
+    from diffusers_ict.formulas.augmentation import _move_whole_pixels, _warp
 
     _recolour(_warp(_move_whole_pixels(x, 0.5, numbers), 0.5, numbers), 0.5, numbers)
     with pytest.raises(StopIteration):
@@ -189,7 +189,7 @@ def test_each_transformation_happens_with_probability_p():
     x = torch.arange(64.0).view(1, 1, 8, 8).expand(4000, 1, 8, 8).contiguous()
     uniform = torch.rand(4000, NUM_UNIFORM, generator=torch.Generator().manual_seed(2))
     uniform[:, SHIFT] = 1.0
-    from diffusers_ict.augmentation import _move_whole_pixels
+    from diffusers_ict.formulas.augmentation import _move_whole_pixels
 
     moved = (_move_whole_pixels(x, 0.4, _Numbers(uniform)) != x).flatten(1).any(1).float().mean().item()
     assert moved == pytest.approx(1 - 0.8 * 0.7, abs=0.03)

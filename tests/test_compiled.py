@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 from diffusers_ict import ICT as ICTObjective
 from diffusers_ict import ICTScheduler, consistency_pair, hold_fast_columns, share_dropout
-from diffusers_ict.act import AdaptiveStrength, AdversarialWeight
-from diffusers_ict.augmentation import NUM_UNIFORM
 from diffusers_ict.data.batch import Batch
 from diffusers_ict.discriminator import ConsistencyDiscriminator
 from diffusers_ict.errors import UserError
+from diffusers_ict.formulas.augmentation import NUM_UNIFORM
+from diffusers_ict.objectives.act import AdaptiveStrength, AdversarialWeight
 from diffusers_ict.training import captured
 from diffusers_ict.training.adversary import Adversary
 from diffusers_ict.training.optimization import make_optimizer

@@ -37,7 +37,7 @@ from diffusers_ict.conversion.diffusion import (
     times_of,
 )
 from diffusers_ict.conversion.published import is_edm
-from diffusers_ict.time_embedding import uses_fast_columns
+from diffusers_ict.formulas.time_embedding import uses_fast_columns
 
 LEVELS = [0.002, 0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 80.0]
 

@@ -9,7 +9,7 @@ from conftest import ONE_LEVEL, make_unet
 from torch import nn
 
 from diffusers_ict import ICT, ConsistencyFunction, consistency_pair, reuse_masks, share_dropout
-from diffusers_ict.dropout import SharedDropout
+from diffusers_ict.formulas.dropout import SharedDropout
 
 
 def level_pair(f, teacher=None, x=None):

@@ -11,8 +11,8 @@ from short_run import ACT, ECT, final_tensors, run
 from diffusers_ict import ECT as ECTObjective
 from diffusers_ict import Pair, consistency_pair
 from diffusers_ict.errors import UserError
-from diffusers_ict.methods import METHODS
-from diffusers_ict.preconditioning import boundary
+from diffusers_ict.formulas.preconditioning import boundary
+from diffusers_ict.objectives.methods import METHODS
 from diffusers_ict.training import train
 from diffusers_ict.training.estimate import stages
 from diffusers_ict.training.log import read_log

@@ -5,7 +5,7 @@ from safetensors.torch import save_file
 from short_run import run
 
 from diffusers_ict import CT, LPIPS, consistency_pair
-from diffusers_ict.lpips import SCALE, SHIFT, VGG16
+from diffusers_ict.objectives.lpips import SCALE, SHIFT, VGG16
 from diffusers_ict.training.log import read_log
 
 

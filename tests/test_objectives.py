@@ -5,7 +5,7 @@ import torch
 from conftest import make_unet
 
 from diffusers_ict import CT, ECT, ICT, ConsistencyFunction, Objective, consistency_pair, karras_sigmas, squared_l2
-from diffusers_ict.preconditioning import per_image
+from diffusers_ict.formulas.preconditioning import per_image
 
 
 def one_step(objective, f, x, **more):

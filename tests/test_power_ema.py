@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_ict.power_ema import inner_product, power_decay, power_exponent, reconstruction, relative_std
+from diffusers_ict.formulas.power_ema import inner_product, power_decay, power_exponent, reconstruction, relative_std
 
 
 @pytest.mark.parametrize(("std", "exponent"), [(0.05, 16.97), (0.10, 6.94), (0.15, 3.56)])

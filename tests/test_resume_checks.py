@@ -265,7 +265,7 @@ def test_no_tensor_of_a_checkpoint_is_anything_but_finite(loss, flags, tmp_path,
 
 def test_a_run_that_diverges_without_a_checkpoint_says_so(flags, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "consistency_pair", lambda *args, **kwargs: nan_pair(*args, **kwargs))
-    from diffusers_ict.objective import consistency_pair
+    from diffusers_ict.objectives.base import consistency_pair
 
     def nan_pair(*args, **kwargs):
         pair = consistency_pair(*args, **kwargs)

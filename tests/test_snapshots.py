@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from short_run import ICT, run
 
 from diffusers_ict.commands import ema
-from diffusers_ict.power_ema import power_decay, power_exponent
+from diffusers_ict.formulas.power_ema import power_decay, power_exponent
 from diffusers_ict.training.ema import PowerEMA
 from diffusers_ict.training.snapshots import list_snapshots
 

@@ -1,22 +1,9 @@
-from .act import (
-    AdaptiveStrength,
-    AdversarialWeight,
-    discriminator_logits,
-    discriminator_loss,
-    generator_loss,
-    r1_penalty,
-    weighted_lerp,
-)
-from .augmentation import augment
-from .ct import CT
 from .discriminator import ConsistencyDiscriminator
-from .distances import pseudo_huber, pseudo_huber_constant, squared_l2
-from .dropout import reuse_masks, share_dropout
-from .ect import ECT
-from .editing import Colorize, Edit, Inpaint, SuperResolve, slerp, start_level
-from .ict import ICT
-from .lpips import LPIPS
-from .noise_schedule import (
+from .formulas.augmentation import augment
+from .formulas.distances import pseudo_huber, pseudo_huber_constant, squared_l2
+from .formulas.dropout import reuse_masks, share_dropout
+from .formulas.editing import Colorize, Edit, Inpaint, SuperResolve, slerp, start_level
+from .formulas.noise_schedule import (
     act_num_levels,
     ct_num_levels,
     ct_teacher_decay,
@@ -29,7 +16,22 @@ from .noise_schedule import (
     rho_through,
     uniform_pair_probabilities,
 )
-from .objective import GridObjective, Objective, Pair, consistency_pair
+from .formulas.preconditioning import ConsistencyFunction, c_noise, c_out, c_skip, denoise, scale_input
+from .formulas.time_embedding import fast_columns, hold_fast_columns, uses_fast_columns, zero_fast_columns
+from .objectives.act import (
+    AdaptiveStrength,
+    AdversarialWeight,
+    discriminator_logits,
+    discriminator_loss,
+    generator_loss,
+    r1_penalty,
+    weighted_lerp,
+)
+from .objectives.base import GridObjective, Objective, Pair, consistency_pair
+from .objectives.ct import CT
+from .objectives.ect import ECT
+from .objectives.ict import ICT
+from .objectives.lpips import LPIPS
 from .pipeline_consistency import ConsistencyPipeline, load_stock
 from .pipeline_consistency_edit import (
     ConsistencyColorizePipeline,
@@ -39,9 +41,7 @@ from .pipeline_consistency_edit import (
     ConsistencyInpaintPipeline,
     ConsistencyUpscalePipeline,
 )
-from .preconditioning import ConsistencyFunction, c_noise, c_out, c_skip, denoise, scale_input
 from .scheduling_ict import ICTScheduler
-from .time_embedding import fast_columns, hold_fast_columns, uses_fast_columns, zero_fast_columns
 from .version import __version__
 
 __all__ = [

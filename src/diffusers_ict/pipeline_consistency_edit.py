@@ -10,7 +10,7 @@ from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from PIL.Image import Image
 from torch import Tensor
 
-from .editing import Colorize, Edit, Inpaint, SuperResolve, start_level
+from .formulas.editing import Colorize, Edit, Inpaint, SuperResolve, start_level
 from .pipeline_consistency import Callback, ConsistencyPipelineBase, Generators, Labels
 
 NOTHING = Inpaint(torch.ones(()))  # is known

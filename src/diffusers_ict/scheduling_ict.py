@@ -11,9 +11,18 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .noise_schedule import LARGEST_RHO, LEAST_RHO, RHO, SIGMA_MAX, SIGMA_MIN, level_dtype, rho_through
-from .objective import Objective
-from .preconditioning import SIGMA_DATA, ConsistencyFunction, c_out, c_skip, denoise, per_image, scale_input, sigma_of
+from .formulas.noise_schedule import LARGEST_RHO, LEAST_RHO, RHO, SIGMA_MAX, SIGMA_MIN, level_dtype, rho_through
+from .formulas.preconditioning import (
+    SIGMA_DATA,
+    ConsistencyFunction,
+    c_out,
+    c_skip,
+    denoise,
+    per_image,
+    scale_input,
+    sigma_of,
+)
+from .objectives.base import Objective
 from .stock_key import STOCK_KEY
 
 # Settings of ours that a stock config carries under STOCK_KEY.

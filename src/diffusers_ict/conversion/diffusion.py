@@ -27,9 +27,9 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
 from ..errors import UserError
-from ..noise_schedule import SIGMA_MAX, SIGMA_MIN
-from ..preconditioning import c_noise
-from ..time_embedding import fast_columns
+from ..formulas.noise_schedule import SIGMA_MAX, SIGMA_MIN
+from ..formulas.preconditioning import c_noise
+from ..formulas.time_embedding import fast_columns
 from .time_refit import embedding, geometric, ridge, set_linear
 
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")

@@ -12,12 +12,12 @@ from diffusers import ConsistencyModelPipeline, DiffusionPipeline, UNet2DModel
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..errors import UserError, first_line
+from ..formulas.preconditioning import DIFFUSION_SIGMA_DATA
+from ..formulas.time_embedding import fast_columns
 from ..hub.check_repository import file_of
 from ..hub.metadata import ConversionMetadata
 from ..pipeline_consistency import ConsistencyPipeline, load_pipeline
-from ..preconditioning import DIFFUSION_SIGMA_DATA
 from ..scheduling_ict import ICTScheduler
-from ..time_embedding import fast_columns
 from . import act_release, diffusion, openai_layout, unet_shape
 from .published import Published, is_edm, published
 from .tensors import checked, shown

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from ..noise_schedule import karras_sigmas
+from ..formulas.noise_schedule import karras_sigmas
 
 
 @dataclass(frozen=True)

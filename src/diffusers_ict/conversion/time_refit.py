@@ -16,8 +16,8 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 from ..errors import UserError
-from ..noise_schedule import SIGMA_MAX, SIGMA_MIN
-from ..preconditioning import c_noise
+from ..formulas.noise_schedule import SIGMA_MAX, SIGMA_MIN
+from ..formulas.preconditioning import c_noise
 
 FIT_LEVELS = 4096
 TEST_LEVELS = 3001  # of the embedding; none of them but the ends is a level of the fit

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..augmentation import NUM_UNIFORM
-from ..objective import Objective
+from ..formulas.augmentation import NUM_UNIFORM
+from ..objectives.base import Objective
 from .draw import Draw
 from .images import to_unit
 from .stream import TrainingImages

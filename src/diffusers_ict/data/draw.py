@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..noise_schedule import level_dtype
+from ..formulas.noise_schedule import level_dtype
 
 # One stream for each kind of randomness, so that a new kind does not change the others. Never renumber.
 PERMUTATION, FLIP, PAIR, NOISE, DROPOUT, INIT, VALIDATION, AUGMENTATION, EVALUATION, SHARD, BLOCK_ORDER = range(11)

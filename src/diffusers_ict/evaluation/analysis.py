@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..files import atomic_file
-from ..preconditioning import ConsistencyFunction
+from ..formulas.preconditioning import ConsistencyFunction
 from .neighbours import nearest, neighbour_distances
 
 

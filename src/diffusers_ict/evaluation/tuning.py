@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..noise_schedule import LARGEST_RHO, LEAST_RHO
+from ..formulas.noise_schedule import LARGEST_RHO, LEAST_RHO
+from ..formulas.stock_grid import middle_level
 from ..scheduling_ict import ICTScheduler
-from ..stock_grid import middle_level
 
 
 @dataclass(frozen=True)

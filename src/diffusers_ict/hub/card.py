@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..errors import UserError, first_line
 from ..files import read_text, write_text
-from ..methods import METHODS
+from ..objectives.methods import METHODS
 from ..stock_key import STOCK_KEY
 from . import sections
 from .metadata import ConversionMetadata, RunMetadata

@@ -13,10 +13,10 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from ..errors import UserError, first_line
 from ..files import read_text
+from ..formulas.preconditioning import DIFFUSION_SIGMA_DATA
+from ..formulas.time_embedding import fast_columns
 from ..pipeline_consistency import ConsistencyPipeline, load_stock
-from ..preconditioning import DIFFUSION_SIGMA_DATA
 from ..stock_key import STOCK_KEY
-from ..time_embedding import fast_columns
 from .card import read_card
 from .metadata import ConversionMetadata, RunMetadata
 

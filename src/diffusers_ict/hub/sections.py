@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ..files import read_json
-from ..stock_grid import middle_level
+from ..formulas.stock_grid import middle_level
 
 SHOWN_CLASSES = 20  # at most, by name
 

@@ -10,7 +10,14 @@ from accelerate import Accelerator
 from diffusers import UNet2DModel
 from torch import Tensor
 
-from ..act import (
+from ..data.batch import Batch, GlobalBatch
+from ..data.draw import FAKES, INIT, derive_seed
+from ..discriminator import ConsistencyDiscriminator
+from ..errors import UserError, first_line
+from ..formulas.augmentation import augment
+from ..formulas.preconditioning import ConsistencyFunction, per_image
+from ..formulas.time_embedding import hold_fast_columns, zero_fast_columns
+from ..objectives.act import (
     AdaptiveStrength,
     AdversarialWeight,
     discriminator_logits,
@@ -19,15 +26,8 @@ from ..act import (
     r1_penalty,
     weighted_lerp,
 )
-from ..augmentation import augment
-from ..data.batch import Batch, GlobalBatch
-from ..data.draw import FAKES, INIT, derive_seed
-from ..discriminator import ConsistencyDiscriminator
-from ..errors import UserError, first_line
-from ..objective import Objective, Pair
-from ..preconditioning import ConsistencyFunction, per_image
+from ..objectives.base import Objective, Pair
 from ..processes import GradientMean, network_precision
-from ..time_embedding import hold_fast_columns, zero_fast_columns
 from .captured import Captured, can_capture, captured_step
 from .optimization import make_optimizer
 from .recipe import Recipe, find_shipped

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from ..power_ema import power_decay, power_exponent
+from ..formulas.power_ema import power_decay, power_exponent
 
 TRACKED_STDS = (0.05, 0.10)  # as in EDM2
 

@@ -9,8 +9,8 @@ from diffusers import UNet2DModel
 from ..data.overview import overview
 from ..data.stream import TrainingImages
 from ..discriminator import ConsistencyDiscriminator
-from ..objective import Objective
-from ..time_embedding import uses_fast_columns
+from ..formulas.time_embedding import uses_fast_columns
+from ..objectives.base import Objective
 from .memory import CARDS, Memory, memory_of
 from .recipe import Recipe
 from .unets import describe_dropout

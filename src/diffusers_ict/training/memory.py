@@ -12,8 +12,8 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..act import discriminator_logits, discriminator_loss, generator_loss, r1_penalty
 from ..discriminator import ConsistencyDiscriminator
+from ..objectives.act import discriminator_logits, discriminator_loss, generator_loss, r1_penalty
 
 CARDS = (8, 24, 80, 141)  # GB of the GPUs that people have
 # For what only lives inside an operation: gradients of activations, and the workspace of convolutions. Measured peaks

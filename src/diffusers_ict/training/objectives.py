@@ -5,14 +5,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..ct import CT
-from ..distances import squared_l2
-from ..ect import ECT
 from ..errors import UserError
-from ..ict import ICT
-from ..lpips import LPIPS
-from ..noise_schedule import act_num_levels, ct_num_levels
-from ..objective import Objective
+from ..formulas.distances import squared_l2
+from ..formulas.noise_schedule import act_num_levels, ct_num_levels
+from ..objectives.base import Objective
+from ..objectives.ct import CT
+from ..objectives.ect import ECT
+from ..objectives.ict import ICT
+from ..objectives.lpips import LPIPS
 from .recipe import Recipe
 
 ECT_STAGES = 8  # as in ECT's long run, where the recipe states no other length

@@ -13,7 +13,7 @@ import yaml
 from ..data.settings import DataSettings
 from ..errors import UserError
 from ..files import portable
-from ..methods import METHODS
+from ..objectives.methods import METHODS
 from ..settings import ArgumentParser, add_flags, as_flag, check_bounds, setting
 from .adversarial_settings import AUGMENT_TAU, AdversarialSettings
 from .run_settings import RunSettings

@@ -13,17 +13,17 @@ from accelerate.utils import gather_object
 from diffusers import UNet2DModel
 from filelock import BaseFileLock
 
-from ..act import AdversarialWeight
 from ..data.batch import GlobalBatch
 from ..data.draw import GENERATOR, INIT, Draw, derive_seed
 from ..data.stream import StreamedImages, TrainingImages, stream_images
-from ..dropout import share_dropout
 from ..errors import TrainingStopped, UserError
 from ..files import write_text
+from ..formulas.dropout import share_dropout
+from ..formulas.preconditioning import ConsistencyFunction
 from ..hub.publish import BackgroundPublisher, check_repo_id, push
-from ..objective import Objective
+from ..objectives.act import AdversarialWeight
+from ..objectives.base import Objective
 from ..pipeline_consistency import ConsistencyPipeline
-from ..preconditioning import ConsistencyFunction
 from ..processes import make_accelerator, network_precision
 from . import checkpoint
 from .adversary import Adversary, build_discriminator, make_adversary

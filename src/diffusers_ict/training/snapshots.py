@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..errors import UserError, first_line
 from ..files import atomic_file
+from ..formulas.power_ema import power_exponent, reconstruction
 from ..hub.card import write_card
-from ..power_ema import power_exponent, reconstruction
 from .ema import PowerEMA
 
 FOLDER = "averages"

@@ -2,7 +2,7 @@
 
 from ..conversion import Converted, convert
 from ..errors import UserError
-from ..preconditioning import SIGMA_DATA
+from ..formulas.preconditioning import SIGMA_DATA
 from ..scheduling_ict import ICTScheduler
 from .recipe import Recipe
 

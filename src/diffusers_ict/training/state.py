@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..act import AdaptiveStrength
 from ..data.stream import StreamedImages
 from ..errors import TrainingDiverged, UserError
+from ..objectives.act import AdaptiveStrength
 from . import checkpoint
 from .checkpoint import Checkpoint
 from .ema import EMA

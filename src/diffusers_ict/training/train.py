@@ -11,8 +11,8 @@ from ..data.batch import Batch
 from ..data.draw import FAKES, GENERATOR, REALS
 from ..data.stream import TrainingImages
 from ..errors import TrainingDiverged, TrainingStopped
-from ..objective import Objective, consistency_pair
-from ..preconditioning import boundary
+from ..formulas.preconditioning import boundary
+from ..objectives.base import Objective, consistency_pair
 from ..processes import GradientMean
 from .captured import Captured, can_capture, captured_step
 from .checkpoint import describe_newest

@@ -9,8 +9,8 @@ from diffusers import UNet2DModel
 from ..conversion import Converted
 from ..data.stream import TrainingImages
 from ..errors import UserError, first_line
-from ..methods import METHODS
-from ..time_embedding import hold_fast_columns, uses_fast_columns, zero_fast_columns
+from ..formulas.time_embedding import hold_fast_columns, uses_fast_columns, zero_fast_columns
+from ..objectives.methods import METHODS
 from .recipe import Recipe, find_shipped
 
 # Width of each level, by image size; the number of levels follows from the size itself.

@@ -12,9 +12,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .dropout import reuse_masks
-from .noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, karras_sigmas
-from .preconditioning import ConsistencyFunction, per_image
+from ..formulas.dropout import reuse_masks
+from ..formulas.noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, karras_sigmas
+from ..formulas.preconditioning import ConsistencyFunction, per_image
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
-from .noise_schedule import karras_ramp, level_dtype
-from .objective import Objective, Pair
-from .preconditioning import c_noise
+from ..formulas.noise_schedule import karras_ramp, level_dtype
+from ..formulas.preconditioning import c_noise
+from .base import Objective, Pair
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .distances import pseudo_huber
-from .noise_schedule import ict_num_levels, ict_weighting, lognormal_pair_probabilities
-from .objective import GridObjective, Pair
+from ..formulas.distances import pseudo_huber
+from ..formulas.noise_schedule import ict_num_levels, ict_weighting, lognormal_pair_probabilities
+from .base import GridObjective, Pair
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from .distances import pseudo_huber
-from .noise_schedule import SIGMA_MAX, SIGMA_MIN, ict_weighting
-from .objective import Objective, Pair
+from ..formulas.distances import pseudo_huber
+from ..formulas.noise_schedule import SIGMA_MAX, SIGMA_MIN, ict_weighting
+from .base import Objective, Pair
 
 LARGEST_RATIO = 0.999
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .distances import squared_l2
-from .noise_schedule import ct_num_levels, ct_teacher_decay, uniform_pair_probabilities
-from .objective import GridObjective, Pair
+from ..formulas.distances import squared_l2
+from ..formulas.noise_schedule import ct_num_levels, ct_teacher_decay, uniform_pair_probabilities
+from .base import GridObjective, Pair
 
 
 @dataclass(frozen=True)

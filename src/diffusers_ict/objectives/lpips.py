@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from .errors import first_line
+from ..errors import first_line
 
 # Mean and standard deviation of ImageNet, for images in [-1, 1], as in the lpips package.
 SHIFT = (-0.030, -0.088, -0.188)

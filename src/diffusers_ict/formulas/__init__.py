@@ -1,0 +1,1 @@
+"""Formulas of the papers: torch and the standard library only."""
