@@ -214,8 +214,10 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         objective: Objective,
         step: int,
         total_steps: int,
-        batch_size: int,
+        batch_size: int | None = None,
         generator: torch.Generator | None = None,
+        *,
+        uniform: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Noise levels of one training step: a pair of neighbours for each sample, as the objective draws them.
 
@@ -230,6 +232,8 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         Raises:
             ValueError: the objective draws levels below this scheduler's sigma_min, where f is not defined.
         """
+        if uniform is not None:
+            return objective.sample_pair(uniform, step, total_steps)
         uniform = torch.rand(batch_size, dtype=torch.float64, generator=generator)
         sigma, sigma_next = objective.sample_pair(uniform, step, total_steps)
         if sigma.min() < self.config.sigma_min:
