@@ -42,10 +42,11 @@ def in_precision(net: nn.Module, accelerator: Accelerator) -> Callable:
     By `torch.autocast`, which can be compiled; accelerate's own context cannot.
     """
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
-    device = accelerator.device.type
+    if precision is None:
+        return net
 
     def call(*args, **kwargs):
-        with torch.autocast(device, precision, enabled=precision is not None):
+        with torch.autocast(accelerator.device.type, precision):
             return net(*args, **kwargs)
 
     return call

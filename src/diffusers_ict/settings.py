@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import math
 import operator
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -86,7 +87,11 @@ class ArgumentParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{' '.join(message.split())}.")
+        hint = ""
+        if message.startswith("unrecognized") and any(action.dest == "objective" for action in self._actions):
+            hint = "; settings of a method are given as `objective` NAME=VALUE"
+        message = re.sub(r"\bhf_\w+", "hf_...", " ".join(message.split()))  # a token is not for the screen, or a log
+        raise UserError(f"{message}{hint}.")
 
 
 def add_flags(parser: argparse.ArgumentParser, groups: dict[str, type]) -> None:

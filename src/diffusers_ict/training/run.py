@@ -214,6 +214,12 @@ def _resolve(
             )
         steps = max(1, round(recipe.num_train_epochs * data.count / recipe.images_in_step(accelerator.num_processes)))
     beta1, beta2 = objective.betas
+    if isinstance(objective, ACT):
+        recipe = dataclasses.replace(
+            recipe,
+            discriminator_learning_rate=recipe.discriminator_learning_rate or recipe.learning_rate,
+            discriminator_batch_size=recipe.discriminator_micro_batch,
+        )
     return dataclasses.replace(
         recipe,
         objective={**recipe.objective, **objective.settings()} if own_objective is None else {},
@@ -221,8 +227,6 @@ def _resolve(
         mixed_precision=accelerator.mixed_precision,
         adam_beta1=beta1 if recipe.adam_beta1 is None else recipe.adam_beta1,
         adam_beta2=beta2 if recipe.adam_beta2 is None else recipe.adam_beta2,
-        discriminator_learning_rate=recipe.discriminator_learning_rate or recipe.learning_rate,
-        discriminator_batch_size=recipe.discriminator_batch_size or recipe.train_batch_size,
     )
 
 

@@ -118,5 +118,5 @@ def load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, entry = key.rsplit("|", 1)
-        state.setdefault(numbers[name], {})[entry] = value
+        state.setdefault(numbers[name], {})[entry] = value.clone()  # the optimizer would keep this very tensor
     optimizer.load_state_dict({"state": state, "param_groups": groups})
