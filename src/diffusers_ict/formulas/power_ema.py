@@ -57,7 +57,8 @@ def reconstruction(snapshots: Sequence[Profile], wanted: Profile) -> tuple[Tenso
         wanted: the same of the average that is wanted.
 
     Returns:
-        (the weight of each snapshot, float64 [n], with the sum 1; the distance of the profile they make, as a share of its norm).
+        (the weight of each snapshot, float64 [n] with the sum 1; the distance of the profile they make from the wanted
+        one, as a share of the norm of that).
     """
     products = torch.tensor([[inner_product(a, b) for b in snapshots] for a in snapshots], dtype=torch.float64)
     shared = torch.tensor([inner_product(a, wanted) for a in snapshots], dtype=torch.float64)
