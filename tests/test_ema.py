@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from diffusers_ict.training.ema import EMA, variant_name
+from diffusers_ict.training.ema import EMA, note_on_equal_averages, variant_name
+from diffusers_ict.training.recipe import parse
 
 
 def test_constant_weights_are_a_fixed_point_and_a_jump_decays_geometrically():
@@ -26,6 +27,26 @@ def test_warmup_averages_over_the_last_tenth_of_a_short_run():
     value = ema.state_dict(0.9999)["w"].item()
     assert value == pytest.approx(reference, rel=1e-4)
     assert 850 < value < 950
+
+
+@pytest.mark.parametrize("total_steps", [1, 8, 9, 10, 79, 80, 81, 82, 100])
+def test_averages_that_the_warmup_makes_equal_are_told(total_steps):
+    weight = torch.zeros(1)
+    ema = EMA([("w", weight)], [0.5, 0.9], warmup=True)
+    for step in range(total_steps):
+        weight.normal_()
+        ema.update(step)
+    equal = torch.equal(*(ema.state_dict(decay)["w"] for decay in (0.5, 0.9)))
+    assert equal == (note_on_equal_averages([0.5, 0.9], total_steps) is not None)
+    assert note_on_equal_averages([0.9], total_steps) is None
+
+
+@pytest.mark.parametrize(("name", "total_steps"), [("digits", 1200), ("small_budget", 8000), ("tune_ddpm", 8000)])
+def test_recipes_of_short_runs_have_different_averages(name, total_steps):
+    """At the length of the recipe, or that of its command in the README."""
+    recipe = parse(["--config", name, "--max_train_steps", str(total_steps)], "train_ict.py", None)
+    assert len(recipe.ema_decays) == 2
+    assert not recipe.ema_warmup or note_on_equal_averages(recipe.ema_decays, total_steps) is None
 
 
 def test_shadows_are_float32_even_of_bfloat16_weights():

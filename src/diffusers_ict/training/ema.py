@@ -1,6 +1,6 @@
 """Exponential moving averages of the weights, several decays at once, in float32."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,23 @@ TRACKED_STDS = (0.05, 0.10)  # as in EDM2
 def variant_name(decay: float) -> str:
     """0.9999 -> "ema9999": the name of an EMA's weights as a diffusers variant, which may hold no dot."""
     return "ema" + f"{decay:.10f}".rstrip("0").split(".")[1]
+
+
+def warmed_up_decay(decay: float, step: int) -> float:
+    """The decay in step `step` (from 0) of an average that is warmed up: min(decay, (1 + step) / (10 + step))."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def note_on_equal_averages(decays: Sequence[float], total_steps: int) -> str | None:
+    """A sentence where the warm-up holds several decays below their value for the whole run, which makes them one."""
+    most = warmed_up_decay(1.0, total_steps - 1)
+    held = [f"{decay:g}" for decay in decays if decay >= most]
+    if len(held) < 2:
+        return None
+    return (
+        f"The averages of the decays {' and '.join(held)} will be equal, because the warm-up ends at {most:.4g} after "
+        f"{total_steps} steps: choose smaller --ema_decays, or --no-ema_warmup."
+    )
 
 
 @torch.no_grad()
@@ -51,7 +68,7 @@ class EMA:
 
     def decay_at(self, decay: float, step: int) -> float:
         """The decay of a shadow in step `step` (from 0)."""
-        return min(decay, (1 + step) / (10 + step)) if self.warmup else decay
+        return warmed_up_decay(decay, step) if self.warmup else decay
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module, decay: float) -> None:

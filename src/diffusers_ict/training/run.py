@@ -28,7 +28,7 @@ from ..processes import make_accelerator, network_precision
 from . import checkpoint
 from .adversary import Adversary, build_discriminator, make_adversary
 from .captured import can_capture
-from .ema import EMA, PowerEMA
+from .ema import EMA, PowerEMA, note_on_equal_averages
 from .estimate import describe
 from .log import Metrics
 from .objectives import check_curriculum, make_objective
@@ -163,6 +163,8 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Trainin
     for note in () if start is None else start.notes:
         accelerator.print(note)
     accelerator.print(describe(recipe, accelerator, images, objective, unet, discriminator, batch_size))
+    if recipe.ema_warmup and (equal := note_on_equal_averages(recipe.ema_decays, recipe.max_train_steps)):
+        accelerator.print(equal)
     if recipe.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
