@@ -4,6 +4,8 @@ import argparse
 import dataclasses
 import math
 import operator
+import os
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -79,7 +81,8 @@ def default_of(item: dataclasses.Field) -> Any:
 class ArgumentParser(argparse.ArgumentParser):
     """An argparse parser that raises UserError for invalid arguments, instead of leaving the program.
 
-    Flags are not abbreviated: a new flag must not change what an old command means.
+    Flags are not abbreviated: a new flag must not change what an old command means. A value that begins with ~ is a
+    path below the user's home (shells leave --flag=~/folder as it is): nothing else begins so, no Hub id either.
 
     Args:
         about: docstring of the program: --help begins with its first line, and ends with the others.
@@ -95,8 +98,21 @@ class ArgumentParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """Parse words, by default those of the command line."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_args([_below_home(word) for word in words], namespace)
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{' '.join(message.split())}.")
+
+
+def _below_home(word: str) -> str:
+    """A word of a command line, in which ~ or --flag=~ became the path of the user's home."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + equals + os.path.expanduser(value)
 
 
 def add_flags(parser: argparse.ArgumentParser, groups: dict[str, type]) -> None:
