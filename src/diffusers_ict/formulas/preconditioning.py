@@ -74,9 +74,13 @@ class ConsistencyFunction:
     """f(x, sigma) around a network with the call of diffusers' UNet2DModel.
 
     Args:
-        net: called as `net(scaled_x, timesteps, class_labels=..., return_dict=False)[0]`, any module or wrapper. A
-            module is prepared by `share_dropout`; what a wrapper holds has to be.
+        net: called as `net(scaled_x, timesteps, class_labels=..., return_dict=False)[0]`, any module or wrapper. The
+            dropout modules of a module are changed by `share_dropout`, so that both halves of a pair drop the same
+            units; for what a wrapper holds, call it before.
         sigma_min, sigma_data: the constants of the preconditioning.
+
+    Raises:
+        ValueError: the module drops units otherwise than by `nn.Dropout`; see `share_dropout`.
     """
 
     def __init__(self, net: Callable, sigma_min: float = SIGMA_MIN, sigma_data: float = SIGMA_DATA) -> None:
