@@ -1,9 +1,7 @@
 """Noise levels: the grid, the two curricula that refine it, and how a training step picks from it.
 
-A grid is an ascending float64 tensor of N noise levels; pair i (0-based) is (sigmas[i], sigmas[i + 1]),
-so N levels have N - 1 pairs. Everything drawn or weighted per pair has shape [N - 1].
-
-Sources: iCT (arXiv:2310.14189), CT (arXiv:2303.01469), EDM (arXiv:2206.00364).
+A grid is an ascending float64 tensor of N noise levels; pair i (0-based) is (sigmas[i], sigmas[i + 1]), so N levels
+have N - 1 pairs. Sources: iCT (arXiv:2310.14189), CT (arXiv:2303.01469), EDM (arXiv:2206.00364).
 """
 
 import math

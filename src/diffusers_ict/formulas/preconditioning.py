@@ -50,11 +50,7 @@ def sigma_of(timesteps: Tensor) -> Tensor:
 
 
 def denoise(
-    network_output: Tensor,
-    x: Tensor,
-    sigma: Tensor,
-    sigma_min: float = SIGMA_MIN,
-    sigma_data: float = SIGMA_DATA,
+    network_output: Tensor, x: Tensor, sigma: Tensor, sigma_min: float = SIGMA_MIN, sigma_data: float = SIGMA_DATA
 ) -> Tensor:
     """f(x, sigma) from the network's output: c_out F + c_skip x, in the shape of x."""
     return c_out(sigma, sigma_min, sigma_data) * network_output + c_skip(sigma, sigma_min, sigma_data) * x
@@ -96,10 +92,6 @@ class ConsistencyFunction:
         a pair are closer together than half precision resolves.
         """
         level = per_image(sigma, x)
-        output = self.net(
-            scale_input(x, level, self.sigma_data),
-            c_noise(sigma),
-            class_labels=class_labels,
-            return_dict=False,
-        )[0]
+        scaled = scale_input(x, level, self.sigma_data)
+        output = self.net(scaled, c_noise(sigma), class_labels=class_labels, return_dict=False)[0]
         return denoise(output.float(), x, level, self.sigma_min, self.sigma_data)
