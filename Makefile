@@ -3,6 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
+# Threads that wait must not spin beside other work; see src/diffusers_ict/commands/__init__.py.
+ifndef OMP_WAIT_POLICY
+export GOMP_SPINCOUNT ?= 30000
+endif
+
 .PHONY: help demo sample web test torture test-slow test-all lint format docs clean compare bench
 
 help: ## show this list

@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("train_flags", nargs="*", help="after --: flags of train_ict.py that win over the recipe")
     options = parser.parse_args()
+    options.output_dir = options.output_dir.expanduser()
 
     digits = load_digits()
     pixels = (digits.images * 255 / 16).round().astype(np.uint8)

@@ -6,6 +6,7 @@ python examples/train_minimal.py --steps 1400 --output_dir runs/minimal
 
 import argparse
 
+import diffusers_ict.commands  # isort: skip  # noqa: F401 - before torch: threads that wait do not spin beside other work
 import torch
 from diffusers import UNet2DModel
 from sklearn.datasets import load_digits

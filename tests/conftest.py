@@ -8,6 +8,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 # One thread unless asked otherwise, also for subprocesses: sums in another order are other sums.
 os.environ["OMP_NUM_THREADS"] = os.environ.get("TEST_THREADS", "1")
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # tests run beside each other, and threads that spin stop the others
 
 import json
 import sys

@@ -4,15 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_ict.formulas.augmentation import (
-    NUM_UNIFORM,
-    _flip_luma,
-    _Numbers,
-    _recolour,
-    _saturate,
-    _turn_hue,
-    augment,
-)
+from diffusers_ict.formulas.augmentation import NUM_UNIFORM, augment
 
 # Places of the uniform numbers, in the order in which they are used: "does it happen" then its parameters.
 MIRROR, TURN, SHIFT = 0, 2, 4
@@ -45,16 +37,6 @@ def test_at_p_0_images_are_returned_as_they_are(image):
 
 def test_when_nothing_happens_images_are_not_resampled(image):
     assert torch.equal(augment(image, 0.5, numbers()), image)
-
-
-def test_the_numbers_are_used_up_exactly():
-    numbers = _Numbers(torch.rand(2, NUM_UNIFORM))
-    x = torch.rand(2, 3, 8, 8)
-    from diffusers_ict.formulas.augmentation import _move_whole_pixels, _warp
-
-    _recolour(_warp(_move_whole_pixels(x, 0.5, numbers), 0.5, numbers), 0.5, numbers)
-    with pytest.raises(StopIteration):
-        numbers.uniform()
 
 
 def test_mirror_equals_numpy(image):
@@ -146,18 +128,14 @@ def test_saturation_scales_colour_and_keeps_brightness(image):
 
 
 def test_hue_turns_red_to_green_to_blue_at_thirds():
-    third = _turn_hue(torch.tensor([2 * math.pi / 3]))[0]
-    red = torch.tensor([1.0, 0, 0])
-    torch.testing.assert_close(third @ red, torch.tensor([0.0, 1, 0]), atol=1e-6, rtol=0)
-    torch.testing.assert_close(third @ third @ red, torch.tensor([0.0, 0, 1]), atol=1e-6, rtol=0)
-    turn = _turn_hue(torch.tensor([0.7]))[0]
-    torch.testing.assert_close(turn @ turn.T, torch.eye(3))
-
-
-def test_colour_matrices_are_identities_at_rest():
-    eye = torch.eye(3)[None]
-    for matrix in (_flip_luma(torch.tensor([False])), _turn_hue(torch.zeros(1)), _saturate(torch.ones(1))):
-        torch.testing.assert_close(matrix, eye)
+    red, green, blue = torch.eye(3)[:, None, :, None, None].expand(-1, 1, 3, 4, 4)
+    third = numbers(**at(HUE=(0.1, 5 / 6)))  # 5/6 of the way from -pi to pi
+    for before, after in ((red, green), (green, blue), (blue, red)):
+        torch.testing.assert_close(augment(before, 0.5, third), after, atol=1e-6, rtol=0)
+    x = torch.randn(1, 3, 8, 8)
+    turned = augment(x, 0.5, numbers(**at(HUE=(0.1, 0.6))))
+    torch.testing.assert_close(turned.norm(dim=1), x.norm(dim=1))
+    torch.testing.assert_close(luma(turned), luma(x), atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
@@ -185,16 +163,9 @@ def test_gradient_equals_finite_differences():
 
 
 def test_each_transformation_happens_with_probability_p():
-    # Of whole-pixel moves on an image that all of them change, a share 1 - (1 - p / 2)(1 - 3 p / 4) is moved.
+    # Of moves by whole pixels on an image that all of them change, a share 1 - (1 - p / 2)(1 - 3 p / 4) is moved.
     x = torch.arange(64.0).view(1, 1, 8, 8).expand(4000, 1, 8, 8).contiguous()
-    uniform = torch.rand(4000, NUM_UNIFORM, generator=torch.Generator().manual_seed(2))
-    uniform[:, SHIFT] = 1.0
-    from diffusers_ict.formulas.augmentation import _move_whole_pixels
-
-    moved = (_move_whole_pixels(x, 0.4, _Numbers(uniform)) != x).flatten(1).any(1).float().mean().item()
+    uniform = torch.full((4000, NUM_UNIFORM), 0.99)  # nothing else happens
+    uniform[:, :SHIFT] = torch.rand(4000, SHIFT, generator=torch.Generator().manual_seed(2))
+    moved = (augment(x, 0.4, uniform) != x).flatten(1).any(1).float().mean().item()
     assert moved == pytest.approx(1 - 0.8 * 0.7, abs=0.03)
-
-
-def test_equal_numbers_give_equal_images(image):
-    uniform = torch.rand(1, NUM_UNIFORM)
-    assert torch.equal(augment(image, 0.8, uniform), augment(image, 0.8, uniform))

@@ -53,14 +53,24 @@ def test_networks_of_different_shape_share_nothing():
         share_dropout(make_unet(dropout=0.5), nn.Linear(1, 1))
 
 
+@pytest.mark.parametrize(
+    "module", [nn.Dropout2d(0.1), nn.MultiheadAttention(4, 1, dropout=0.1), nn.LSTM(1, 1, 2, dropout=0.1)]
+)
+def test_modules_that_drop_in_other_ways_are_refused(module):
+    with pytest.raises(ValueError, match=r"which .* does not allow: use nn.Dropout, or a dropout of 0, got 0.1"):
+        ConsistencyFunction(nn.Sequential(nn.Dropout(0.1), module))
+    share_dropout(nn.Dropout2d(0), nn.MultiheadAttention(4, 1))
+
+
 def test_weights_config_and_images_stay_as_they_are():
     unet = make_unet(dropout=0.5).eval()
-    x, before = torch.randn(2, 1, 8, 8), {k: v.clone() for k, v in unet.state_dict().items()}
+    x, names, modules = torch.randn(2, 1, 8, 8), unet.state_dict().keys(), list(unet.modules())
     expected = unet(x, 1).sample
     share_dropout(unet)
-    assert unet.state_dict().keys() == before.keys()
+    assert unet.state_dict().keys() == names
     assert torch.equal(unet(x, 1).sample, expected)
-    assert any(isinstance(module, SharedDropout) and module.p == 0.5 for module in unet.modules())
+    assert all(a is b for a, b in zip(unet.modules(), modules, strict=True))
+    assert any(isinstance(module, SharedDropout) and module.p == 0.5 for module in modules)
 
 
 def test_recomputed_activations_have_the_same_masks():

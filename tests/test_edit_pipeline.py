@@ -259,6 +259,21 @@ def test_pil_numpy_and_tensors_are_the_same_images():
     assert y[0, 0, 0, 7] == pictures()[0, 0, 0, 7].mul(255).round() / 255, "given images stay as they are"
 
 
+def test_integers_are_read_by_the_range_of_their_type():
+    """A soft mask paints from a half up, as PIL image, as floats and as integers; so with pictures."""
+    pipeline, soft = make(ConsistencyInpaintPipeline), np.linspace(0, 255, 64).round().reshape(8, 8).astype(np.uint8)
+    image = as_pil(pictures())[0]
+    expected = pipeline(image, Image.fromarray(soft), **one_step()).images
+    masks = [soft, torch.from_numpy(soft), [soft], soft.astype(np.uint16) * 257, soft / 255, soft >= 128]
+    for mask in masks:
+        assert torch.equal(pipeline(image, mask, **one_step()).images, expected)
+    pixels = np.asarray(image)
+    for form in (pixels, torch.from_numpy(pixels.copy()).permute(2, 0, 1), pixels.astype(np.uint16) * 257):
+        torch.testing.assert_close(pipeline(form, soft, **one_step()).images, expected, rtol=0, atol=1e-5)
+    noisy = [make(ConsistencyDenoisePipeline)(form, 0.1, output_type="pt").images for form in (image, pixels)]
+    assert torch.equal(*noisy)
+
+
 def test_grey_and_coloured_pictures_become_what_the_model_draws():
     colour = as_pil(pictures())
     grey = make(ConsistencyInpaintPipeline, channels=1)
@@ -369,12 +384,12 @@ class Smaller(Edit):
         ({"image": 2 * torch.ones(3, 8, 8)}, "numbers from 0 to 1, got 2 to 2"),
         ({"image": -torch.ones(3, 8, 8)}, "numbers from 0 to 1, got -1 to -1"),
         ({"image": torch.full((3, 8, 8), torch.nan)}, "numbers from 0 to 1, got nan"),
-        ({"image": np.full((8, 8, 3), 255, np.uint8)}, "numbers from 0 to 1, got 255"),
+        ({"image": np.full((8, 8, 3), 255)}, "image must be floats from 0 to 1, uint8, uint16 or bool, got int64"),
         ({"image": "image.png"}, "must be 8-bit PIL images, or arrays or tensors with 2 to 4 axes, got str"),
         ({"image": Image.new("I;16", (8, 8))}, "got a PIL image of mode I;16"),
         ({"image": Image.new("F", (8, 8))}, "got a PIL image of mode F"),
-        ({"image": [Image.new("L", (8, 8)), Image.new("L", (9, 8))]}, "images of one kind and size, got 2 of them"),
-        ({"image": []}, "images of one kind and size, got 0 of them"),
+        ({"image": [Image.new("L", (8, 8)), Image.new("L", (9, 8))]}, "images of one type and size, got 2 of them"),
+        ({"image": []}, "images of one type and size, got 0 of them"),
         ({"edit": "inpaint"}, r"edit must be an Edit, such as Inpaint\(mask\), got str"),
         ({"edit": Halved()}, "project of Halved must be a projector"),
         ({"edit": Smaller()}, "project of Smaller must be a projector"),
@@ -406,6 +421,14 @@ def test_bad_arguments_get_one_sentence(arguments, message):
         (ConsistencyInpaintPipeline, 3, (pictures(), torch.ones(4, 4)), "mask_image must be one mask, or one for each"),
         (ConsistencyInpaintPipeline, 3, (pictures(), torch.ones(3, 8, 8)), "got 3 of .8, 8. for 2 of .8, 8."),
         (ConsistencyInpaintPipeline, 3, (pictures(), torch.ones(2, 3, 8, 8)), r"mask_image must have one channel"),
+        (
+            ConsistencyInpaintPipeline,
+            3,
+            (pictures(), 255 * HALF),
+            "mask_image must hold numbers from 0 to 1, got 0 to 255",
+        ),
+        (ConsistencyInpaintPipeline, 3, (pictures(), HALF.int()), "mask_image must be floats.* bool, got int32"),
+        (ConsistencyInpaintPipeline, 3, (pictures(), HALF.byte()), "integers of 0 and 1, which are all black"),
         (ConsistencyInpaintPipeline, 3, (pictures(), "mask.png"), "mask_image must be 8-bit PIL images.*got str"),
         (ConsistencyUpscalePipeline, 3, (pictures(),), "8x8 divided by a whole number from 2, got 8x8"),
         (ConsistencyUpscalePipeline, 3, (torch.rand(1, 3, 3, 3),), "whole number from 2, got 3x3"),

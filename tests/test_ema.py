@@ -3,7 +3,8 @@ import torch
 from torch import nn
 
 from diffusers_ict.formulas.power_ema import power_exponent
-from diffusers_ict.training.ema import exponential_average, power_average, variant_name
+from diffusers_ict.training.ema import exponential_average, note_on_equal_averages, power_average, variant_name
+from diffusers_ict.training.recipe import parse
 
 
 class Weight(nn.Module):
@@ -46,6 +47,27 @@ def test_a_power_function_average_weighs_the_steps_by_their_power():
     shares = torch.arange(1, steps + 1, dtype=torch.float64) ** exponent
     exact = (shares * torch.arange(1, steps + 1)).sum() / shares.sum()
     assert average.module.weight.item() == pytest.approx(exact.item(), rel=2e-3)
+
+
+@pytest.mark.parametrize("total_steps", [1, 8, 9, 10, 79, 80, 81, 82, 100])
+def test_averages_that_the_warmup_makes_equal_are_told(total_steps):
+    net = Weight()
+    averages = [exponential_average(net, decay, warmup=True) for decay in (0.5, 0.9)]
+    for _ in range(total_steps):
+        net.weight.data.normal_()
+        for average in averages:
+            average.update_parameters(net)
+    equal = torch.equal(*(average.module.weight for average in averages))
+    assert equal == (note_on_equal_averages([0.5, 0.9], total_steps) is not None)
+    assert note_on_equal_averages([0.9], total_steps) is None
+
+
+@pytest.mark.parametrize(("name", "total_steps"), [("digits", 1200), ("small_budget", 8000), ("tune_ddpm", 8000)])
+def test_recipes_of_short_runs_have_different_averages(name, total_steps):
+    """At the length of the recipe, or that of its command in the README."""
+    recipe = parse(["--config", name, "--max_train_steps", str(total_steps)], "train_ict.py", None)
+    assert len(recipe.ema_decays) == 2
+    assert not recipe.ema_warmup or note_on_equal_averages(recipe.ema_decays, total_steps) is None
 
 
 def test_averages_are_float32_even_of_bfloat16_weights():

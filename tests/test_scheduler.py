@@ -189,6 +189,18 @@ def test_training_levels_are_neighbours_of_the_current_grid(generator):
     assert len(sigma.unique()) == 150
 
 
+def test_training_levels_follow_from_the_numbers_that_are_given():
+    scheduler, uniform = ICTScheduler(), torch.rand(64, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    drawn = scheduler.training_sigmas(ICT(), 3, 1000, 64, torch.Generator().manual_seed(4))
+    chosen = scheduler.training_sigmas(ICT(), 3, 1000, uniform=uniform)
+    assert all(torch.equal(a, b) for a, b in zip(drawn, chosen))
+    ends = scheduler.training_sigmas(ICT(), 0, 1000, uniform=torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64))
+    assert (ends[0][0].item(), ends[1][1].item()) == (0.002, 80.0)
+    for arguments in ({}, {"batch_size": 64, "uniform": uniform}):
+        with pytest.raises(ValueError, match="either batch_size or uniform"):
+            scheduler.training_sigmas(ICT(), 3, 1000, **arguments)
+
+
 def test_an_objective_below_the_schedulers_smallest_level_is_refused():
     with pytest.raises(ValueError, match=r"at least the scheduler's sigma_min 0\.01, and the objective drew 0\.002"):
         ICTScheduler(sigma_min=0.01).training_sigmas(CT(), 0, 1000, 256)

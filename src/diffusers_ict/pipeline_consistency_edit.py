@@ -15,6 +15,7 @@ from .pipeline_consistency import Callback, ConsistencyPipelineBase, Generators,
 
 NOTHING = Inpaint(torch.ones(()))  # is known
 DEEP_MODES = ("I", "F")  # and I;16 and the like: Pillow cuts their values when it converts them
+WHITE = {"bool": 1, "uint8": 255, "uint16": 65535}  # by the type of an array
 
 
 class ConsistencyEditPipeline(ConsistencyPipelineBase):
@@ -47,7 +48,8 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
 
         Args:
             image: one or several, of the model's size: PIL images, which are converted to the model's channels, or
-                arrays [H, W, C] or [B, H, W, C] or tensors [C, H, W] or [B, C, H, W] of numbers from 0 to 1.
+                arrays [H, W, C] or [B, H, W, C] or tensors [C, H, W] or [B, C, H, W] of floats from 0 to 1, of uint8
+                with white at 255, or of uint16 with white at 65,535.
             edit: `Inpaint`, `Colorize`, `SuperResolve`, or an `Edit` of your own.
             class_labels: one class for all images, or one for each given image, by number or by name (`id2label`);
                 drawn with `generator` when the model is class-conditional and none are given.
@@ -116,19 +118,14 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
     def _pixels(self, image: PipelineImageInput) -> Tensor:
         """Images of any size, with the model's channels: float32 [B, C, h, w] in [0, 1]."""
         channels = self.unet.config.in_channels
-        _check_images(image, "image")
-        processor = _processor(do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1)
-        pixels = processor.preprocess(image).to(self._execution_device, torch.float32)
+        pixels = _read(
+            image, "image", self._input_range, do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1
+        )
         if pixels.ndim != 4 or pixels.shape[1] != channels:
             raise ValueError(
                 f"images for this model must have {channels} channels, got some of the shape {tuple(pixels.shape[1:])}."
             )
-        low, high = self._input_range
-        if not (low <= pixels.min() and pixels.max() <= high):
-            raise ValueError(
-                f"images must hold numbers from {low:g} to {high:g}, got {pixels.min():g} to {pixels.max():g}."
-            )
-        return pixels
+        return pixels.to(self._execution_device)
 
 
 class ConsistencyInpaintPipeline(ConsistencyEditPipeline):
@@ -142,7 +139,7 @@ class ConsistencyInpaintPipeline(ConsistencyEditPipeline):
         Args:
             image: as for `ConsistencyEditPipeline`; with several masks, one image may stand for all.
             mask_image: white (from a half up) where to paint, one or one for each image: PIL images, or arrays or
-                tensors like `image`, with one channel or none.
+                tensors like `image` or of bool, with one channel or none.
             strength: at 1 nothing of what lies under the white is used; below, painting begins from it.
             options: other arguments of `ConsistencyEditPipeline`.
 
@@ -276,30 +273,55 @@ def _known_part(edit: Edit, y: Tensor) -> Tensor:
 
 
 def _mask(mask_image: PipelineImageInput) -> Tensor:
-    """[B, 1, H, W], 1 where white."""
-    _check_images(mask_image, "mask_image")
-    mask = _processor(do_binarize=True, do_convert_grayscale=True).preprocess(mask_image).float()
+    """float32 [B, 1, H, W], 1 where white."""
+    mask = _read(mask_image, "mask_image", (0.0, 1.0), do_convert_grayscale=True)
     if mask.ndim != 4 or mask.shape[1] != 1:
         raise ValueError(f"mask_image must have one channel, got the shape {tuple(mask.shape[1:])}.")
-    return mask
+    if 0 < mask.max() < 0.004:
+        raise ValueError(
+            "mask_image holds integers of 0 and 1, which are all black: make it bool, or multiply it by 255."
+        )
+    return (mask >= 0.5).float()
 
 
-def _processor(**options: bool) -> VaeImageProcessor:
-    """A processor that leaves size and range of pictures as they are."""
-    return VaeImageProcessor(vae_scale_factor=1, vae_latent_channels=0, do_resize=False, do_normalize=False, **options)
+def _read(images: PipelineImageInput, name: str, limits: tuple[float, float], **options: bool) -> Tensor:
+    """Images of one type and size, as they are but for their channels: float32 [B, C, h, w] within the limits.
 
-
-def _check_images(images: PipelineImageInput, name: str) -> None:
-    """Refuse what VaeImageProcessor would refuse in other words, or misread."""
+    What VaeImageProcessor would refuse in other words, or misread, is refused here.
+    """
     listed = images if isinstance(images, list) else [images]
-    kinds: set[tuple[type, tuple[int, ...]]] = set()
-    for one in listed:
-        if isinstance(one, Image) and one.mode.split(";")[0] not in DEEP_MODES:
-            kinds.add((Image, one.size))
-        elif isinstance(one, (np.ndarray, Tensor)) and one.ndim in (2, 3, 4):
-            kinds.add((type(one), tuple(one.shape)))
-        else:
-            got = f"a PIL image of mode {one.mode}" if isinstance(one, Image) else type(one).__name__
-            raise ValueError(f"{name} must be 8-bit PIL images, or arrays or tensors with 2 to 4 axes, got {got}.")
-    if len(kinds) != 1:
-        raise ValueError(f"{name} must be images of one kind and size, got {len(kinds)} of them.")
+    forms = {_form(one, name) for one in listed}
+    if len(forms) != 1:
+        raise ValueError(f"{name} must be images of one type and size, got {len(forms)} of them.")
+    if not isinstance(listed[0], Image):
+        images = [_unit(one, name) for one in listed] if isinstance(images, list) else _unit(images, name)
+    processor = VaeImageProcessor(
+        vae_scale_factor=1, vae_latent_channels=0, do_resize=False, do_normalize=False, **options
+    )
+    pixels = processor.preprocess(images).float()
+    low, high = limits
+    if not (low <= pixels.min() and pixels.max() <= high):
+        raise ValueError(
+            f"{name} must hold numbers from {low:g} to {high:g}, got {pixels.min():g} to {pixels.max():g}."
+        )
+    return pixels
+
+
+def _form(image: object, name: str) -> tuple:
+    """Type and size of one image, or of a batch."""
+    if isinstance(image, Image) and image.mode.split(";")[0] not in DEEP_MODES:
+        return Image, image.size
+    if isinstance(image, (np.ndarray, Tensor)) and image.ndim in (2, 3, 4):
+        return type(image), tuple(image.shape)
+    got = f"a PIL image of mode {image.mode}" if isinstance(image, Image) else type(image).__name__
+    raise ValueError(f"{name} must be 8-bit PIL images, or arrays or tensors with 2 to 4 axes, got {got}.")
+
+
+def _unit(values: Any, name: str) -> Any:
+    """An array or tensor with white at 1: integers by the range of their type, floats as they are."""
+    dtype = str(values.dtype).removeprefix("torch.")
+    if dtype in WHITE:
+        return (values.float() if isinstance(values, Tensor) else values.astype(np.float32)) / WHITE[dtype]
+    if "float" not in dtype:
+        raise ValueError(f"{name} must be floats from 0 to 1, uint8, uint16 or bool, got {dtype}.")
+    return values

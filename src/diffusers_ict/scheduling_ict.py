@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from .formulas.preconditioning import (
     scale_input,
     sigma_of,
 )
+from .formulas.stock_grid import between_levels
 from .objectives.base import Objective
 from .stock_key import STOCK_KEY
 
@@ -109,8 +110,7 @@ class ICTScheduler(CMStochasticIterativeScheduler):
     def _grid(self, indices: np.ndarray, rho: float) -> np.ndarray:
         """Levels of a Karras grid, index 0 being sigma_max, in the arithmetic of the stock scheduler."""
         ramp = indices / (self.config.num_train_timesteps - 1)
-        low, high = (s ** (1 / rho) for s in (self.config.sigma_min, self.config.sigma_max))
-        return (high + ramp * (low - high)) ** rho
+        return between_levels(ramp, self.config.sigma_max, self.config.sigma_min, rho)
 
     def set_timesteps(
         self,
@@ -224,19 +224,22 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         Args:
             objective: its `sample_pair` decides which levels there are and how often each is drawn.
             step, total_steps: optimizer step from 0, and how many there will be.
-            generator: on the CPU.
+            batch_size, generator: how many numbers to draw, on the CPU; or else
+            uniform: numbers in [0, 1) that decide the draw, float64 [B] (float32 on MPS), on any device.
 
         Returns:
-            (sigma, sigma_next), float64 [batch_size] each, on the CPU; sigma < sigma_next.
+            (sigma, sigma_next), [B] each in the type and on the device of the numbers; sigma < sigma_next.
 
         Raises:
-            ValueError: the objective draws levels below this scheduler's sigma_min, where f is not defined.
+            ValueError: neither a batch size nor numbers, or both; or levels below this scheduler's sigma_min, where f
+                is not defined. On other devices than the CPU levels are not read, because a step would wait for them.
         """
-        if uniform is not None:
-            return objective.sample_pair(uniform, step, total_steps)
-        uniform = torch.rand(batch_size, dtype=torch.float64, generator=generator)
+        if (batch_size is None) == (uniform is None):
+            raise ValueError("give training_sigmas either batch_size or uniform.")
+        if uniform is None:
+            uniform = torch.rand(cast(int, batch_size), dtype=torch.float64, generator=generator)
         sigma, sigma_next = objective.sample_pair(uniform, step, total_steps)
-        if sigma.min() < self.config.sigma_min:
+        if sigma.device.type == "cpu" and sigma.min() < self.config.sigma_min:
             raise ValueError(
                 f"noise levels must be at least the scheduler's sigma_min {self.config.sigma_min}, and the objective "
                 f"drew {sigma.min().item():.4g}; give both the same sigma_min."

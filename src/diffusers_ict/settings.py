@@ -4,7 +4,9 @@ import argparse
 import dataclasses
 import math
 import operator
+import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Sequence
@@ -70,7 +72,8 @@ def default_of(item: dataclasses.Field) -> Any:
 class ArgumentParser(argparse.ArgumentParser):
     """An argparse parser that raises UserError for invalid arguments, instead of leaving the program.
 
-    Flags are not abbreviated: a new flag must not change what an old command means.
+    Flags are not abbreviated: a new flag must not change what an old command means. A value that begins with ~ is a
+    path below the user's home (shells leave --flag=~/folder as it is): nothing else begins so, no Hub id either.
 
     Args:
         about: docstring of the program: --help begins with its first line, and ends with the others.
@@ -86,12 +89,25 @@ class ArgumentParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """Parse words, by default those of the command line."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_args([_below_home(word) for word in words], namespace)
+
     def error(self, message: str) -> NoReturn:
         hint = ""
         if message.startswith("unrecognized") and any(action.dest == "objective" for action in self._actions):
             hint = "; settings of a method are given as `objective` NAME=VALUE"
         message = re.sub(r"\bhf_\w+", "hf_...", " ".join(message.split()))  # a token is not for the screen, or a log
         raise UserError(f"{message}{hint}.")
+
+
+def _below_home(word: str) -> str:
+    """A word of a command line, in which ~ or --flag=~ became the path of the user's home."""
+    flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return flag + equals + os.path.expanduser(value)
 
 
 def add_flags(parser: argparse.ArgumentParser, groups: dict[str, type]) -> None:
@@ -140,7 +156,7 @@ def _assignment(word: str) -> tuple[str, Any]:
     name, equals, value = word.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"NAME=VALUE is wanted, got {word!r}")
-    return name, _plain(value)
+    return name, _plain(os.path.expanduser(value))
 
 
 def _plain(word: str) -> Any:

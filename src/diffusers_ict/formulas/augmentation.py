@@ -31,6 +31,9 @@ class _Numbers:
         # Away from 0 and 1, where the inverse of the normal distribution is infinite.
         return torch.special.ndtri(self.uniform().clamp(1e-6, 1 - 1e-6))
 
+    def angle(self) -> Tensor:
+        return (self.uniform() * 2 - 1) * math.pi
+
     def happens(self, p: float | Tensor) -> Tensor:
         return self.uniform() < p
 
@@ -89,34 +92,25 @@ def _reflect(index: Tensor, size: int) -> Tensor:
 
 def _warp(x: Tensor, p: float | Tensor, numbers: _Numbers) -> Tensor:
     """Scaling, rotation, anisotropic scaling, rotation, fractional shift: one affine map, one resampling."""
-    count = len(x)
     # Two rotations, of which at least one happens with probability p.
     p_rotation = 1 - (1 - p) ** 0.5
-    zero, one = x.new_zeros(count), x.new_ones(count)
-
-    def when(happens: Tensor, value: Tensor, otherwise: Tensor) -> Tensor:
-        return torch.where(happens, value.to(x.dtype), otherwise)
-
-    isotropic = numbers.happens(p)
-    scale = when(isotropic, torch.exp2(0.2 * numbers.normal()), one)
-    rotates_first = numbers.happens(p_rotation)
-    first = when(rotates_first, (numbers.uniform() * 2 - 1) * math.pi, zero)
-    anisotropic = numbers.happens(p)
-    stretch = when(anisotropic, torch.exp2(0.2 * numbers.normal()), one)
-    rotates_last = numbers.happens(p_rotation)
-    last = when(rotates_last, (numbers.uniform() * 2 - 1) * math.pi, zero)
-    shifts = numbers.happens(p)
+    scale = torch.where(numbers.happens(p), torch.exp2(0.2 * numbers.normal()), 1.0)
+    first = torch.where(numbers.happens(p_rotation), numbers.angle(), 0.0)
+    stretch = torch.where(numbers.happens(p), torch.exp2(0.2 * numbers.normal()), 1.0)
+    last = torch.where(numbers.happens(p_rotation), numbers.angle(), 0.0)
+    shifted = numbers.happens(p)
     # Coordinates run from -1 to 1: a shift of 0.125 of the image is 0.25.
-    across = when(shifts, 0.25 * numbers.normal(), zero)
-    down = when(shifts, 0.25 * numbers.normal(), zero)
+    across = torch.where(shifted, 0.25 * numbers.normal(), 0.0)
+    down = torch.where(shifted, 0.25 * numbers.normal(), 0.0)
 
-    linear = _rotation(last) @ _diagonal(scale * stretch, scale / stretch) @ _rotation(first)
+    stretched = torch.diag_embed(torch.stack([scale * stretch, scale / stretch], 1))
+    linear = _rotation(last) @ stretched @ _rotation(first)
     theta = torch.cat([linear, torch.stack([across, down], 1)[:, :, None]], 2)
     warped = grid_sample(
         x.float(), affine_grid(theta.float(), list(x.shape), align_corners=False),
         mode="bilinear", padding_mode="reflection", align_corners=False,
     ).to(x.dtype)  # fmt: skip
-    return _select(isotropic | rotates_first | anisotropic | rotates_last | shifts, warped, x)
+    return _select((scale != 1) | (first != 0) | (stretch != 1) | (last != 0) | shifted, warped, x)
 
 
 def _rotation(angle: Tensor) -> Tensor:
@@ -125,51 +119,34 @@ def _rotation(angle: Tensor) -> Tensor:
     return torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
 
 
-def _diagonal(a: Tensor, b: Tensor) -> Tensor:
-    """[B], [B] -> [B, 2, 2]."""
-    return torch.diag_embed(torch.stack([a, b], 1))
-
-
 def _recolour(x: Tensor, p: float | Tensor, numbers: _Numbers) -> Tensor:
     """Brightness, contrast, and for RGB luma flip, hue and saturation: x -> M x + b at every pixel."""
     count, channels = x.shape[:2]
     brightness = torch.where(numbers.happens(p), 0.2 * numbers.normal(), 0.0)
     contrast = torch.where(numbers.happens(p), torch.exp2(0.5 * numbers.normal()), 1.0)
     flips = numbers.happens(p) & (numbers.uniform() < 0.5)
-    angle = torch.where(numbers.happens(p), (numbers.uniform() * 2 - 1) * math.pi, 0.0)
+    hue = torch.where(numbers.happens(p), numbers.angle(), 0.0)
     saturation = torch.where(numbers.happens(p), torch.exp2(numbers.normal()), 1.0)
 
     matrix = contrast[:, None, None] * torch.eye(channels, device=x.device).expand(count, -1, -1)
     offset = contrast * brightness
     if channels == 3:
-        matrix = _saturate(saturation) @ _turn_hue(angle) @ _flip_luma(flips) @ matrix
-        # The luma axis is an eigenvector of all three, so a grey offset stays grey; a flip reverses it.
+        matrix = _colour_matrix(flips, hue, saturation) @ matrix
+        # The luma axis is an eigenvector of it, so a grey offset stays grey; a flip reverses it.
         offset = torch.where(flips, -offset, offset)
     changed = torch.einsum("bij,bjhw->bihw", matrix.to(x.dtype), x) + offset.to(x.dtype)[:, None, None, None]
-    untouched = (brightness == 0) & (contrast == 1) & ~flips & (angle == 0) & (saturation == 1)
+    untouched = (brightness == 0) & (contrast == 1) & ~flips & (hue == 0) & (saturation == 1)
     return _select(untouched, x, changed)
 
 
-def _luma_projection(like: Tensor) -> Tensor:
-    """v v^T with v = (1, 1, 1) / sqrt(3), the grey axis."""
-    return torch.full((3, 3), 1 / 3, device=like.device)
-
-
-def _flip_luma(flips: Tensor) -> Tensor:
-    """Reflection I - 2 v v^T where `flips`: [B] -> [B, 3, 3]."""
-    return torch.eye(3, device=flips.device) - 2 * flips.float()[:, None, None] * _luma_projection(flips)
-
-
-def _turn_hue(angle: Tensor) -> Tensor:
-    """Rotation about the grey axis, Rodrigues' formula: [B] -> [B, 3, 3]."""
-    projection, identity = _luma_projection(angle), torch.eye(3, device=angle.device)
+def _colour_matrix(flips: Tensor, hue: Tensor, saturation: Tensor) -> Tensor:
+    """A luma flip, a rotation of the hue and a saturation, in this order: [B], [B], [B] -> [B, 3, 3]."""
+    flips, hue, saturation = (values[:, None, None] for values in (flips.float(), hue, saturation))
+    identity = torch.eye(3, device=hue.device)
+    grey = torch.full_like(identity, 1 / 3)  # v v^T, the projection onto the grey axis v = (1, 1, 1) / sqrt(3)
     # [[0, -1, 1], [1, 0, -1], [-1, 1, 0]] / sqrt(3), made on the device: a captured step copies nothing from the host.
     cross = (identity.roll(1, 0) - identity.roll(-1, 0)) / math.sqrt(3)
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    return cos * identity + (1 - cos) * projection + sin * cross
-
-
-def _saturate(factor: Tensor) -> Tensor:
-    """Distance from the grey axis times `factor`: [B] -> [B, 3, 3]."""
-    projection = _luma_projection(factor)
-    return projection + factor[:, None, None] * (torch.eye(3, device=factor.device) - projection)
+    flip = identity - 2 * flips * grey  # a reflection
+    turn = hue.cos() * identity + (1 - hue.cos()) * grey + hue.sin() * cross  # about the grey axis: Rodrigues
+    saturate = grey + saturation * (identity - grey)  # distance from the grey axis
+    return saturate @ turn @ flip

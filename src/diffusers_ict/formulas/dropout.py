@@ -4,10 +4,31 @@ Student and teacher must drop the same units, or their difference is that of two
 (CT Sec. 5, iCT Sec. 3.2). The student's pass draws each mask and keeps it, and the teacher's pass uses it again.
 Autograd keeps the mask for the backward pass in any case. Unlike two passes after the same seeding of a generator, this
 can be compiled into one graph.
+
+Covered is `torch.nn.Dropout`, the only dropout of UNet2DModel, once in a pass. Other modules that drop are refused.
+What a network drops by functions (`torch.nn.functional.dropout`, attention with `dropout_p`) cannot be seen from
+outside, and would get two masks: write `nn.Dropout` there.
 """
 
 import torch
 from torch import Tensor, nn
+
+OTHERS = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention, nn.RNNBase)
+
+
+class reuse_masks:  # a class and not a generator function, which cannot be compiled
+    """A context in which networks prepared by `share_dropout` use the masks of the pass before, once.
+
+    It holds for the whole process, so only one thread may train.
+    """
+
+    active = False
+
+    def __enter__(self) -> None:
+        reuse_masks.active = True
+
+    def __exit__(self, *exception: object) -> None:
+        reuse_masks.active = False
 
 
 class _Kept:
@@ -16,29 +37,10 @@ class _Kept:
     mask: Tensor | None = None
 
 
-class _Passes:
-    """Whether masks are drawn, or those of the last pass are used again."""
-
-    reusing = False
-
-
-class _Reuse:
-    """A class and not a generator function, which cannot be compiled."""
-
-    def __enter__(self) -> None:
-        _Passes.reusing = True
-
-    def __exit__(self, *exception: object) -> None:
-        _Passes.reusing = False
-
-
-def reuse_masks() -> _Reuse:
-    """A context in which networks prepared by `share_dropout` use the masks of the pass before, once."""
-    return _Reuse()
-
-
 class SharedDropout(nn.Dropout):
     """Dropout that can use the mask of another pass, or of another network at the same place, again."""
+
+    kept: _Kept
 
     def __init__(self, p: float) -> None:
         super().__init__(p)
@@ -52,7 +54,7 @@ class SharedDropout(nn.Dropout):
         """
         if not self.training or self.p == 0:
             return x
-        if _Passes.reusing:
+        if reuse_masks.active:
             mask, self.kept.mask = self.kept.mask, None
             if mask is None or mask.shape != x.shape:
                 raise RuntimeError("there is no dropout mask to use again: prepare both networks by `share_dropout`.")
@@ -65,24 +67,28 @@ class SharedDropout(nn.Dropout):
 def share_dropout(*networks: nn.Module) -> None:
     """Let networks of the same shape drop the same units, in a pass and in one under `reuse_masks` after it.
 
-    Their dropout modules are replaced; weights and configs stay as they are. A single network shares masks with itself,
-    and is left as it is where it is prepared already.
+    Their `nn.Dropout` modules become `SharedDropout` where they are, as `torch.nn.utils.parametrize` changes modules;
+    weights, hooks and configs stay. A single network shares masks with itself, and may be prepared several times.
 
     Raises:
-        ValueError: the networks have different numbers of dropout modules.
+        ValueError: the networks have different numbers of dropout modules, or others than `nn.Dropout`.
     """
-    places = [
-        [
-            (parent, name, child)
-            for parent in network.modules()
-            for name, child in parent.named_children()
-            if isinstance(child, nn.Dropout) and not (len(networks) == 1 and isinstance(child, SharedDropout))
-        ]
-        for network in networks
-    ]
+    places = [_dropouts(network) for network in networks]
+    if len(networks) == 1:
+        places = [[module for module in places[0] if not isinstance(module, SharedDropout)]]
     for same_place in zip(*places, strict=True):
         kept = _Kept()
-        for parent, name, child in same_place:
-            shared = SharedDropout(child.p).train(child.training)
-            shared.kept = kept
-            setattr(parent, name, shared)
+        for module in same_place:
+            module.__class__ = SharedDropout
+            module.kept = kept
+
+
+def _dropouts(network: nn.Module) -> list[nn.Dropout]:
+    for module in network.modules():
+        drops = getattr(module, "dropout" if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) else "p", 0)
+        if isinstance(module, OTHERS) and not isinstance(module, nn.Dropout) and drops > 0:
+            raise ValueError(
+                f"student and teacher must drop the same units, which {type(module).__name__} does not allow: use "
+                f"nn.Dropout, or a dropout of 0, got {drops}."
+            )
+    return [module for module in network.modules() if isinstance(module, nn.Dropout)]

@@ -37,10 +37,9 @@ class Edit(ABC):
     def complete_in_range(self, x: Tensor, known: Tensor) -> Tensor:
         """The same, with pixels in [-1, 1], as an image has them that is saved.
 
-        Raising a patch to its mean may push a pixel beyond white, and cutting that pixel would change the mean. So both
-        are done in turn until they agree. The images with the known part of y are an affine set, and y is one of
-        them within [-1, 1]: such projections in turn converge (Cheney and Goldstein, 1959), to 1e-6 within the rounds
-        where pixels, channels of a pixel or small patches are measured.
+        Raising a patch to its mean may push a pixel beyond white, and clipping that pixel changes the mean. So both are
+        done in turn, which converges: the images with the known part of y are an affine set that meets [-1, 1] in y
+        (Cheney and Goldstein, 1959). Pixels, channels of a pixel and small patches agree to 1e-6 within the rounds.
         """
         for _ in range(MAX_ROUNDS):
             x = self.complete(x, known)

@@ -1,9 +1,7 @@
 """Noise levels: the grid, the two curricula that refine it, and how a training step picks from it.
 
-A grid is an ascending float64 tensor of N noise levels; pair i (0-based) is (sigmas[i], sigmas[i + 1]),
-so N levels have N - 1 pairs. Everything drawn or weighted per pair has shape [N - 1].
-
-Sources: iCT (arXiv:2310.14189), CT (arXiv:2303.01469), EDM (arXiv:2206.00364).
+A grid is an ascending float64 tensor of N noise levels; pair i (0-based) is (sigmas[i], sigmas[i + 1]), so N levels
+have N - 1 pairs. Sources: iCT (arXiv:2310.14189), CT (arXiv:2303.01469), EDM (arXiv:2206.00364).
 """
 
 import math
@@ -11,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from .stock_grid import middle_level
+from .stock_grid import between_levels, middle_level
 
 SIGMA_MIN = 0.002
 SIGMA_MAX = 80.0
@@ -43,8 +41,7 @@ def karras_level(ramp: Tensor, sigma_min: float = SIGMA_MIN, sigma_max: float = 
     The end points are exact, because (sigma_min ** (1 / rho)) ** rho is not sigma_min in floating point and the
     boundary condition f(x, sigma_min) = x is.
     """
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    sigmas = (low + ramp * (high - low)) ** rho
+    sigmas = between_levels(ramp, sigma_min, sigma_max, rho)
     return sigmas.masked_fill(ramp == 0, sigma_min).masked_fill(ramp == 1, sigma_max)
 
 

@@ -48,18 +48,22 @@ def inner_product(a: Profile, b: Profile) -> float:
 
 
 def reconstruction(snapshots: Sequence[Profile], wanted: Profile) -> tuple[Tensor, float]:
-    """How to make an average of snapshots of others: EDM2, Alg. 3.
+    """How to make an average of snapshots of others: EDM2, Alg. 3, and the division by the sum of its code.
+
+    Without that division few snapshots would shrink what all weights have in common: 4 sum to 0.91.
 
     Args:
         snapshots: (steps done, exponent) of each.
         wanted: the same of the average that is wanted.
 
     Returns:
-        (the weight of each snapshot, float64 [n]; the distance of the profile they make, as a share of its norm).
+        (the weight of each snapshot, float64 [n] with the sum 1; the distance of the profile they make from the wanted
+        one, as a share of the norm of that).
     """
     products = torch.tensor([[inner_product(a, b) for b in snapshots] for a in snapshots], dtype=torch.float64)
     shared = torch.tensor([inner_product(a, wanted) for a in snapshots], dtype=torch.float64)
     # Neighbouring snapshots are nearly alike, so the smallest solution is taken.
     weights = torch.linalg.lstsq(products, shared[:, None], driver="gelsd").solution[:, 0]
+    weights = weights / weights.sum()
     left = inner_product(wanted, wanted) - 2 * weights @ shared + weights @ products @ weights
     return weights, math.sqrt(max(left.item(), 0.0) / inner_product(wanted, wanted))

@@ -50,11 +50,7 @@ def sigma_of(timesteps: Tensor) -> Tensor:
 
 
 def denoise(
-    network_output: Tensor,
-    x: Tensor,
-    sigma: Tensor,
-    sigma_min: float = SIGMA_MIN,
-    sigma_data: float = SIGMA_DATA,
+    network_output: Tensor, x: Tensor, sigma: Tensor, sigma_min: float = SIGMA_MIN, sigma_data: float = SIGMA_DATA
 ) -> Tensor:
     """f(x, sigma) from the network's output: c_out F + c_skip x, in the shape of x."""
     return c_out(sigma, sigma_min, sigma_data) * network_output + c_skip(sigma, sigma_min, sigma_data) * x
@@ -74,9 +70,13 @@ class ConsistencyFunction:
     """f(x, sigma) around a network with the call of diffusers' UNet2DModel.
 
     Args:
-        net: called as `net(scaled_x, timesteps, class_labels=..., return_dict=False)[0]`, any module or wrapper. A
-            module is prepared by `share_dropout`; what a wrapper holds has to be.
+        net: called as `net(scaled_x, timesteps, class_labels=..., return_dict=False)[0]`, any module or wrapper. The
+            dropout modules of a module are changed by `share_dropout`, so that both halves of a pair drop the same
+            units; for what a wrapper holds, call it before.
         sigma_min, sigma_data: the constants of the preconditioning.
+
+    Raises:
+        ValueError: the module drops units otherwise than by `nn.Dropout`; see `share_dropout`.
     """
 
     def __init__(self, net: Callable, sigma_min: float = SIGMA_MIN, sigma_data: float = SIGMA_DATA) -> None:
@@ -92,10 +92,6 @@ class ConsistencyFunction:
         a pair are closer together than half precision resolves.
         """
         level = per_image(sigma, x)
-        output = self.net(
-            scale_input(x, level, self.sigma_data),
-            c_noise(sigma),
-            class_labels=class_labels,
-            return_dict=False,
-        )[0]
+        scaled = scale_input(x, level, self.sigma_data)
+        output = self.net(scaled, c_noise(sigma), class_labels=class_labels, return_dict=False)[0]
         return denoise(output.float(), x, level, self.sigma_min, self.sigma_data)

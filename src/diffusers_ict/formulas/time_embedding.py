@@ -36,11 +36,10 @@ def fast_columns(unet: TimeEmbedded) -> Tensor:
     Raises:
         ValueError: the model's time embedding is not positional.
     """
-    kind = unet.config.time_embedding_type
-    if kind != "positional":
+    if (embedding := unet.config.time_embedding_type) != "positional":
         raise ValueError(
             f"a consistency model needs time_embedding_type 'positional' (the others cannot be sampled by stock "
-            f"diffusers), got {kind!r}; change it in the model's config."
+            f"diffusers), got {embedding!r}; change it in the model's config."
         )
     width = unet.config.block_out_channels[0]
     half = width // 2

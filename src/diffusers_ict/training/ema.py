@@ -15,6 +15,23 @@ def variant_name(decay: float) -> str:
     return "ema" + f"{decay:.10f}".rstrip("0").split(".")[1]
 
 
+def warmed_up_decay(decay: float, step: int) -> float:
+    """The decay in step `step` (from 0) of an average that is warmed up: min(decay, (1 + step) / (10 + step))."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def note_on_equal_averages(decays: Sequence[float], total_steps: int) -> str | None:
+    """A sentence where the warm-up holds several decays below their value for the whole run, which makes them one."""
+    most = warmed_up_decay(1.0, total_steps - 1)
+    held = [f"{decay:g}" for decay in decays if decay >= most]
+    if len(held) < 2:
+        return None
+    return (
+        f"The averages of the decays {' and '.join(held)} will be equal, because the warm-up ends at {most:.4g} after "
+        f"{total_steps} steps: choose smaller --ema_decays, or --no-ema_warmup."
+    )
+
+
 def move_towards(averages: Sequence[Tensor], weights: Sequence[Tensor], decay: float) -> None:
     """average <- decay average + (1 - decay) weight, in place, for tensors in the same order."""
     get_ema_multi_avg_fn(decay)(averages, weights, 0)
@@ -60,7 +77,7 @@ def exponential_average(net: nn.Module, decay: float, warmup: bool = False) -> A
             averages over its last tenth instead of remembering its initial weights. It leaves long runs as
             published: a decay of 0.9999 is reached at step 90,000.
     """
-    return Average(net, lambda step: min(decay, (1 + step) / (10 + step)) if warmup else decay)
+    return Average(net, lambda step: warmed_up_decay(decay, step) if warmup else decay)
 
 
 def power_average(net: nn.Module, std: float) -> Average:

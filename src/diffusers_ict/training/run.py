@@ -32,6 +32,7 @@ from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
 from . import checkpoint
 from .adversary import build_discriminator
+from .ema import note_on_equal_averages
 from .estimate import describe
 from .log import Metrics
 from .networks import Networks, prepare_networks
@@ -146,8 +147,10 @@ def open_run(
     unet = make_unet(recipe, data, objective, start) if model is None else model
     discriminator = build_discriminator(recipe, unet) if isinstance(objective, ACT) else None
     for note in () if start is None else start.notes:
-        accelerator.print(note)
+        accelerator.print(equal)
     accelerator.print(describe(recipe, data, objective, unet, discriminator, batch_size))
+    if recipe.ema_warmup and (equal := note_on_equal_averages(recipe.ema_decays, recipe.max_train_steps)):
+        accelerator.print(equal)
     if recipe.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     networks = prepare_networks(recipe, accelerator, objective, scheduler, unet, discriminator)
