@@ -103,7 +103,8 @@ def export_run(run: Run, step: int) -> None:
         command=recipe.command(),
         changes=run.identity.changes,
     ).write(folder)
-    write_card(folder)
+    if (folder / "model_index.json").is_file():  # else nobody could follow what the card says of loading it
+        write_card(folder)
 
 
 def publish_run(run: Run) -> None:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from diffusers import ModelMixin
 from filelock import BaseFileLock
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -35,7 +36,7 @@ from .adversary import build_discriminator
 from .ema import note_on_equal_averages
 from .estimate import describe
 from .log import Metrics
-from .networks import Networks, prepare_networks
+from .networks import Networks, config_of, prepare_networks
 from .optimization import make_schedule
 from .output_dir import check_output_dir, lock_output_dir
 from .recipe import Recipe
@@ -145,9 +146,14 @@ def open_run(
     _check_images(objective, data, batch_size)
 
     unet = make_unet(recipe, data, objective, start) if model is None else model
+    if recipe.push_to_hub and not isinstance(unet, ModelMixin):
+        raise UserError(
+            f"`push_to_hub` needs a model of diffusers, a ModelMixin whose repository others can load, got "
+            f"{type(unet).__name__}: leave it out."
+        )
     discriminator = build_discriminator(recipe, unet) if isinstance(objective, ACT) else None
     for note in () if start is None else start.notes:
-        accelerator.print(equal)
+        accelerator.print(note)
     accelerator.print(describe(recipe, data, objective, unet, discriminator, batch_size))
     if recipe.ema_warmup and (equal := note_on_equal_averages(recipe.ema_decays, recipe.max_train_steps)):
         accelerator.print(equal)
@@ -156,7 +162,7 @@ def open_run(
     networks = prepare_networks(recipe, accelerator, objective, scheduler, unet, discriminator)
     state = _state(networks, accelerator, data)
 
-    configs = {"unet": {**dict(getattr(unet, "config", {})), **unusual_constants(scheduler)}}
+    configs = {"unet": {**config_of(unet), **unusual_constants(scheduler)}}
     if discriminator is not None:
         configs["discriminator"] = dict(discriminator.config)
     facts = decisive(recipe, objective, own_objective, data.fingerprint(), batch_size, configs)
