@@ -42,7 +42,8 @@ def sample(argv: Sequence[str] | None) -> None:
     model = load_model(options.model, options.variant, device)
     start = time.perf_counter()
     levels = model.pipeline.scheduler.sampling_sigmas(options.num_inference_steps).tolist()
-    pixels = drawer(model, labels_of(model, None, options.seed), options.seed, levels)(0, options.num_samples)
+    draw = drawer(model, labels_of(model, None, options.seed), options.seed, levels)
+    pixels = draw(torch.arange(options.num_samples))
     taken = time.perf_counter() - start
     images = as_pictures(pixels.float() / 127.5 - 1)
     options.output.parent.mkdir(parents=True, exist_ok=True)

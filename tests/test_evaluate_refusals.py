@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_unet, write_npz
-from evaluated import SETTINGS, arguments, figures, refused
+from evaluated import SETTINGS, arguments, refused
 from safetensors.torch import load_file, save_file
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import check_repository, evaluate
 from diffusers_ict.evaluation import evaluate as program
 from diffusers_ict.evaluation import report
-from diffusers_ict.evaluation.evaluator import Evaluator
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +99,13 @@ BAD_EXTRACTORS = {
     "raise ValueError('first\\nsecond')\n": "cannot be loaded: ValueError: first",
     "raise SystemExit(0)\n": "cannot be loaded: SystemExit",
     "def features(images, device):\n    return [[1.0]] * len(images)\n": "got an object of type list as features",
-    "def features(images, device):\n    return images.float()\n": "got (30, 1, 8, 8) as features of 30 images",
-    "def features(images, device):\n    return images.flatten(1)[:0].float()\n": "got (0, 64) as features of 30 images",
+    "def features(images, device):\n    return images.float()\n": "got (1, 1, 8, 8) as features of 1 images",
+    "def features(images, device):\n    return images.flatten(1)[:0].float()\n": "got (0, 64) as features of 1 images",
     "def features(images, device):\n    return images.flatten(1).float(), 5\n": "got an object of type int as logits",
-    "def features(images, device):\n    return images.nothing\n": "fails for images (30, 1, 8, 8): AttributeError",
-    "def features(images, device):\n    raise SystemExit(0)\n": "fails for images (30, 1, 8, 8): SystemExit",
+    "def features(images, device):\n    return images.nothing\n": "fails for images (1, 1, 8, 8): AttributeError",
+    "def features(images, device):\n    raise SystemExit(0)\n": "fails for images (1, 1, 8, 8): SystemExit",
     "def features(images, device):\n    return images.flatten(1)[:, :9].float() / 0\n": "features that are not numbers",
-    "def features(images, device):\n    return images.flatten(1)[:, :len(images)].float()\n":
+    "def features(images, device):\n    return images.flatten(1)[:, :1 + len(images) // 8].float()\n":
         "bad.py must give as many numbers for every image",
 }  # fmt: skip
 
@@ -132,25 +131,15 @@ def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_on_a_full_disk_what_was_sampled_is_kept(run_folder, tmp_path, capsys, monkeypatch):
-    own = ["--steps", 1, "--variants", "published", "--labels", "uniform", "--metrics", "kid", "--num_samples", 20]
-    own += ["--batch_size", 10]
-    words = arguments(run_folder, tmp_path, *own, "--output_dir", tmp_path / "out")
-    with monkeypatch.context() as patch:
-        patch.setattr(report, "write_json", full)
-        refused(capsys, "what was measured is kept in --cache_dir", *words)
-    chunks = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("work/*/chunk-*")}
-    assert len(chunks) == 2
-    with monkeypatch.context() as patch:
-        patch.setattr("diffusers_ict.evaluation.chunks.save_features", None)  # nothing is made again
-        assert evaluate.main(words) == 0
-    assert figures(run_folder, tmp_path / "whole", *own) == figures(run_folder, tmp_path, *own)
-
-
-def test_a_full_disk_among_the_chunks_is_one_sentence(run_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("diffusers_ict.evaluation.chunks.save_file", full)
-    words = arguments(run_folder, tmp_path, "--output_dir", tmp_path / "out")
-    refused(capsys, "No space left on device; what was finished before stays", *words)
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [("evaluate.write_json", "the report cannot be written into"), ("features.save_file", "give another --cache_dir")],
+)
+def test_a_full_disk_is_one_sentence(run_folder, tmp_path, capsys, monkeypatch, where, message):
+    monkeypatch.setattr(f"diffusers_ict.evaluation.{where}", full)
+    words = arguments(run_folder, tmp_path, "--steps", 1, "--output_dir", tmp_path / "out")
+    refused(capsys, message, *words)
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def damage(name: str, folder: Path) -> None:
@@ -227,7 +216,8 @@ def test_the_levels_found_are_written_whole_or_not_at_all(run_folder, tmp_path, 
         return stock
 
     monkeypatch.setattr(program.ICTScheduler, "to_stock", cut_off)
-    monkeypatch.setattr(Evaluator, "of_model", lambda self, model, levels, *args: {"fid": {"fid": -len(str(levels))}})
+    worse = iter(range(999, 0, -1))
+    monkeypatch.setattr(program.Evaluator, "figures", lambda *args: {"fid": {"fid": next(worse)}})
     shutil.copy(run_folder.parent / "data.npz", tmp_path)
     with pytest.raises(Killed):
         evaluate.main(arguments(model, tmp_path, "--tune_sigmas", 2, "--labels", "uniform"))

@@ -1,11 +1,26 @@
 from .extractors import Extractor, make_extractor
-from .metrics import Moments, frechet_distance, inception_score, kernel_distance
-from .neighbours import Coverage, coverage_measures, precision_recall
+from .features import Features
+from .metrics import (
+    Coverage,
+    Moments,
+    coverage_measures,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from .selection import FID, IS, KID, PR, Metric
 from .tuning import greedy_levels, ternary_search
 
 __all__ = [
+    "FID",
+    "IS",
+    "KID",
+    "PR",
     "Coverage",
     "Extractor",
+    "Features",
+    "Metric",
     "Moments",
     "coverage_measures",
     "frechet_distance",
