@@ -40,7 +40,7 @@ def run_folder(tmp_path_factory) -> Path:
         (["--variants", "ema7"], "--variants may be published, ema5 for this model, got ema7"),
         (["--extractor", "vgg"], "--extractor must be pixels, inception, dinov2"),
         (["--reference", "x.safetensors"], "or their statistics as --reference, one of the three"),
-        (["--tune_sigmas", 1], "--tune_sigmas must be a number of steps from 2 to 8"),
+        (["--tune_sigmas", 1], "--tune_sigmas must be at least 2 and less than 9, got 1"),
         (["--resolution", 4], "8x8 of 1 channels, and are 4x4 of 1"),
         (["--image_mode", "RGB"], "8x8 of 1 channels, and are 8x8 of 3"),
         (["--dataset_name", "nowhere.npz"], "there is no file nowhere.npz"),
@@ -133,7 +133,10 @@ def full(*args, **kwargs):
 
 @pytest.mark.parametrize(
     ("where", "message"),
-    [("evaluate.write_json", "the report cannot be written into"), ("features.save_file", "give another --cache_dir")],
+    [
+        ("evaluate.write_json", "a file cannot be read or written: No space left on device"),
+        ("features.save_file", "give another --cache_dir"),
+    ],
 )
 def test_a_full_disk_is_one_sentence(run_folder, tmp_path, capsys, monkeypatch, where, message):
     monkeypatch.setattr(f"diffusers_ict.evaluation.{where}", full)

@@ -48,9 +48,9 @@ def test_damaged_statistics_are_told_and_made_again(fakes, tmp_path, capsys, nam
     assert kept.read_bytes() != content
     shared = [fakes, "--reference", kept, *arguments(fakes, tmp_path)[3:]]
     refused(capsys, "is not a file of reference statistics, or a damaged one", *shared)
-    with pytest.warns(UserWarning, match=rf"{kept.name} is damaged and is made again"):
+    with pytest.warns(UserWarning, match=rf"{kept.name} is not a file .* or a damaged one: .* It is made again"):
         assert figures(fakes, tmp_path) == whole
-    assert features.Reference.load(kept).count == 100
+    assert features.read_reference(kept, make_extractor("pixels"), keep=True).count == 100
 
 
 def test_features_are_kept_only_where_a_metric_needs_them(fakes, tmp_path, capsys):
@@ -91,8 +91,8 @@ def test_an_interrupted_write_leaves_no_file(fakes, tmp_path, monkeypatch):
 
     monkeypatch.setattr(features, "save_file", cut_off)
     extractor, images = make_extractor("pixels"), load_images(dataset_name=str(fakes))
-    reference = features.Reference.of(images, "fakes.npz", "train", False, extractor)
+    reference = features.describe_reference(images, "fakes.npz", "train", False, extractor)
     extract = features.Extraction(extractor, Accelerator(), 50, images.shape)
     with pytest.raises(KeyboardInterrupt):
-        features.reference_features(reference, images, extract, tmp_path, keep=True)
+        features.add_features(reference, images, extract, tmp_path, keep=True)
     assert not list(tmp_path.iterdir())

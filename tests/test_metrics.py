@@ -168,18 +168,18 @@ def test_precision_recall_density_and_coverage_equal_a_naive_reference(chunk):
     rng = np.random.default_rng(1)
     real, fake = rng.normal(size=(60, 3)), rng.normal(size=(50, 3)) * 1.5 + 0.3
     got = coverage_measures(torch.from_numpy(real), torch.from_numpy(fake), k=3, k_density=5, chunk=chunk)
-    assert got.precision == pytest.approx(naive_coverage(fake, real, 3), abs=1e-9)
-    assert got.recall == pytest.approx(naive_coverage(real, fake, 3), abs=1e-9)
+    assert got["precision"] == pytest.approx(naive_coverage(fake, real, 3), abs=1e-9)
+    assert got["recall"] == pytest.approx(naive_coverage(real, fake, 3), abs=1e-9)
     radii = balls(real, 5)
     inside = np.array([[np.linalg.norm(f - r) <= radius for f in fake] for r, radius in zip(real, radii)])
-    assert got.density == pytest.approx(inside.sum() / (5 * len(fake)), abs=1e-9)
-    assert got.coverage == pytest.approx(inside.any(1).mean(), abs=1e-9)
-    assert precision_recall(torch.from_numpy(real), torch.from_numpy(fake)) == (got.precision, got.recall)
+    assert got["density"] == pytest.approx(inside.sum() / (5 * len(fake)), abs=1e-9)
+    assert got["coverage"] == pytest.approx(inside.any(1).mean(), abs=1e-9)
+    assert precision_recall(torch.from_numpy(real), torch.from_numpy(fake)) == (got["precision"], got["recall"])
 
 
 def test_precision_and_recall_equal_torch_fidelity(sets, fidelity):
     real, fake = (x.float() + torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) for x in sets)
     precision, recall = fidelity("metric_prc").calculate_precision_recall_part(fake, real)
     got = coverage_measures(real, fake)
-    assert got.precision == pytest.approx(precision, rel=EXACT)
-    assert got.recall == pytest.approx(recall, rel=EXACT)
+    assert got["precision"] == pytest.approx(precision, rel=EXACT)
+    assert got["recall"] == pytest.approx(recall, rel=EXACT)

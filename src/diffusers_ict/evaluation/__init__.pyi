@@ -1,7 +1,6 @@
 from .extractors import Extractor, make_extractor
 from .features import Features
 from .metrics import (
-    Coverage,
     Moments,
     coverage_measures,
     frechet_distance,
@@ -17,7 +16,6 @@ __all__ = [
     "IS",
     "KID",
     "PR",
-    "Coverage",
     "Extractor",
     "Features",
     "Metric",

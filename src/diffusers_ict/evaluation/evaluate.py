@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 
 from ..data.draw import EVALUATION, derive_seed
 from ..data.folder import holds_images
-from ..data.images import Images, load_images
-from ..errors import UserError, first_line
+from ..data.images import Images
+from ..data.settings import DataSettings
+from ..errors import UserError
 from ..files import check_writable, portable, public_name, staged_folder, write_json
 from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
@@ -25,10 +26,10 @@ from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
 from ..version import __version__
 from .extractors import make_extractor
-from .features import Extraction, ImagesByNumber, Reference, read_reference, reference_features
+from .features import Extraction, ImagesByNumber, Reference, add_features, describe_reference, read_reference
 from .report import plot_quality
 from .samples import Model, drawer, labels_of, list_variants, load_model
-from .selection import METRICS, Figures, Metric, check_metric, named_metrics
+from .selection import METRICS, Figures, Metric, check_metric
 from .settings import EvaluationSettings
 from .tuning import tune
 
@@ -53,12 +54,13 @@ def evaluate(
         The report, as written to evaluation.json.
 
     Raises:
-        UserError: the model or the data cannot be measured, or a file cannot be written.
+        UserError: the model or the data cannot be measured.
+        OSError: the report cannot be written.
     """
     # ---------------------------------------------------------------- checks
     accelerator = make_accelerator("no", None, ".")
     diffusers.utils.logging.disable_progress_bar()  # of loading, which takes a moment
-    metrics = list(named_metrics(settings.metrics) if metrics is None else metrics)
+    metrics = _named_metrics(settings.metrics) if metrics is None else metrics
     measured = _images_to_measure(Path(model_name))
     folder = Path(model_name) if Path(model_name).is_dir() and measured is None else None
     _check(settings, folder, metrics)
@@ -68,7 +70,7 @@ def evaluate(
         check_writable(name, place)
 
     variants = [] if measured else _variants(settings, model_name)
-    subject = load_images(**measured) if measured else load_model(model_name, variants[0], accelerator.device)
+    subject = measured.load(False, accelerator) if measured else load_model(model_name, variants[0], accelerator.device)
     evaluator = _evaluator(settings, subject, metrics, accelerator, cache)
 
     # ---------------------------------------------------------------- the figures
@@ -148,7 +150,7 @@ def _evaluator(
     if settings.reference is None:
         images = settings.load(by_class, accelerator)
         name, _ = public_name(settings.data_name)
-        reference = Reference.of(images, name, settings.dataset_split, settings.flip_reference, extractor)
+        reference = describe_reference(images, name, settings.dataset_split, settings.flip_reference, extractor)
     elif by_class:
         raise UserError("`reference` does not say how frequent classes are: give the data, or `labels` uniform.")
     else:
@@ -165,7 +167,7 @@ def _evaluator(
     if isinstance(subject, Model):
         labels_of(subject, label_source, settings.seed)  # refuses other classes before anything is computed
     if images is not None:
-        reference = replace(reference, features=reference_features(reference, images, extract, cache, keep))
+        reference = add_features(reference, images, extract, cache, keep)
     return Evaluator(settings, count, metrics, extract, reference, label_source)
 
 
@@ -184,33 +186,29 @@ def _rows(
 
 
 def _write(output_dir: Path, report: dict[str, Any]) -> None:
-    """Write evaluation.json and evaluation.png, and renew the card of a run.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    try:
-        write_json(output_dir / "evaluation.json", report)
-        if any(row["num_inference_steps"] for row in report["rows"]):
-            plot_quality(report, output_dir / "evaluation.png")
-        if (output_dir / RunMetadata.file_name).is_file():
-            write_card(output_dir)
-    except OSError as error:
-        raise UserError(
-            f"the report cannot be written into {output_dir}: {first_line(error)}; make room, or give another "
-            "`output_dir`, and run it again."
-        ) from error
+    """Write evaluation.json and evaluation.png, and renew the card of a run."""
+    write_json(output_dir / "evaluation.json", report)
+    if any(row["num_inference_steps"] for row in report["rows"]):
+        plot_quality(report, output_dir / "evaluation.png")
+    if (output_dir / RunMetadata.file_name).is_file():
+        write_card(output_dir)
 
 
-def _images_to_measure(path: Path) -> dict[str, Any] | None:
-    """The arguments of `load_images` for images that are measured as they are, or None where `path` is a model.
+def _images_to_measure(path: Path) -> DataSettings | None:
+    """Images that are measured as they are, or None where `path` is a model.
 
     A run that has published no model yet has grids of samples in its folder, which are no images to be measured.
     """
     if path.suffix in IMAGE_FILES:
-        return {"dataset_name": str(path)}
+        return DataSettings(dataset_name=str(path))
     model = any((path / name).is_file() for name in ("model_index.json", "recipe.yaml"))
-    return {"train_data_dir": str(path)} if path.is_dir() and not model and holds_images(path) else None
+    return DataSettings(train_data_dir=str(path)) if path.is_dir() and not model and holds_images(path) else None
+
+
+def _named_metrics(names: Sequence[str]) -> list[Metric]:
+    if unknown := [name for name in names if name not in METRICS]:
+        raise UserError(f"`metrics` may be {', '.join(METRICS)}, got {unknown[0]}.")
+    return [METRICS[name] for name in names]
 
 
 def _check(settings: EvaluationSettings, folder: Path | None, metrics: Sequence[Metric]) -> None:
@@ -226,21 +224,17 @@ def _check(settings: EvaluationSettings, folder: Path | None, metrics: Sequence[
     longest = ICTScheduler().config.num_train_timesteps
     if not all(1 <= steps <= longest for steps in settings.steps):
         raise UserError(f"`steps` must lie within 1 and {longest}, got {settings.steps}.")
-    if settings.tune_sigmas is not None and not 2 <= settings.tune_sigmas <= 8:
-        raise UserError(f"`tune_sigmas` must be a number of steps from 2 to 8, got {settings.tune_sigmas}.")
     if settings.tune_sigmas is not None and folder is None:
-        raise UserError("`tune_sigmas` writes the levels into the model's scheduler: give the model as a local folder.")
+        raise UserError("`tune_sigmas` writes into the model's scheduler: give the model as a local folder.")
 
 
 def _variants(settings: EvaluationSettings, model_name: str) -> list[str | None]:
     """The averages of the weights to be measured; None stands for the published one."""
-    there = list_variants(model_name)
-    if settings.variants is None:
-        return [None, *there]
-    if unknown := set(settings.variants) - {PUBLISHED_WEIGHTS, *there}:
-        allowed = ", ".join([PUBLISHED_WEIGHTS, *there])
-        raise UserError(f"`variants` may be {allowed} for this model, got {', '.join(sorted(unknown))}.")
-    return [None if name == PUBLISHED_WEIGHTS else name for name in settings.variants]
+    names = [PUBLISHED_WEIGHTS, *list_variants(model_name)]
+    chosen = names if settings.variants is None else settings.variants
+    if unknown := set(chosen) - set(names):
+        raise UserError(f"`variants` may be {', '.join(names)} for this model, got {', '.join(sorted(unknown))}.")
+    return [None if name == PUBLISHED_WEIGHTS else name for name in chosen]
 
 
 def _tune(steps: int, model: Model, evaluator: Evaluator, folder: Path) -> dict[str, Any]:

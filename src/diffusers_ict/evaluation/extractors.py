@@ -33,15 +33,40 @@ class Extractor:
 
     Attributes:
         name: in words; weights: SHA-256 of its weights, or of its file; resize: what it does to an image's size.
-        features: uint8 [n, C, H, W] on any device -> (features [n, d], logits [n, classes] or None) on the CPU.
+        network: uint8 [n, C, H, W] on `device` -> features [n, d], or a pair of features and logits [n, classes].
         frechet: the name of a Frechet distance of its features. "fid" is for the network of the papers alone.
     """
 
     name: str
     weights: str
     resize: str
-    features: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    network: Callable[[Tensor], Any]
+    device: torch.device
     frechet: str = "frechet"
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 [n, C, H, W] on any device -> (features, logits or None), float32 on the CPU.
+
+        Raises:
+            UserError: the network fails, or returns something else.
+        """
+        try:
+            out = self.network(images.to(self.device))
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # a user's file raises what it likes
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"{self.name} fails for images {tuple(images.shape)}: {reason}") from error
+        features, logits = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
+        for what, x in [("features", features)] + ([] if logits is None else [("logits", logits)]):
+            if not isinstance(x, Tensor) or x.is_complex() or x.ndim != 2 or len(x) != len(images):
+                shown = tuple(x.shape) if isinstance(x, Tensor) else f"an object of type {type(x).__name__}"
+                raise UserError(
+                    f"{self.name} must return a tensor of features [n, d], or a pair of features and logits "
+                    f"[n, classes], got {shown} as {what} of {len(images)} images."
+                )
+        return features.float().cpu(), None if logits is None else logits.float().cpu()
 
 
 def make_extractor(name: str, weights: str | None = None, device: torch.device | str = "cpu") -> Extractor:
@@ -68,18 +93,14 @@ def make_extractor(name: str, weights: str | None = None, device: torch.device |
 
 
 def colour(images: Tensor) -> Tensor:
-    """Images of three channels: grey ones are repeated.
-
-    Raises:
-        UserError: neither one channel nor three.
-    """
+    """Images of three channels: grey ones are repeated; others are refused."""
     if images.shape[1] not in (1, 3):
         raise UserError(f"this extractor takes grey or RGB images, got {images.shape[1]} channels.")
     return images.expand(-1, 3, -1, -1)
 
 
 def _pixels(weights: str | None, device: torch.device) -> Extractor:
-    return Extractor("raw pixels in [0, 1]", "none", "none", lambda x: (x.cpu().flatten(1).float() / 255, None))
+    return Extractor("raw pixels in [0, 1]", "none", "none", lambda x: x.flatten(1).float() / 255, device)
 
 
 def _inception(weights: str | None, device: torch.device) -> Extractor:
@@ -94,14 +115,8 @@ def _inception(weights: str | None, device: torch.device) -> Extractor:
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"`extractor_weights` are not those of the FID Inception network: {reason}") from error
-
-    @torch.no_grad()
-    def features(images: Tensor) -> tuple[Tensor, Tensor]:
-        pooled, logits = net(colour(images).to(device))
-        return pooled.float().cpu(), logits.float().cpu()
-
-    resize = "299x299 bilinear, as TensorFlow 1"
-    return Extractor("Inception v3 (2015-12-05) of torch-fidelity", weights_hash(net), resize, features, "fid")
+    name, resize = "Inception v3 (2015-12-05) of torch-fidelity", "299x299 bilinear, as TensorFlow 1"
+    return Extractor(name, weights_hash(net), resize, lambda x: net(colour(x)), device, "fid")
 
 
 def _inception_class() -> Any:
@@ -153,50 +168,25 @@ def _dinov2(weights: str | None, device: torch.device) -> Extractor:
         ) from error
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
 
-    @torch.no_grad()
-    def features(images: Tensor) -> tuple[Tensor, None]:
-        x = colour(images).to(device).float()
-        x = interpolate(x, (224, 224), mode="bicubic", antialias=True, align_corners=False)
+    def class_token(images: Tensor) -> Tensor:
+        x = interpolate(colour(images).float(), (224, 224), mode="bicubic", antialias=True, align_corners=False)
         x = x.round().clamp(0, 255) / 255  # as an image library returns it
-        return net((x - mean) / std).last_hidden_state[:, 0].float().cpu(), None
+        return net((x - mean) / std).last_hidden_state[:, 0]
 
     name, resize = f"DINOv2, {net.config.hidden_size} features", "224x224 bicubic, antialiased"
-    return Extractor(name, weights_hash(net), resize, features, "fd_dinov2")
+    return Extractor(name, weights_hash(net), resize, class_token, device, "fd_dinov2")
 
 
 def _from_file(path: Path, device: torch.device) -> Extractor:
+    """An extractor of a user's own, whose code is run."""
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        call = _callable_of(path, device)
-    except (Exception, SystemExit) as error:  # a user's file raises what it likes
+        if path.suffix == ".pt2":
+            network = torch.export.load(path).module().to(device)
+            return Extractor(path.name, digest, f"as in {path.name}", network, device)
+        function = runpy.run_path(str(path)).get("features")
+        if not callable(function):
+            raise ImportError("it must define a function features(images, device)")
+    except (Exception, SystemExit) as error:
         raise UserError(f"`extractor` {path} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
-
-    @torch.no_grad()
-    def features(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        try:
-            out = call(images.to(device))
-        except (Exception, SystemExit) as error:
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise UserError(f"{path.name} fails for images {tuple(images.shape)}: {reason}") from error
-        pair = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
-        for what, x in zip(("features", "logits"), pair):
-            if x is None and what == "logits":
-                continue
-            if not isinstance(x, Tensor) or x.is_complex() or x.ndim != 2 or len(x) != len(images):
-                shown = tuple(x.shape) if isinstance(x, Tensor) else f"an object of type {type(x).__name__}"
-                raise UserError(
-                    f"{path.name} must return a tensor of features [n, d], or a pair of features and logits "
-                    f"[n, classes], got {shown} as {what} of {len(images)} images."
-                )
-        return pair[0].float().cpu(), None if pair[1] is None else pair[1].float().cpu()
-
-    return Extractor(path.name, digest, f"as in {path.name}", features)
-
-
-def _callable_of(path: Path, device: torch.device) -> Callable[[Tensor], Any]:
-    if path.suffix == ".pt2":
-        return torch.export.load(path).module().to(device)
-    module = runpy.run_path(str(path))
-    if not callable(module.get("features")):
-        raise ImportError("it must define a function features(images, device)")
-    return lambda images: module["features"](images, device)
+    return Extractor(path.name, digest, f"as in {path.name}", lambda images: function(images, device), device)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,18 +97,11 @@ class Reference:
 
     Attributes:
         description: dataset, split, images, shape, flipped, extractor, weights, resize, ...
-        features: of the images, where they are known; if `flipped`, every image counts twice.
+        features: of the images, on the main process; if `flipped`, every image counts twice.
     """
 
     description: dict[str, Any]
     features: Features | None = None
-
-    @classmethod
-    def of(cls, images: Images, name: str, split: str, flipped: bool, extractor: Extractor) -> "Reference":
-        """The reference of these images, without features as yet."""
-        facts = {"version": FORMAT, "dataset": name, "split": split, "images": len(images), "shape": list(images.shape)}
-        facts |= {"flipped": flipped, "fingerprint": images.fingerprint()}
-        return cls(facts | {"extractor": extractor.name, "weights": extractor.weights, "resize": extractor.resize})
 
     @property
     def hash(self) -> str:
@@ -121,53 +114,16 @@ class Reference:
         """Images, counting mirrored ones."""
         return self.description["images"] * (1 + self.description["flipped"])
 
-    @classmethod
-    def load(cls, path: Path) -> "Reference":
-        """Read what `save` wrote.
 
-        Raises:
-            FileNotFoundError: there is none.
-            ValueError: it is not what was written. The message says why.
-        """
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata.pop("checksum", None) != _checksum(tensors, metadata):
-                raise ValueError("its checksum does not fit")
-            reference = cls(json.loads(metadata["description"]))
-            scatter = tensors["covariance"] * (reference.count - 1)
-            moments = Moments(reference.count, tensors["mean"], scatter)
-            return cls(reference.description, Features(moments, tensors.get("features")))
-        except FileNotFoundError:
-            raise
-        except (OSError, SafetensorError, KeyError) as error:
-            raise ValueError(first_line(error)) from error
-
-    def save(self, path: Path, features: Features) -> None:
-        """Write the description with features into a safetensors file, atomically, with a checksum.
-
-        Raises:
-            UserError: it cannot be written.
-        """
-        tensors = {"mean": features.moments.mean, "covariance": features.moments.covariance}
-        tensors |= {} if features.features is None else {"features": features.features}
-        metadata = {"description": json.dumps(self.description), "hash": self.hash}
-        try:
-            with atomic_file(path) as temporary:
-                save_file(tensors, temporary, {**metadata, "checksum": _checksum(tensors, metadata)})
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} cannot be written: {first_line(error)}; give another `cache_dir`.") from error
+def describe_reference(images: Images, name: str, split: str, flipped: bool, extractor: Extractor) -> Reference:
+    """The reference of these images, without features as yet."""
+    facts = {"version": FORMAT, "dataset": name, "split": split, "images": len(images), "shape": list(images.shape)}
+    facts |= {"flipped": flipped, "fingerprint": images.fingerprint()}
+    return Reference(facts | {"extractor": extractor.name, "weights": extractor.weights, "resize": extractor.resize})
 
 
-def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    return hashlib.sha256(f"{tensors_hash(tensors)} {json.dumps(metadata, sort_keys=True)}".encode()).hexdigest()
-
-
-def reference_features(
-    reference: Reference, images: Images, extract: Extraction, cache: Path, keep: bool
-) -> Features | None:
-    """Features of real images on the main process, from `cache/reference-HASH.safetensors` or made and kept there.
+def add_features(reference: Reference, images: Images, extract: Extraction, cache: Path, keep: bool) -> Reference:
+    """The reference with features, from `cache/reference-HASH.safetensors`, or computed and kept there.
 
     Args:
         keep: whether features are needed beside their mean and covariance.
@@ -178,23 +134,23 @@ def reference_features(
     path, stored = cache / f"reference-{reference.hash}.safetensors", None
     if extract.accelerator.is_main_process and path.exists():
         try:
-            stored = Reference.load(path).features
-        except ValueError as error:
-            warnings.warn(f"{path} is damaged and is made again: {error}.", stacklevel=2)
+            stored = _load(path).features
+        except UserError as error:
+            warnings.warn(f"{error} It is made again.", stacklevel=2)
         if keep and stored is not None and stored.features is None:
             stored = None
     if broadcast_object_list([stored is not None])[0]:  # so that all processes take the same path
-        return stored
+        return replace(reference, features=stored)
 
     def real(numbers: Tensor) -> Tensor:
         pixels, _ = images.part(numbers % len(images))
         mirrored = (numbers >= len(images)).to(pixels.device)
         return torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
 
-    features = extract(real, reference.count, "reference", keep)
+    reference = replace(reference, features=extract(real, reference.count, "reference", keep))
     if extract.accelerator.is_main_process:
-        reference.save(path, features)
-    return features
+        _save(path, reference)
+    return reference
 
 
 def read_reference(path: Path, extractor: Extractor, keep: bool) -> Reference:
@@ -204,12 +160,7 @@ def read_reference(path: Path, extractor: Extractor, keep: bool) -> Reference:
         UserError: no such file, a damaged one, one made with another extractor, or one without features where they
             are needed.
     """
-    try:
-        reference = Reference.load(path)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path} of reference statistics.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not a file of reference statistics, or a damaged one: {error}.") from error
+    reference = _load(path)
     name, weights = (reference.description[key] for key in ("extractor", "weights"))
     if (name, weights) != (extractor.name, extractor.weights):
         raise UserError(
@@ -221,3 +172,39 @@ def read_reference(path: Path, extractor: Extractor, keep: bool) -> Reference:
             f"{path.name} holds mean and covariance alone, which fid needs; give the real images for other `metrics`."
         )
     return reference
+
+
+def _save(path: Path, reference: Reference) -> None:
+    """Write a safetensors file, atomically, with a checksum of all it holds."""
+    assert reference.features is not None
+    moments, features = reference.features.moments, reference.features.features
+    tensors = {"mean": moments.mean, "covariance": moments.covariance}
+    tensors |= {} if features is None else {"features": features}
+    metadata = {"description": json.dumps(reference.description), "hash": reference.hash}
+    try:
+        with atomic_file(path) as temporary:
+            save_file(tensors, temporary, {**metadata, "checksum": _checksum(tensors, metadata)})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written: {first_line(error)}; give another `cache_dir`.") from error
+
+
+def _load(path: Path) -> Reference:
+    if not path.exists():
+        raise UserError(f"there is no file {path} of reference statistics.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.pop("checksum", None) != _checksum(tensors, metadata):
+            raise KeyError("its checksum does not fit")
+        reference = Reference(json.loads(metadata["description"]))
+        moments = Moments(reference.count, tensors["mean"], tensors["covariance"] * (reference.count - 1))
+        return replace(reference, features=Features(moments, tensors.get("features")))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(
+            f"{path} is not a file of reference statistics, or a damaged one: {first_line(error)}."
+        ) from error
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    return hashlib.sha256(f"{tensors_hash(tensors)} {json.dumps(metadata, sort_keys=True)}".encode()).hexdigest()

@@ -32,15 +32,13 @@ class Moments:
         """Moments of all rows of features [n, d]."""
         dim = features.shape[1]
         moments = cls(0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64))
-        for rows in features.split(chunk):
+        for rows in features.split(chunk) if len(features) else ():
             moments.update(rows)
         return moments
 
     def update(self, features: Tensor) -> None:
         """Take in more rows, [n, d]."""
-        rows = features.double() if features.device.type == "cpu" else features.cpu().double()
-        if len(rows) == 0:
-            return
+        rows = features.cpu().double()
         mean = rows.mean(0)
         centred = rows - mean
         total, shift = self.count + len(rows), mean - self.mean
@@ -120,26 +118,14 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = SUBSET_SEED) -
     return float(np.mean(scores)), float(np.std(scores))
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """How far two sets of features cover each other; all but density lie within 0 and 1.
-
-    Attributes:
-        precision, recall: Kynkaanniemi et al. (arXiv:1904.06991); density, coverage: Naeem et al. (arXiv:2002.09797).
-    """
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-
-
-def coverage_measures(real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5, chunk: int = CHUNK) -> Coverage:
-    """Precision, recall, density and coverage, in float32.
+def coverage_measures(
+    real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5, chunk: int = CHUNK
+) -> dict[str, float]:
+    """ "precision" and "recall" (arXiv:1904.06991), "density" and "coverage" (arXiv:2002.09797), in float32.
 
     Precision is the share of fakes within some real sample's distance to its k-th neighbour, recall the same with the
     roles exchanged. Density counts in how many real samples' balls a fake lies, over k_density; coverage is the share
-    of real samples with a fake in their ball.
+    of real samples with a fake in their ball. All but density lie within 0 and 1.
 
     Args:
         real, fake: features, [n, d] and [m, d], each of more than max(k, k_density) rows.
@@ -159,13 +145,14 @@ def coverage_measures(real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5
         inside += within.sum().item()
         covered.append(within.any(1))
     precision, recall, coverage = (x.double().mean().item() for x in (precise, torch.cat(recalled), torch.cat(covered)))
-    return Coverage(precision, recall, inside / (k_density * len(fake)), coverage)
+    density = inside / (k_density * len(fake))
+    return {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3, chunk: int = CHUNK) -> tuple[float, float]:
     """Precision and recall alone; see `coverage_measures`."""
     measures = coverage_measures(real, fake, k, k, chunk)
-    return measures.precision, measures.recall
+    return measures["precision"], measures["recall"]
 
 
 def neighbour_distances(points: Tensor, ks: tuple[int, ...], chunk: int = CHUNK) -> list[Tensor]:
@@ -174,9 +161,3 @@ def neighbour_distances(points: Tensor, ks: tuple[int, ...], chunk: int = CHUNK)
     smallest = [torch.cdist(rows, points).topk(max(ks) + 1, largest=False).values for rows in points.split(chunk)]
     distances = torch.cat(smallest)
     return [distances[:, k].contiguous() for k in ks]
-
-
-def nearest(queries: Tensor, points: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
-    """Distance to, and index of, the nearest of `points` for each of `queries`: [n] each."""
-    minima = [torch.cdist(rows.float(), points.float()).min(1) for rows in queries.split(chunk)]
-    return torch.cat([m.values for m in minima]), torch.cat([m.indices for m in minima])

@@ -6,12 +6,7 @@ from typing import Any
 
 from ..files import atomic_file
 
-TITLES = {
-    "fid": "FID",
-    "frechet": "Frechet distance",
-    "fd_dinov2": "FD-DINOv2",
-    "kid": "KID",
-}
+TITLES = {"fid": "FID", "frechet": "Frechet distance", "fd_dinov2": "FD-DINOv2", "kid": "KID"}
 
 
 def plot_quality(report: dict[str, Any], target: Path) -> None:
@@ -35,12 +30,10 @@ def plot_quality(report: dict[str, Any], target: Path) -> None:
             panel.errorbar(*zip(*points), marker="o", capsize=3, label=variant or "published")
         better = "higher" if name in report["higher_is_better"] else "lower"
         counts = sorted({row["num_inference_steps"] for row in rows})
+        panel.axhline(0, color="none")  # so that differences are seen in proportion
         panel.set(xlabel="sampling steps", xticks=counts, xlim=(counts[0] - 0.4, counts[-1] + 0.4))
         title = TITLES.get(name, name.replace("_", " ").capitalize())
         panel.set_title(f"{title}\n({better} is better)", fontsize=10)
-        # From 0, so that differences are seen in proportion, with room for markers at either end.
-        low, high = (edge(0, limit) for edge, limit in zip((min, max), panel.get_ylim()))
-        panel.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
     for panel in list(panels)[len(names) :]:
         panel.remove()
     if len(variants) > 1:

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..data.draw import EVALUATION, derive_seed
 from ..data.images import Images
 from ..errors import UserError, first_line
-from ..hub.provenance import weights_hash
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 
 Labels = Callable[[Tensor], Tensor | None]  # numbers of samples [n] -> labels [n]
@@ -19,15 +18,9 @@ Labels = Callable[[Tensor], Tensor | None]  # numbers of samples [n] -> labels [
 
 @dataclass(frozen=True)
 class Model:
-    """A pipeline to be sampled, with one of its averages of the weights.
-
-    Attributes:
-        variant: or None for the published weights; weights: SHA-256 of them.
-    """
+    """A pipeline to be sampled."""
 
     pipeline: ConsistencyPipeline
-    variant: str | None
-    weights: str
 
     @property
     def classes(self) -> int | None:
@@ -43,13 +36,12 @@ class Model:
 
 
 def load_model(repository: str, variant: str | None, device: torch.device) -> Model:
-    """A consistency pipeline by path or Hub id.
+    """A consistency pipeline by path or Hub id, with one of its averages of the weights; None is the published one.
 
     Raises:
         UserError: there is none, or a damaged one.
     """
-    pipeline = load_consistency(repository, variant).to(device)
-    return Model(pipeline, variant, weights_hash(pipeline.unet))
+    return Model(load_consistency(repository, variant).to(device))
 
 
 def list_variants(repository: str) -> list[str]:
@@ -60,12 +52,10 @@ def list_variants(repository: str) -> list[str]:
     """
     folder = Path(repository)
     try:
-        names = [p.name for p in (folder / "unet").glob("*")] if folder.is_dir() else [
-            name.removeprefix("unet/") for name in list_repo_files(repository) if name.startswith("unet/")
-        ]  # fmt: skip
+        files = map(str, folder.glob("unet/*")) if folder.is_dir() else list_repo_files(repository)
+        parts = [Path(name).name.split(".") for name in files if Path(name).match("unet/*.safetensors")]
     except Exception as error:  # the Hub's classes, and those of its transport
         raise UserError(f"the files of {repository} cannot be listed: {first_line(error)}") from error
-    parts = [name.split(".") for name in names if name.endswith(".safetensors")]
     return sorted({part[1] for part in parts if len(part) == 3})
 
 

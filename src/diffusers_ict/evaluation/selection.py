@@ -66,7 +66,7 @@ def _inception(samples, reference, extractor, settings) -> Figures:
 
 
 def _coverage(samples, reference, extractor, settings) -> Figures:
-    return dict(vars(coverage_measures(reference.features, samples.features, *settings.values())))
+    return coverage_measures(reference.features, samples.features, *settings.values())
 
 
 FID = Metric("fid", _frechet, lambda dim: dim + 1, lambda *counts: {}, higher_is_better=False, needs_features=False)
@@ -80,17 +80,6 @@ PR = Metric(
     higher_is_better=True,
 )
 METRICS = {metric.name: metric for metric in (FID, KID, IS, PR)}
-
-
-def named_metrics(names: Sequence[str]) -> list[Metric]:
-    """The metrics of these names.
-
-    Raises:
-        UserError: an unknown name.
-    """
-    if unknown := [name for name in names if name not in METRICS]:
-        raise UserError(f"`metrics` may be {', '.join(METRICS)}, got {unknown[0]}.")
-    return [METRICS[name] for name in names]
 
 
 def check_metric(metric: Metric, images: int, widths: Sequence[int], extractor: Extractor) -> None:

@@ -23,7 +23,7 @@ class EvaluationSettings(DataSettings):
     batch_size: int = setting(250, "images at once, on each process", at_least=1)
     extractor: str = setting("inception", "inception, dinov2, pixels, or a .py or .pt2 file, whose code is run")
     extractor_weights: str | None = setting(None, "a local file or folder instead of a download")
-    tune_sigmas: int | None = setting(None, "first search the noise levels for 2 to so many steps")
+    tune_sigmas: int | None = setting(None, "first search the noise levels for 2 to so many steps", at_least=2, below=9)
     tune_metric: str = setting("fid", "what the levels are chosen by", choices=("fid", "kid", "is"))
     tune_samples: int | None = setting(None, "images for each level tried [num_samples]", at_least=1, below=MOST)
     output_dir: str | None = setting(None, "where evaluation.json goes [the model, if it is a folder]")

@@ -6,8 +6,6 @@ ternary search for the best figure, below the ones that are fixed already.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from ..formulas.noise_schedule import LARGEST_RHO, LEAST_RHO
@@ -15,35 +13,26 @@ from ..formulas.stock_grid import middle_level
 from ..scheduling_ict import ICTScheduler
 
 
-@dataclass(frozen=True)
-class Search:
-    """Outcome of one search.
-
-    Attributes:
-        sigma: the best level that was tried.
-        figure: of it, lower is better. As the least of many on the same noise it is too good to be reported.
-        tried: (level, figure) in the order of the levels.
-    """
-
-    sigma: float
-    figure: float
-    tried: tuple[tuple[float, float], ...]
-
-
-def ternary_search(figure: Callable[[float], float], low: float, high: float, tolerance: float = 0.1) -> Search:
-    """The level between `low` and `high` with the least figure, if the figure falls and then rises in ln(sigma).
+def ternary_search(
+    figure: Callable[[float], float], low: float, high: float, tolerance: float = 0.1
+) -> dict[float, float]:
+    """Search the level between `low` and `high` with the least figure, if the figure falls and then rises in ln(sigma).
 
     Args:
         figure: of a level; not called twice with the same.
         tolerance: the search ends when the interval is that short in ln(sigma): 0.1 is 10 % of a level.
+
+    Returns:
+        The figure of every level tried, by level in ascending order. `best_level` is the best one; as the least of many
+        on the same noise, its figure is too good to be reported.
     """
-    known: dict[float, float] = {}
+    tried: dict[float, float] = {}
 
     def at(place: float) -> float:
         sigma = round(math.exp(place), 4 - math.floor(place / math.log(10)))  # five digits are enough for a config
-        if sigma not in known:
-            known[sigma] = figure(sigma)
-        return known[sigma]
+        if sigma not in tried:
+            tried[sigma] = figure(sigma)
+        return tried[sigma]
 
     left, right = math.log(low), math.log(high)
     while right - left > tolerance:
@@ -53,8 +42,12 @@ def ternary_search(figure: Callable[[float], float], low: float, high: float, to
         else:
             left = first
     at((left + right) / 2)
-    best = min(known, key=known.__getitem__)
-    return Search(best, known[best], tuple(sorted(known.items())))
+    return dict(sorted(tried.items()))
+
+
+def best_level(tried: dict[float, float]) -> float:
+    """The level with the least figure."""
+    return min(tried, key=tried.__getitem__)
 
 
 def greedy_levels(
@@ -64,7 +57,7 @@ def greedy_levels(
     high: float,
     tolerance: float = 0.1,
     floor: float | None = None,
-) -> list[Search]:
+) -> list[dict[float, float]]:
     """One search for each step but the first, each level below the ones before.
 
     Args:
@@ -72,16 +65,16 @@ def greedy_levels(
         steps: of the longest sampler, at least 2.
         low, high: bounds of the first level; floor: the lower bound of the others, by default `low`.
     """
-    searches: list[Search] = []
+    searches: list[dict[float, float]] = []
     for _ in range(steps - 1):
-        above = [search.sigma for search in searches]
-        searches.append(ternary_search(partial(_one_more, figure, above), low, high, tolerance))
-        low, high = low if floor is None else floor, searches[-1].sigma * math.exp(-tolerance)
+        above = [best_level(tried) for tried in searches]
+
+        def one_more(sigma: float, above: list[float] = above) -> float:
+            return figure([*above, sigma])
+
+        searches.append(ternary_search(one_more, low, high, tolerance))
+        low, high = low if floor is None else floor, best_level(searches[-1]) * math.exp(-tolerance)
     return searches
-
-
-def _one_more(figure: Callable[[list[float]], float], above: list[float], sigma: float) -> float:
-    return figure([*above, sigma])
 
 
 def tune(
@@ -106,7 +99,7 @@ def tune(
     reach = [middle_level(config.num_train_timesteps, bottom, top, rho) for rho in (LARGEST_RHO, LEAST_RHO)]
     low, high = max(floor, 1.001 * reach[0]), min(high, 0.999 * reach[1])
     searches = greedy_levels(lambda levels: sign * figure([top, *levels], False), steps, low, high, floor=floor)
-    new = [search.sigma for search in searches]
+    new = [best_level(tried) for tried in searches]
     old = {str(n): [float(level) for level in scheduler.sampling_sigmas(n)[1:]] for n in range(2, steps + 1)}
     before = {n: figure([top, *levels], True) for n, levels in old.items()}
     after = {n: figure([top, *new[: len(levels)]], True) for n, levels in old.items()}
@@ -116,5 +109,5 @@ def tune(
         "before": before,
         "after": after,
         "adopted": sign * sum(after.values()) < sign * sum(before.values()),
-        "tried": [[[sigma, sign * value] for sigma, value in search.tried] for search in searches],
+        "tried": [[[sigma, sign * value] for sigma, value in tried.items()] for tried in searches],
     }
