@@ -30,7 +30,7 @@ from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import make_extractor
 from diffusers_ict.evaluation.analysis import STAGE_NAMES, stage_key
 from diffusers_ict.evaluation.metrics import neighbour_distances
-from diffusers_ict.evaluation.samples import Model, drawer, labels_of, load_model
+from diffusers_ict.evaluation.samples import Model, drawer, load_model
 from diffusers_ict.files import atomic_file, write_json
 from diffusers_ict.hub.card import write_card
 from diffusers_ict.hub.metadata import RunMetadata
@@ -118,7 +118,7 @@ def along_the_noise(model: Model, images: Images, folder: Path) -> dict:
 def neighbours(model: Model, images: Images, extractor, count: int, folder: Path) -> dict:
     """neighbours.png: the samples that are nearest to a training image, each above that image, by distance."""
     levels = [float(level) for level in model.pipeline.scheduler.sampling_sigmas(2)]
-    draw = drawer(model, labels_of(model, images if model.classes else None, 0), 0, levels)
+    draw = drawer(model, images if model.classes else None, 0, levels)
     drawn = torch.cat([draw(numbers).cpu() for numbers in torch.arange(count).split(250)])
     features, training = (
         torch.cat([extractor.features(part(numbers))[0] for numbers in torch.arange(total).split(250)])

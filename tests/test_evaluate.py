@@ -190,53 +190,33 @@ def test_the_card_and_its_metadata_show_the_figures(run_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_tuned_levels_are_written_for_every_sampler_if_they_are_better(run_folder, tmp_path, capsys):
+def test_tuned_levels_are_written_and_compared_on_noise_that_the_search_did_not_see(run_folder, tmp_path, capsys):
     from diffusers import DiffusionPipeline
 
     model = shutil.copytree(run_folder, tmp_path / "run")
     shutil.copy(run_folder.parent / "data.npz", tmp_path / "data.npz")
     own = ["--tune_sigmas", 3, "--variants", "published", "--metrics", "kid", "--steps", 2, 3]
-    own += ["--tune_metric", "kid", "--tune_samples", 40]
-    assert evaluate.main(arguments(model, tmp_path, *own)) == 0
-    out = capsys.readouterr().out
-    tuned = json.loads((model / "evaluation.json").read_text())["tuned"]
-    assert set(tuned["before"]) == {"2", "3"}
-    assert tuned["old_levels"]["2"] == [0.821]
-    better = sum(tuned["after"].values()) < sum(tuned["before"].values())
-    assert tuned["adopted"] == better
-    kept = ICTScheduler.from_pretrained(model, subfolder="scheduler").config.intermediate_sigmas
-    stock = DiffusionPipeline.from_pretrained(model).scheduler
-    stock.set_timesteps(2)
-    if better:
-        assert "Written into the scheduler." in out
-        assert kept == tuned["levels"]
-    else:
-        assert "No improvement: the old levels stay." in out
-        assert kept == [0.821]
-    assert stock.sigmas[1].item() == pytest.approx(kept[0], rel=1e-5)
-    row = json.loads((model / "evaluation.json").read_text())["rows"][0]
-    assert row["sigmas"] == [80.0, kept[0]]
-    if better:
-        assert f"sigmas=[80.0, {kept[0]}]" in (model / "README.md").read_text()
-
-
-@pytest.mark.slow
-def test_no_figure_that_levels_were_chosen_by_is_reported(run_folder, tmp_path, capsys):
-    model = shutil.copytree(run_folder, tmp_path / "run")
-    shutil.copy(run_folder.parent / "data.npz", tmp_path / "data.npz")
-    own = ["--tune_sigmas", 3, "--variants", "published", "--metrics", "kid", "--steps", 2, 3]
     own += ["--tune_metric", "kid", "--num_samples", 40]
     assert evaluate.main(arguments(model, tmp_path, *own)) == 0
-    out = capsys.readouterr().out
+    out, card = capsys.readouterr().out, (model / "README.md").read_text()
     report = json.loads((model / "evaluation.json").read_text())
     tuned = report["tuned"]
+    assert tuned["old_levels"]["2"] == [0.821]
     assert tuned["adopted"]
-    assert report["samples"] == tuned["samples"]
+    assert sum(tuned["after"].values()) < sum(tuned["before"].values())
+    assert "Written into the scheduler." in out
+    assert ICTScheduler.from_pretrained(model, subfolder="scheduler").config.intermediate_sigmas == tuned["levels"]
+    stock = DiffusionPipeline.from_pretrained(model).scheduler
+    stock.set_timesteps(2)
+    assert stock.sigmas[1].item() == pytest.approx(tuned["levels"][0], rel=1e-5)
+    assert report["samples"] == tuned["samples"] == 40
     tried = {value for search in tuned["tried"] for _, value in search}
     for row in report["rows"]:
         steps, value = row["num_inference_steps"], row["metrics"]["kid"]
+        assert row["sigmas"] == [80.0, *tuned["levels"][: steps - 1]]
         assert value == tuned["after"][str(steps)], "a row has other noise than the comparison"
         assert value not in tried, "a row has the noise of the search"
         assert f"{value:.5g} through" in out
-        assert f"| {steps} | published | {value:.4g} ±" in (model / "README.md").read_text()
-    assert "With three or more steps stock diffusers uses other noise levels" in (model / "README.md").read_text()
+        assert f"| {steps} | published | {value:.4g} ±" in card
+    assert f"sigmas=[80.0, {tuned['levels'][0]}" in card
+    assert "With three or more steps stock diffusers uses other noise levels" in card

@@ -5,8 +5,7 @@ import math
 import pytest
 
 from diffusers_ict import ICTScheduler
-from diffusers_ict.evaluation import greedy_levels, ternary_search
-from diffusers_ict.evaluation.tuning import tune
+from diffusers_ict.evaluation import ternary_search, tune
 
 
 @pytest.mark.parametrize("best", [0.05, 0.821, 5.0, 30.0])
@@ -29,14 +28,11 @@ def test_ternary_search_finds_the_least_of_a_valley(best):
 def test_levels_are_found_one_after_another_each_below_the_last():
     """A figure that a level at 2 and one at 0.3 make least, the first of them more than the second."""
 
-    def figure(levels):
-        want = (2.0, 0.3)
-        nearest = [min(abs(math.log(level / target)) for level in [*levels, 1e-3]) for target in want]
+    def figure(levels, fresh):
+        nearest = [min(abs(math.log(level / target)) for level in [*levels[1:], 1e-3]) for target in (2.0, 0.3)]
         return 3 * nearest[0] + nearest[1]
 
-    first, second = greedy_levels(figure, 3, 0.02, 40.0, tolerance=0.02)
-    assert min(first, key=first.get) == pytest.approx(2.0, rel=0.05)
-    assert min(second, key=second.get) == pytest.approx(0.3, rel=0.05)
+    assert tune(figure, ICTScheduler(), 3, tolerance=0.02)["levels"] == pytest.approx([2.0, 0.3], rel=0.05)
 
 
 def test_new_levels_are_compared_with_the_old_on_noise_the_search_did_not_see():

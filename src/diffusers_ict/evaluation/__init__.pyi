@@ -9,7 +9,7 @@ from .metrics import (
     precision_recall,
 )
 from .selection import FID, IS, KID, PR, Metric
-from .tuning import greedy_levels, ternary_search
+from .tuning import ternary_search, tune
 
 __all__ = [
     "FID",
@@ -22,10 +22,10 @@ __all__ = [
     "Moments",
     "coverage_measures",
     "frechet_distance",
-    "greedy_levels",
     "inception_score",
     "kernel_distance",
     "make_extractor",
     "precision_recall",
     "ternary_search",
+    "tune",
 ]

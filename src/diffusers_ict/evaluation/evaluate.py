@@ -1,6 +1,5 @@
 """One evaluation, from reading the real images to renewing the model card."""
 
-import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,10 +37,7 @@ IMAGE_FILES = (".npz", ".parquet", ".arrow")
 
 
 def evaluate(
-    model_name: str,
-    settings: EvaluationSettings,
-    words: Sequence[str] = (),
-    metrics: Sequence[Metric] | None = None,
+    model_name: str, settings: EvaluationSettings, words: Sequence[str] = (), metrics: Sequence[Metric] | None = None
 ) -> dict[str, Any]:
     """Measure a model, or images of a file or a folder, and write the report.
 
@@ -57,23 +53,17 @@ def evaluate(
         UserError: the model or the data cannot be measured.
         OSError: the report cannot be written.
     """
-    # ---------------------------------------------------------------- checks
     accelerator = make_accelerator("no", None, ".")
     diffusers.utils.logging.disable_progress_bar()  # of loading, which takes a moment
-    metrics = _named_metrics(settings.metrics) if metrics is None else metrics
     measured = _images_to_measure(Path(model_name))
     folder = Path(model_name) if Path(model_name).is_dir() and measured is None else None
-    _check(settings, folder, metrics)
+    metrics = _checked_metrics(settings, folder, metrics)
     output_dir = Path(settings.output_dir) if settings.output_dir else folder or Path("evaluation")
-    cache = Path(settings.cache_dir or os.path.expanduser("~/.cache/diffusers-ict"))
-    for name, place in (("output_dir", output_dir), ("cache_dir", cache)):
-        check_writable(name, place)
-
+    check_writable("output_dir", output_dir)
     variants = [] if measured else _variants(settings, model_name)
     subject = measured.load(False, accelerator) if measured else load_model(model_name, variants[0], accelerator.device)
-    evaluator = _evaluator(settings, subject, metrics, accelerator, cache)
+    evaluator = _evaluator(settings, subject, metrics, accelerator)
 
-    # ---------------------------------------------------------------- the figures
     report = _describe(evaluator, words)
     if settings.tune_sigmas is not None and isinstance(subject, Model) and folder is not None:
         report["tuned"] = _tune(settings.tune_sigmas, subject, evaluator, folder)
@@ -81,11 +71,9 @@ def evaluate(
     for images, variant, sigmas in _rows(model_name, subject, variants, evaluator):
         steps = None if sigmas is None else len(sigmas)
         name = "images" if steps is None else f"{variant or PUBLISHED_WEIGHTS}, steps {steps}"
-        figures = evaluator.figures(images, evaluator.count, metrics, name)
-        flat = {key: value for part in figures.values() for key, value in part.items()}
-        report["rows"].append({"num_inference_steps": steps, "variant": variant, "sigmas": sigmas, "metrics": flat})
-        report["higher_is_better"] = [key for m in metrics if m.higher_is_better for key in figures[m.name]]
-        accelerator.print(f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in flat.items()))
+        figures, report["higher_is_better"] = evaluator.figures(images, evaluator.count, metrics, name)
+        report["rows"].append({"num_inference_steps": steps, "variant": variant, "sigmas": sigmas, "metrics": figures})
+        accelerator.print(f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in figures.items()))
     if accelerator.is_main_process:
         _write(output_dir, report)
         print(f"Written: {output_dir / 'evaluation.json'}")
@@ -99,7 +87,6 @@ class Evaluator:
 
     Attributes:
         count: images of each row of the report; metrics: of each row.
-        reference: with features on the main process alone.
         label_source: data whose classes samples are drawn as frequently as, or None for each class in turn.
     """
 
@@ -110,58 +97,56 @@ class Evaluator:
     reference: Reference
     label_source: Images | None
 
-    def figures(self, images: ImagesByNumber, count: int, metrics: Sequence[Metric], label: str) -> dict[str, Figures]:
-        """Figures of `count` images by metric, the same on all processes."""
+    def figures(
+        self, images: ImagesByNumber, count: int, metrics: Sequence[Metric], label: str
+    ) -> tuple[Figures, list[str]]:
+        """(figures of `count` images, names of those of which higher is better), the same on all processes."""
         samples = self.extract(images, count, label, any(metric.needs_features for metric in metrics))
-        figures: list[dict[str, Figures]] = [{}]
-        if (real := self.reference.features) is not None and self.extract.accelerator.is_main_process:
+        figures: Figures = {}
+        higher: list[str] = []
+        if self.reference.features is not None and self.extract.accelerator.is_main_process:
             for metric in metrics:
                 settings = metric.settings(count, self.reference.count)
-                figures[0][metric.name] = metric.compute(samples, real, self.extract.extractor, settings)
-        return broadcast_object_list(figures)[0]
-
-    def samples(self, model: Model, levels: list[float], seed: int) -> ImagesByNumber:
-        """What a model draws through these noise levels."""
-        return drawer(model, labels_of(model, self.label_source, seed), seed, levels)
+                values = metric.compute(samples, self.reference.features, self.extract.extractor, settings)
+                figures |= values
+                higher += values if metric.higher_is_better else []
+        return tuple(broadcast_object_list([figures, higher]))
 
 
 def _evaluator(
-    settings: EvaluationSettings,
-    subject: Images | Model,
-    metrics: Sequence[Metric],
-    accelerator: Accelerator,
-    cache: Path,
+    settings: EvaluationSettings, subject: Images | Model, metrics: Sequence[Metric], accelerator: Accelerator
 ) -> Evaluator:
-    """Read the real images, or their statistics, and check that all metrics can be computed.
+    """Read the real images, or their statistics, after a check that all metrics can be computed.
 
     Raises:
         UserError: they cannot.
     """
+    cache = Path(settings.cache_dir or "~/.cache/diffusers-ict").expanduser()
+    check_writable("cache_dir", cache)
     extractor = make_extractor(settings.extractor, settings.extractor_weights, accelerator.device)
     extract = Extraction(extractor, accelerator, settings.batch_size, subject.shape)
     count = len(subject) if isinstance(subject, Images) else settings.num_samples
-    counts = dict.fromkeys(metrics, count)
+    wanted = [(metric, count) for metric in metrics]
     if settings.tune_sigmas is not None:
-        metric = METRICS[settings.tune_metric]
-        counts[metric] = min(counts.get(metric, count), settings.tune_samples or count)
-    keep = any(metric.needs_features for metric in counts)
+        wanted.append((METRICS[settings.tune_metric], settings.tune_samples or count))
+    keep = any(metric.needs_features for metric, _ in wanted)
     by_class = isinstance(subject, Model) and subject.classes is not None and settings.labels == "data"
+    if by_class and settings.reference is not None:
+        raise UserError("`reference` does not say how frequent classes are: give the data, or `labels` uniform.")
     images = None
-    if settings.reference is None:
+    if settings.reference is not None:
+        reference = read_reference(Path(settings.reference), extractor, keep)
+    else:
         images = settings.load(by_class, accelerator)
         name, _ = public_name(settings.data_name)
         reference = describe_reference(images, name, settings.dataset_split, settings.flip_reference, extractor)
-    elif by_class:
-        raise UserError("`reference` does not say how frequent classes are: give the data, or `labels` uniform.")
-    else:
-        reference = read_reference(Path(settings.reference), extractor, keep)
     if (real := tuple(reference.description["shape"])) != extract.shape:
         (c, h, w), (channels, height, width) = real, extract.shape
         raise UserError(
             f"real images must be like the ones to be measured, {width}x{height} of {channels} channels, and are "
             f"{w}x{h} of {c}; give `resolution`, `center_crop` and `image_mode` as in training."
         )
-    for metric, samples in counts.items():
+    for metric, samples in wanted:
         check_metric(metric, min(samples, reference.count), extract.widths, extractor)
     label_source = images if by_class else None
     if isinstance(subject, Model):
@@ -175,14 +160,13 @@ def _rows(
     model_name: str, subject: Images | Model, variants: Sequence[str | None], evaluator: Evaluator
 ) -> Iterator[tuple[ImagesByNumber, str | None, list[float] | None]]:
     """(images, variant, noise levels) of each row of the report."""
-    settings = evaluator.settings
     if isinstance(subject, Images):
         yield lambda numbers: subject.part(numbers)[0], None, None
     for variant in variants:
         model = load_model(model_name, variant, evaluator.extract.accelerator.device)  # with levels just written
-        for steps in settings.steps:
+        for steps in evaluator.settings.steps:
             sigmas = [float(sigma) for sigma in model.pipeline.scheduler.sampling_sigmas(steps)]
-            yield evaluator.samples(model, sigmas, settings.seed), variant, sigmas
+            yield drawer(model, evaluator.label_source, evaluator.settings.seed, sigmas), variant, sigmas
 
 
 def _write(output_dir: Path, report: dict[str, Any]) -> None:
@@ -205,27 +189,23 @@ def _images_to_measure(path: Path) -> DataSettings | None:
     return DataSettings(train_data_dir=str(path)) if path.is_dir() and not model and holds_images(path) else None
 
 
-def _named_metrics(names: Sequence[str]) -> list[Metric]:
-    if unknown := [name for name in names if name not in METRICS]:
-        raise UserError(f"`metrics` may be {', '.join(METRICS)}, got {unknown[0]}.")
-    return [METRICS[name] for name in names]
-
-
-def _check(settings: EvaluationSettings, folder: Path | None, metrics: Sequence[Metric]) -> None:
-    """Refuse settings that cannot be used, before anything is read; `folder` is that of the model, if it is local."""
-    for name, values in (("metrics", metrics), ("steps", settings.steps), ("variants", settings.variants)):
-        if values is not None and not values:
+def _checked_metrics(
+    settings: EvaluationSettings, folder: Path | None, metrics: Sequence[Metric] | None
+) -> Sequence[Metric]:
+    """The metrics, after a check of the settings, before anything is read; `folder` is the model's, if it is local."""
+    for name in ("metrics", "steps", "variants"):
+        if getattr(settings, name) == []:
             raise UserError(f"`{name}` needs at least one value, got none.")
+    if unknown := [name for name in settings.metrics if name not in METRICS]:
+        raise UserError(f"`metrics` may be {', '.join(METRICS)}, got {unknown[0]}.")
     if bool(settings.data_name) == (settings.reference is not None):
-        raise UserError(
-            "give real images as `dataset_name` or `train_data_dir`, or their statistics as `reference`, one of the "
-            "three."
-        )
+        raise UserError("give `dataset_name` or `train_data_dir`, or `reference` with statistics, one of the three.")
     longest = ICTScheduler().config.num_train_timesteps
     if not all(1 <= steps <= longest for steps in settings.steps):
         raise UserError(f"`steps` must lie within 1 and {longest}, got {settings.steps}.")
     if settings.tune_sigmas is not None and folder is None:
         raise UserError("`tune_sigmas` writes into the model's scheduler: give the model as a local folder.")
+    return [METRICS[name] for name in settings.metrics] if metrics is None else metrics
 
 
 def _variants(settings: EvaluationSettings, model_name: str) -> list[str | None]:
@@ -246,12 +226,12 @@ def _tune(steps: int, model: Model, evaluator: Evaluator, folder: Path) -> dict[
     settings, scheduler, accelerator = evaluator.settings, model.pipeline.scheduler, evaluator.extract.accelerator
     metric, count = METRICS[settings.tune_metric], settings.tune_samples or settings.num_samples
     search_seed = derive_seed(settings.seed, EVALUATION)
-    names = []
+    names: list[str] = []
 
     def figure(levels: list[float], fresh: bool) -> float:
-        images = evaluator.samples(model, levels, settings.seed if fresh else search_seed)
-        figures = evaluator.figures(images, count, [metric], f"{len(levels)} steps")[metric.name]
-        names.append(next(iter(figures)))
+        images = drawer(model, evaluator.label_source, settings.seed if fresh else search_seed, levels)
+        figures, _ = evaluator.figures(images, count, [metric], f"{len(levels)} steps")
+        names[:] = figures
         return figures[names[0]]
 
     tuned = tune(figure, scheduler, steps, metric.higher_is_better)

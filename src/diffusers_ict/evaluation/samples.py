@@ -13,8 +13,6 @@ from ..data.images import Images
 from ..errors import UserError, first_line
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 
-Labels = Callable[[Tensor], Tensor | None]  # numbers of samples [n] -> labels [n]
-
 
 @dataclass(frozen=True)
 class Model:
@@ -59,7 +57,7 @@ def list_variants(repository: str) -> list[str]:
     return sorted({part[1] for part in parts if len(part) == 3})
 
 
-def labels_of(model: Model, images: Images | None, seed: int) -> Labels:
+def labels_of(model: Model, images: Images | None, seed: int) -> Callable[[Tensor], Tensor | None]:
     """Labels of samples by their numbers: as frequent as in `images`, or each class in turn where that is None.
 
     Raises:
@@ -80,13 +78,14 @@ def labels_of(model: Model, images: Images | None, seed: int) -> Labels:
     return lambda numbers: shuffled[numbers % len(shuffled)]
 
 
-def drawer(model: Model, labels: Labels, seed: int, levels: list[float]) -> Callable[[Tensor], Tensor]:
-    """A function that draws the samples of these numbers [n] through the noise levels `levels`: uint8 [n, C, H, W].
+def drawer(model: Model, images: Images | None, seed: int, levels: list[float]) -> Callable[[Tensor], Tensor]:
+    """A function that draws the samples of given numbers [n] through the noise levels `levels`: uint8 [n, C, H, W].
 
-    Every sample has noise of its own, which depends on the seed and its number alone. So step counts and variants are
-    compared on the same noise, and figures depend neither on the batch size nor on the number of processes.
+    Every sample has noise of its own, which depends on the seed and its number alone, and a label by `labels_of`. So
+    step counts and variants are compared on the same noise, and figures depend neither on the batch size nor on the
+    number of processes.
     """
-    pipeline = model.pipeline
+    pipeline, labels = model.pipeline, labels_of(model, images, seed)
 
     def draw(numbers: Tensor) -> Tensor:
         seeds = [derive_seed(seed, EVALUATION, number) for number in numbers.tolist()]

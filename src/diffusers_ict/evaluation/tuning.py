@@ -23,8 +23,8 @@ def ternary_search(
         tolerance: the search ends when the interval is that short in ln(sigma): 0.1 is 10 % of a level.
 
     Returns:
-        The figure of every level tried, by level in ascending order. `best_level` is the best one; as the least of many
-        on the same noise, its figure is too good to be reported.
+        The figure of every level tried, by level in ascending order. The least of them is too good to be reported: it
+        is the best of many on the same noise.
     """
     tried: dict[float, float] = {}
 
@@ -45,42 +45,14 @@ def ternary_search(
     return dict(sorted(tried.items()))
 
 
-def best_level(tried: dict[float, float]) -> float:
-    """The level with the least figure."""
-    return min(tried, key=tried.__getitem__)
-
-
-def greedy_levels(
-    figure: Callable[[list[float]], float],
-    steps: int,
-    low: float,
-    high: float,
-    tolerance: float = 0.1,
-    floor: float | None = None,
-) -> list[dict[float, float]]:
-    """One search for each step but the first, each level below the ones before.
-
-    Args:
-        figure: of a descending list of intermediate levels, lower is better.
-        steps: of the longest sampler, at least 2.
-        low, high: bounds of the first level; floor: the lower bound of the others, by default `low`.
-    """
-    searches: list[dict[float, float]] = []
-    for _ in range(steps - 1):
-        above = [best_level(tried) for tried in searches]
-
-        def one_more(sigma: float, above: list[float] = above) -> float:
-            return figure([*above, sigma])
-
-        searches.append(ternary_search(one_more, low, high, tolerance))
-        low, high = low if floor is None else floor, best_level(searches[-1]) * math.exp(-tolerance)
-    return searches
-
-
 def tune(
-    figure: Callable[[list[float], bool], float], scheduler: ICTScheduler, steps: int, higher_is_better: bool = False
+    figure: Callable[[list[float], bool], float],
+    scheduler: ICTScheduler,
+    steps: int,
+    higher_is_better: bool = False,
+    tolerance: float = 0.1,
 ) -> dict[str, Any]:
-    """Search the levels for 2 to `steps` steps, then compare them with those that `scheduler` has.
+    """Search the levels for 2 to `steps` steps one after another, then compare them with those that `scheduler` has.
 
     Args:
         figure: of all levels of a sampler, descending; True asks for noise that the search does not see, on which the
@@ -98,8 +70,13 @@ def tune(
     # The first one is saved as a rho of the stock scheduler.
     reach = [middle_level(config.num_train_timesteps, bottom, top, rho) for rho in (LARGEST_RHO, LEAST_RHO)]
     low, high = max(floor, 1.001 * reach[0]), min(high, 0.999 * reach[1])
-    searches = greedy_levels(lambda levels: sign * figure([top, *levels], False), steps, low, high, floor=floor)
-    new = [best_level(tried) for tried in searches]
+    new: list[float] = []
+    searches = []
+    for _ in range(steps - 1):
+        tried = ternary_search(lambda sigma: sign * figure([top, *new, sigma], False), low, high, tolerance)
+        searches.append([[sigma, sign * value] for sigma, value in tried.items()])
+        new.append(min(tried, key=tried.__getitem__))
+        low, high = floor, new[-1] * math.exp(-tolerance)
     old = {str(n): [float(level) for level in scheduler.sampling_sigmas(n)[1:]] for n in range(2, steps + 1)}
     before = {n: figure([top, *levels], True) for n, levels in old.items()}
     after = {n: figure([top, *new[: len(levels)]], True) for n, levels in old.items()}
@@ -109,5 +86,5 @@ def tune(
         "before": before,
         "after": after,
         "adopted": sign * sum(after.values()) < sign * sum(before.values()),
-        "tried": [[[sigma, sign * value] for sigma, value in tried.items()] for tried in searches],
+        "tried": searches,
     }
