@@ -82,17 +82,3 @@ def test_batches_of_images_give_the_moments_of_all(fakes):
     assert got.features is got.logits is None
     whole = images.part(slice(None))[0].flatten(1).double() / 255
     assert abs(frechet_distance(got.moments, whole)) < 1e-6
-
-
-def test_an_interrupted_write_leaves_no_file(fakes, tmp_path, monkeypatch):
-    def cut_off(tensors, path, metadata):
-        Path(path).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(features, "save_file", cut_off)
-    extractor, images = make_extractor("pixels"), load_images(dataset_name=str(fakes))
-    reference = features.describe_reference(images, "fakes.npz", "train", False, extractor)
-    extract = features.Extraction(extractor, Accelerator(), 50, images.shape)
-    with pytest.raises(KeyboardInterrupt):
-        features.add_features(reference, images, extract, tmp_path, keep=True)
-    assert not list(tmp_path.iterdir())

@@ -10,8 +10,8 @@ from .features import Features
 from .metrics import coverage_measures, frechet_distance, inception_score, kernel_distance
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
-IS_SPLITS = 10
-K_PRECISION_RECALL, K_DENSITY_COVERAGE = 3, 5
+IS_SETTINGS = {"splits": 10}
+PR_SETTINGS = {"k_precision_recall": 3, "k_density_coverage": 5}
 
 Figures = dict[str, float]  # by name, as in evaluation.json
 
@@ -45,8 +45,8 @@ def _frechet(samples, reference, extractor, settings) -> Figures:
 
 
 def _kernel(samples, reference, extractor, settings) -> Figures:
-    subsets = settings["subsets"], settings["subset_size"]
-    mean, deviation = kernel_distance(reference.features, samples.features, *subsets)
+    sets = reference.features, samples.features
+    mean, deviation = kernel_distance(*sets, settings["subsets"], settings["subset_size"])
     return {"kid": mean, "kid_std": deviation}
 
 
@@ -71,14 +71,8 @@ def _coverage(samples, reference, extractor, settings) -> Figures:
 
 FID = Metric("fid", _frechet, lambda dim: dim + 1, lambda *counts: {}, higher_is_better=False, needs_features=False)
 KID = Metric("kid", _kernel, lambda dim: 4, _kernel_settings, higher_is_better=False)
-IS = Metric("is", _inception, lambda dim: IS_SPLITS, lambda *counts: {"splits": IS_SPLITS}, True, needs_logits=True)
-PR = Metric(
-    "pr",
-    _coverage,
-    lambda dim: 1 + max(K_PRECISION_RECALL, K_DENSITY_COVERAGE),
-    lambda *counts: {"k_precision_recall": K_PRECISION_RECALL, "k_density_coverage": K_DENSITY_COVERAGE},
-    higher_is_better=True,
-)
+IS = Metric("is", _inception, lambda dim: 10, lambda *counts: dict(IS_SETTINGS), True, needs_logits=True)
+PR = Metric("pr", _coverage, lambda dim: 6, lambda *counts: dict(PR_SETTINGS), higher_is_better=True)
 METRICS = {metric.name: metric for metric in (FID, KID, IS, PR)}
 
 
