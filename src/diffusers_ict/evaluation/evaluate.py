@@ -226,26 +226,27 @@ def _tune(steps: int, model: Model, evaluator: Evaluator, folder: Path) -> dict[
     settings, scheduler, accelerator = evaluator.settings, model.pipeline.scheduler, evaluator.extract.accelerator
     metric, count = METRICS[settings.tune_metric], settings.tune_samples or settings.num_samples
     search_seed = derive_seed(settings.seed, EVALUATION)
-    names: list[str] = []
+    name = ""
 
     def figure(levels: list[float], fresh: bool) -> float:
+        nonlocal name
         images = drawer(model, evaluator.label_source, settings.seed if fresh else search_seed, levels)
         figures, _ = evaluator.figures(images, count, [metric], f"{len(levels)} steps")
-        names[:] = figures
-        return figures[names[0]]
+        name = next(iter(figures))  # a deviation stands behind its figure
+        return figures[name]
 
     tuned = tune(figure, scheduler, steps, metric.higher_is_better)
     for n, levels in tuned["old_levels"].items():
         old, new = [float(f"{level:.4g}") for level in levels], tuned["levels"][: len(levels)]
         before, after = (f"{tuned[key][n]:.5g} through" for key in ("before", "after"))
-        accelerator.print(f"{n} steps: {names[0]} {before} {old}, {after} {new}")
+        accelerator.print(f"{n} steps: {name} {before} {old}, {after} {new}")
     if tuned["adopted"] and accelerator.is_main_process:
         better = ICTScheduler.from_config(scheduler.config, intermediate_sigmas=tuned["levels"])
         with staged_folder(folder / "scheduler", SCHEDULER_CONFIG_NAME) as staged:
             better.to_stock().save_pretrained(staged)
     accelerator.wait_for_everyone()
     accelerator.print("Written into the scheduler." if tuned["adopted"] else "No improvement: the old levels stay.")
-    return {"metric": names[0], "samples": count, "search_seed": search_seed, **tuned}
+    return {"metric": name, "samples": count, "search_seed": search_seed, **tuned}
 
 
 def _describe(evaluator: Evaluator, words: Sequence[str]) -> dict[str, Any]:
