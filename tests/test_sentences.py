@@ -13,7 +13,6 @@ from diffusers_ict import CT, ICT, ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.data.images import load_images
 from diffusers_ict.errors import UserError
-from diffusers_ict.evaluation import chunks
 from diffusers_ict.evaluation.samples import list_variants
 from diffusers_ict.hub.card import write_card
 from diffusers_ict.hub.publish import stage
@@ -52,11 +51,6 @@ def test_an_array_in_another_version_of_numpys_format_is_refused(tmp_path):
         np.lib.format.write_array(member, np.zeros((4, 8, 8), np.uint8), version=(3, 0))
     with pytest.raises(UserError, match=r"its arrays are in version \(3, 0\) of NumPy's format"):
         load_images(dataset_name=str(tmp_path / "data.npz"))
-
-
-def test_a_chunk_that_disappears_while_it_is_needed_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"a chunk in .* was lost or damaged meanwhile: run it again"):
-        chunks._joined([tmp_path / "chunk.safetensors"], None)
 
 
 def test_a_hub_that_cannot_be_reached_is_named():
