@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT, files_of, write_npz
 from exported import export_once, make_pipeline
-from hub_client import NAME, TOKEN
+from hub_client import NAME, TOKEN, connect
 from huggingface_hub import SpaceCard
 from npm_stand_in import CONTENTS, install
 
@@ -118,7 +118,6 @@ def test_schedulers_that_the_page_does_not_follow_are_refused(odd, stand_ins, tm
     with pytest.raises(UserError, match="the page draws with clip_denoised true and s_noise 1"):
         build_page(str(tmp_path / "odd"), tmp_path / "page")
     assert not (tmp_path / "page").exists()
-    assert not (tmp_path / "page").exists()
 
 
 def test_demo_serves_the_page_until_ctrl_c(stand_ins, model, tmp_path, capsys, monkeypatch):
@@ -174,11 +173,8 @@ def run(trained, tmp_path) -> Path:
 @pytest.fixture
 def published(hub, tmp_path, monkeypatch):
     """published(folder, *flags): the exit code of publishing to the stand-in."""
-    for name, value in {"HF_ENDPOINT": hub.address, "HF_HOME": tmp_path / "h", "HF_HUB_DISABLE_XET": 1}.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.delenv("HF_HUB_OFFLINE")  # for the process that uploads
-    return lambda folder, *flags: publish.main([str(folder), "--hub_model_id", NAME, "--attempts", "1", *flags])
+    connect(monkeypatch, hub, tmp_path / "h")
+    return lambda folder, *flags: publish.main([str(folder), "--hub_model_id", NAME, *flags])
 
 
 def test_publishing_with_a_space_pushes_the_page_and_links_both_ways(stand_ins, hub, run, published, tmp_path, capsys):

@@ -20,7 +20,7 @@ from ..errors import TrainingStopped, UserError
 from ..files import write_text
 from ..formulas.dropout import share_dropout
 from ..formulas.preconditioning import ConsistencyFunction
-from ..hub.publish import BackgroundPublisher, check_repo_id, push
+from ..hub.publish import BackgroundPublisher, check_repo_id
 from ..objectives.act import AdversarialWeight
 from ..objectives.base import Objective
 from ..pipeline_consistency import ConsistencyPipeline
@@ -214,9 +214,7 @@ def open_run(recipe: Recipe, objective: Objective | None = None, images: Trainin
         pipeline=make_pipeline(contiguous_copy(unet), scheduler),
         state=state,
         metrics=_open_log(recipe, accelerator, first_step, seconds),
-        publisher=BackgroundPublisher(
-            lambda staged: push(staged, recipe.hub_model_id, private=recipe.hub_private_repo or None)
-        ),
+        publisher=BackgroundPublisher(Path(recipe.output_dir), recipe.hub_model_id, recipe.hub_private_repo),
         first_step=first_step,
         identity=identity,
         own_objective=own_objective,
