@@ -70,16 +70,6 @@ def test_usage_blocks_run_as_they_stand(folder, number, monkeypatch):
     assert (folder.parent / "sample.png").exists()
 
 
-def test_the_card_begins_with_the_installation_and_one_snippet_for_stock_diffusers(folder):
-    usage = re.search(r"## Use\n(.*?)## Training", (folder / "README.md").read_text(), re.S)[1]
-    shown, folded = usage.split("<details>", 1)
-    assert shown.index("pip install .  ") < shown.index("```python")
-    assert "it is not on a package index" in shown
-    (snippet,) = python_blocks(shown)
-    assert snippet.startswith("from diffusers import DiffusionPipeline")
-    assert len(python_blocks(folded)) == 2
-
-
 def test_names_of_classes_go_from_sub_folders_into_the_pipeline_and_the_card(tmp_path, monkeypatch):
     for name, value in (("cat", 60), ("dog", 190)):
         (tmp_path / "pets" / name).mkdir(parents=True)

@@ -7,12 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, write_npz
 from hub_client import NAME, SCRIPTS, TOKEN, client, push
-from test_hub import fresh_process
 
 from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.commands import publish as publish_command
@@ -205,37 +203,6 @@ def test_training_publishes_in_the_background_and_leaks_nothing(hub, tmp_path):
         for secret in (TOKEN, str(tmp_path), str(Path.home()) + "/", str(ROOT), HOST):
             assert secret.encode() not in content, secret
     assert TOKEN not in done.stdout + done.stderr
-
-
-REMOTE = {"custom_pipeline": NAME, "trust_remote_code": True}
-LOADS = [({}, {"num_inference_steps": 2}), (REMOTE, {"num_inference_steps": 2}), (REMOTE, {"sigmas": [80.0, 3.3, 0.5]})]
-LOAD = """
-import importlib.util, json, logging, numpy, sys, torch
-from diffusers import DiffusionPipeline
-assert importlib.util.find_spec("diffusers_ict") is None, "it was to be tested without us"
-said = []
-listener = logging.Handler()
-listener.emit = lambda record: said.append(record.getMessage())
-logging.getLogger("diffusers").addHandler(listener)
-for number, (options, call) in enumerate(json.loads(sys.argv[1])):
-    pipe = DiffusionPipeline.from_pretrained("someone/my-digits", **options)
-    assert options or not said, said
-    generator = torch.Generator().manual_seed(0)
-    images = pipe(2, class_labels=[0, 1], generator=generator, output_type="np", **call).images
-    numpy.save(f"{sys.argv[2]}/{number}.npy", images)
-"""
-
-
-@pytest.mark.slow
-def test_what_was_pushed_loads_by_its_id_where_we_are_not_installed(hub, folder, tmp_path, python_without_us):
-    assert push(hub, folder, tmp_path).returncode == 0
-    own = {"address": hub.address, "home": tmp_path / "c"}
-    fresh_process(python_without_us, LOAD, json.dumps(LOADS), str(tmp_path), **own)
-    pipeline = ConsistencyPipeline.from_pretrained(folder)
-    for number, (_, call) in enumerate(LOADS):
-        generator = torch.Generator().manual_seed(0)
-        expected = pipeline(2, [0, 1], generator=generator, output_type="np", **call).images
-        assert np.abs(np.load(tmp_path / f"{number}.npy") - expected).max() == 0.0
 
 
 LABELS = """

@@ -27,6 +27,8 @@ from diffusers_ict.web import build, runtime
 from diffusers_ict.web.build import build_page
 from diffusers_ict.web.onnx import Exported
 
+# huggingface_hub sends large files in a way that its transport deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 PAGE = ROOT / "src" / "diffusers_ict" / "web" / "page"
 SPACE = f"spaces/{NAME}-demo"
 CARD = "---\nlicense: cc-by-4.0\n---\n"
@@ -247,18 +249,6 @@ def test_nothing_is_sent_where_there_can_be_no_space(
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert not hub.requests
     assert (run / "README.md").read_text() == before
-
-
-@pytest.mark.slow
-def test_a_space_holds_a_real_export(hub, run, published, tmp_path, monkeypatch, capsys):
-    install(monkeypatch, tmp_path)
-    assert published(run, "--space") == 0, capsys.readouterr().err
-    files = hub.repositories[SPACE].files
-    x, stored = np.frombuffer(files["check.bin"], "<f4").reshape(2, 1, 1, 8, 8)
-    session = onnxruntime.InferenceSession(files["model.onnx"], providers=["CPUExecutionProvider"])
-    inputs = {"x": x, "sigma": np.float32([80]), "class_labels": np.int64([0])}
-    assert np.abs(session.run(None, inputs)[0].clip(-1, 1) - stored).max() < 1e-5
-    assert str(tmp_path).encode() not in b"".join(files.values())
 
 
 @pytest.mark.slow

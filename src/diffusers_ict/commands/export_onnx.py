@@ -26,13 +26,15 @@ WEIGHTS = argument("--weights", choices=("fp32", "fp16"), default="fp32", help="
 )
 def main(options: argparse.Namespace) -> None:
     """Export as the flags say."""
-    from ..files import check_writable, public_name
+    from ..files import atomic_file, check_writable, public_name
     from ..pipeline_consistency import load_consistency
-    from ..web.onnx import export_onnx
+    from ..web.onnx import make_onnx
 
     check_writable("output_dir", options.output_dir)
     file = options.output_dir / "model.onnx"
     name, _ = public_name(options.model)
-    exported = export_onnx(load_consistency(options.model), file, options.weights, name)
+    exported = make_onnx(load_consistency(options.model), options.weights, name)
+    with atomic_file(file) as temporary:
+        temporary.write_bytes(exported.content)
     size = len(exported.content) / 1e6
     print(f"Wrote {file}, {size:.1f} MB. It differs from the pipeline by at most {exported.difference:.2g}.")
