@@ -25,7 +25,7 @@ from ..data.sampler import StepSampler, step_loader
 from ..data.stream import StreamedImages, stream_images
 from ..errors import TrainingStopped, UserError
 from ..files import write_text
-from ..hub.publish import BackgroundPublisher, check_repo_id, push
+from ..hub.publish import BackgroundPublisher, check_repo_id
 from ..objectives.act import ACT
 from ..objectives.base import Objective
 from ..pipeline_consistency import ConsistencyPipeline
@@ -195,9 +195,7 @@ def open_run(
         steps=steps,
         identity=identity,
         metrics=_open_log(recipe, accelerator, first_step, seconds),
-        publisher=BackgroundPublisher(
-            lambda staged: push(staged, recipe.hub_model_id, private=recipe.hub_private_repo or None)
-        ),
+        publisher=BackgroundPublisher(Path(recipe.output_dir), recipe.hub_model_id, recipe.hub_private_repo),
         lock=lock,
     )
 
