@@ -2,8 +2,8 @@ import torch
 
 from diffusers_ict import ICT
 from diffusers_ict.data.batch import GlobalBatch
+from diffusers_ict.data.dataset import Images
 from diffusers_ict.data.draw import Draw, derive_seed, derive_seeds
-from diffusers_ict.data.images import Images
 
 
 def test_every_draw_is_a_function_of_seed_step_and_role():

@@ -1,14 +1,12 @@
 import io
-import tracemalloc
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from diffusers_ict.data.decode import in_memory
-from diffusers_ict.data.images import load_images, read_images
-from diffusers_ict.data.source import Source
+from diffusers_ict.data.load import load_images
 from diffusers_ict.errors import UserError
 
 
@@ -77,8 +75,6 @@ def test_npz_in_every_layout(tmp_path, layout):
 
 
 def test_parquet_arrow_and_saved_data_sets_hold_the_same(tmp_path):
-    import datasets
-
     pictures = [Image.fromarray(np.full((8, 8), 10 * i, np.uint8)) for i in range(4)]
     features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
     data = datasets.Dataset.from_dict({"img": pictures, "label": [0, 1, 0, 1]}, features=features)
@@ -185,8 +181,6 @@ def test_a_single_class_gives_a_warning(tmp_path):
 
 
 def test_settings_of_hub_data_are_refused_where_they_mean_nothing(tmp_path):
-    import datasets
-
     where = folder(tmp_path / "pictures", {"1.png": solid()})
     data = datasets.load_dataset("imagefolder", data_dir=where, split="train")
     data.to_parquet(tmp_path / "d.parquet")
@@ -201,8 +195,6 @@ def test_settings_of_hub_data_are_refused_where_they_mean_nothing(tmp_path):
 
 
 def test_a_local_copy_of_a_hub_data_set_has_configurations_and_splits(tmp_path):
-    import datasets
-
     for number, name in enumerate(("en", "de")):
         pictures = {"image": [Image.new("L", (8, 8), number)]}
         data = datasets.Dataset.from_dict(pictures, features=datasets.Features({"image": datasets.Image()}))
@@ -276,18 +268,7 @@ def test_labels_that_are_no_integers_are_refused(tmp_path, labels, got):
         load_images(dataset_name=where, class_conditional=True)
 
 
-def test_a_source_that_miscounts_is_refused():
-    pictures = [solid()] * 3
-    for count, message in ((2, "its `count` says, 2, and holds more"), (4, "its `count` says, 4, and holds 3")):
-        with pytest.raises(UserError, match=message):
-            read_images(Source(pictures, count))
-    with pytest.raises(UserError, match=r"one integer for each of the 3 images, got \[2\]"):
-        read_images(Source(pictures, 3, [0, 1]), class_conditional=True)
-
-
 def test_splits_of_saved_data_sets_are_taken_by_name_or_refused(tmp_path):
-    import datasets
-
     own = datasets.Features({"image": datasets.Image()})
     parts = {
         name: datasets.Dataset.from_dict({"image": [solid("L", colour=value)]}, features=own)
@@ -303,8 +284,6 @@ def test_splits_of_saved_data_sets_are_taken_by_name_or_refused(tmp_path):
 
 
 def test_columns_are_found_or_asked_for(tmp_path):
-    import datasets
-
     features = datasets.Features({"a": datasets.Image(), "b": datasets.Image(), "n": datasets.Value("int64")})
     picture = Image.fromarray(np.zeros((8, 8), np.uint8))
     data = datasets.Dataset.from_dict({"a": [picture], "b": [picture], "n": [3]}, features=features)
@@ -317,21 +296,43 @@ def test_columns_are_found_or_asked_for(tmp_path):
         load_images(dataset_name=name, image_column="c")
 
 
-@pytest.mark.parametrize("side", [2**21, 2**31])
-def test_more_images_than_memory_holds_are_refused(side):
-    with pytest.raises(UserError, match=f"^16 images of {side}x{side} do not fit into memory: lower `resolution`, or"):
-        in_memory((16, 3, side, side))
+def test_more_images_than_memory_holds_are_refused(tmp_path, monkeypatch):
+    def full(*args):
+        raise MemoryError
+
+    where = npz(tmp_path, a=IMAGES)
+    monkeypatch.setattr(np, "empty", full)
+    with pytest.raises(UserError, match=r"^4 images of 4x4 do not fit into memory: lower `resolution`\.$"):
+        load_images(dataset_name=where, resolution=4)
 
 
-def test_no_more_memory_is_taken_than_the_images_need(tmp_path):
-    """Peak of what numpy allocates while decoding: one copy of the data, not two or three, and none with a file."""
-    (tmp_path / "images").mkdir()
-    for number in range(40):
-        Image.new("RGB", (128, 128), (number, 0, 0)).save(tmp_path / "images" / f"{number:02}.bmp")
-    load_images(train_data_dir=str(tmp_path / "images"))  # what libraries keep, they have now
-    for options, copies in (({}, 1.7), ({"image_cache_dir": str(tmp_path / "cache")}, 0.7)):
-        tracemalloc.start()
-        images = load_images(train_data_dir=str(tmp_path / "images"), **options)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < copies * images.pixels.nbytes, options
+def test_a_data_set_of_ones_own_is_read_with_the_checks_of_the_others(tmp_path):
+    rows = {"image": [solid(), solid(colour=(1, 2, 3)), solid()], "label": [0, 1, 0]}
+    own = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    data = datasets.Dataset.from_dict(rows, features=own)
+    images = load_images(dataset=data.select([1, 2]), class_conditional=True, image_mode="L", resolution=4)
+    assert images.shape == (1, 4, 4)
+    assert images.class_names == ("a", "b")
+    assert images.labels.tolist() == [1, 0]
+    with pytest.raises(UserError, match="no column 'x' for `label_column`"):
+        load_images(dataset=data, class_conditional=True, label_column="x")
+    with pytest.raises(UserError, match="one of the two"):
+        load_images(dataset=data, train_data_dir=str(tmp_path))
+
+
+def test_a_format_that_was_saved_with_the_data_hides_no_column(tmp_path):
+    rows = {"image": [solid(), solid()], "label": [0, 1]}
+    own = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    data = datasets.Dataset.from_dict(rows, features=own)
+    data.with_format("torch", columns=["image"]).save_to_disk(tmp_path / "saved")
+    images = load_images(dataset_name=str(tmp_path / "saved"), class_conditional=True)
+    assert images.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["images.zip", "images.tar", "images.npy"])
+def test_archives_are_refused_with_what_to_do(tmp_path, name):
+    (tmp_path / name).write_bytes(b"?")
+    with pytest.raises(UserError, match=rf"must be a folder of images, got .*{name}: unpack it\.$"):
+        load_images(train_data_dir=str(tmp_path / name))
+    with pytest.raises(UserError, match=rf"`dataset_name` must be .*{name}: unpack an archive and .*`numpy\.savez`\.$"):
+        load_images(dataset_name=str(tmp_path / name))

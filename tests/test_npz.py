@@ -9,7 +9,7 @@ import pytest
 from test_images import npz
 
 from diffusers_ict.data import npz as module
-from diffusers_ict.data.images import load_images
+from diffusers_ict.data.load import load_images
 from diffusers_ict.errors import UserError
 
 IMAGES = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
@@ -69,7 +69,7 @@ def test_other_values_and_shapes_are_refused(tmp_path, array, message):
         (np.arange(5), r"got \[5\]"),
         (np.eye(4, dtype=int), r"got \[4, 4\]"),
         (np.int64(1), r"got \[\]"),
-        (np.array([0, 1, 2, 0.5]), r"labels must be integers from 0, got 0\.0"),
+        (np.array([0, 1, 2, 0.5]), r"one integer for each of the 4 images, got 0\.0"),
         (np.array([True, False, True, False]), "got True"),
         (np.array(["cat", "dog", "cat", "dog"]), "got 'cat'"),
         (np.array([0, 1, 2, 2**63], np.uint64), "labels must lie below 100000.*got 9223372036854775808"),

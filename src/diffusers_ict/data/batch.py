@@ -8,8 +8,8 @@ from torch import Tensor
 from ..formulas.augmentation import NUM_UNIFORM
 from ..objectives.base import Objective
 from .draw import Draw
-from .images import to_unit
 from .stream import TrainingImages
+from .transform import to_unit
 
 
 @dataclass(frozen=True)

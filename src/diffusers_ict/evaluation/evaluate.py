@@ -11,9 +11,10 @@ import diffusers
 from accelerate import Accelerator
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 
+from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
-from ..data.folder import holds_images
-from ..data.images import Images, load_images
+from ..data.load import load_images
+from ..data.sources import holds_images
 from ..errors import UserError, first_line
 from ..files import check_writable, portable, public_name, staged_folder
 from ..hub.card import write_card

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from ..data.images import Images
+from ..data.dataset import Images
 from .chunks import collect, key_of
 from .extractors import Extractor
 from .metric import Figures, Metric, check_features, compute_metrics

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from ..data.images import Images
+from ..data.dataset import Images
 from ..errors import UserError
 from .chunks import DamagedFile, collect, is_whole, key_of, load_features, save_features
 from .extractors import Extractor

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from accelerate import Accelerator
 from diffusers import UNet2DModel
 
-from ..data.overview import overview
 from ..data.stream import TrainingImages
 from ..discriminator import ConsistencyDiscriminator
 from ..formulas.time_embedding import uses_fast_columns
@@ -54,7 +53,7 @@ def describe(
         data=images.nbytes,
     )
     lines = [
-        *(f"{title:<11} {text}" for title, text in overview(images).items()),
+        *(f"{title:<11} {text}" for title, text in images.overview().items()),
         f"parameters  {_describe_size(unet, discriminator)}",
         f"dropout     {describe_dropout(recipe, unet)}",
         f"steps       {steps} of {batch_size} images{_epochs(steps * batch_size, images.count)}",

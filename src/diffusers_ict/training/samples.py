@@ -10,8 +10,8 @@ from diffusers import UNet2DModel
 from PIL import Image
 from torch import Tensor, nn
 
-from ..data.images import Images
-from ..data.pictures import as_pictures, labelled_blocks
+from ..data.dataset import Images
+from ..image_grid import as_pictures, labelled_blocks
 from ..pipeline_consistency import ConsistencyPipeline
 from ..scheduling_ict import ICTScheduler
 from .ema import EMA, variant_name
