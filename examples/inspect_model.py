@@ -114,12 +114,12 @@ def neighbours(model: Model, images: Images, extractor, count: int, folder: Path
     levels = [float(level) for level in model.pipeline.scheduler.sampling_sigmas(2)]
     draw = drawer(model, labels_of(model, images if model.classes else None, 0), 0, levels)
     drawn = torch.cat([draw(start, min(250, count - start)) for start in range(0, count, 250)]).cpu()
-    features, training = (
-        torch.cat([extractor.features(part)[0] for part in pixels.split(250)]) for pixels in (drawn, images.pixels)
-    )
+    starts = range(0, len(images), 250)
+    parts = drawn.split(250), (images.part(slice(start, start + 250))[0] for start in starts)
+    features, training = (torch.cat([extractor.features(part)[0] for part in pixels]) for pixels in parts)
     found = analysis.memorisation(features, training)
     first = found.distances.argsort()[:12]
-    pair = {"sample": drawn[first], "nearest image": images.pixels[found.indices[first]]}
+    pair = {"sample": drawn[first], "nearest image": images.part(found.indices[first])[0]}
     blocks = {name: as_pictures(pixels.float() / 127.5 - 1) for name, pixels in pair.items()}
     distances = [f"{distance:.3g}" for distance in found.distances[first].tolist()]
     labelled_blocks(blocks, len(first), distances).save(folder / "neighbours.png")

@@ -131,7 +131,7 @@ def test_what_cannot_be_streamed_is_said_in_a_sentence(tmp_path):
             yield {"image": np.zeros((8, 8) if number < 4 else (16, 16), np.uint8)}
 
     images = StreamedImages(source(mixed, 1), PictureFormat(), 4, 0)
-    with pytest.raises(UserError, match="the same size: the first is 8x8 and number 0 is 16x16; give `resolution`"):
+    with pytest.raises(UserError, match="the first is 8x8 of 1, and number 0 is 16x16 of 1; give"):
         images.take(5)
 
 

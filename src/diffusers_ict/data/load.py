@@ -147,18 +147,13 @@ def checked_labels(labels: Sequence[int] | np.ndarray, count: int, names: Sequen
             f"labels must be one integer for each of the {count} images, got {fault}; give another `label_column`."
         )
     least, most = int(array.min()), int(array.max())
-    classes = len(names) if names else most + 1
-    if least < 0 or most >= classes:
+    limit = min(len(names) if names else MOST_CLASSES, MOST_CLASSES)
+    if least < 0 or most >= limit:
         raise UserError(
-            f"labels must lie within 0 and {classes - 1}, got {least} to {most}; unlabelled images (often -1) have to "
-            "be left out."
+            f"labels must lie within 0 and {limit - 1}, got {least} to {most}; leave out unlabelled images (often -1), "
+            "and number the classes from 0."
         )
-    if classes > MOST_CLASSES:
-        raise UserError(
-            f"labels must lie below {MOST_CLASSES}, because the number of classes is the largest plus one, got {most}; "
-            "number the classes from 0."
-        )
-    return torch.from_numpy(array.astype(np.int64)), classes
+    return torch.from_numpy(array.astype(np.int64)), len(names) if names else most + 1
 
 
 def _decode_array(array: np.ndarray, where: str, form: PictureFormat) -> tuple[list[Tensor], Originals]:
@@ -247,18 +242,13 @@ def check_shape(picture: Converted, shape: tuple[int, ...], name: str) -> None:
     """Check that a picture is like the first one, whose shape is [C, H, W].
 
     Raises:
-        UserError: it has other channels, or another size.
+        UserError: it has another size, or other channels.
     """
-    (channels, height, width), (first, *size) = picture.pixels.shape, shape
-    if channels != first:
+    if picture.pixels.shape != tuple(shape):
+        expected, got = (f"{width}x{height} of {channels}" for channels, height, width in (shape, picture.pixels.shape))
         raise UserError(
-            f"all images must have the same number of channels: the first has {first} and {name} has {channels}; "
-            "convert them with `image_mode` L, RGB or RGBA."
-        )
-    if [height, width] != size:
-        raise UserError(
-            f"all images must have the same size: the first is {size[1]}x{size[0]} and {name} is {width}x{height}; "
-            "give `resolution`."
+            f"all images must have the same size and number of channels: the first is {expected}, and {name} is {got}; "
+            "give `resolution` and `image_mode`."
         )
 
 

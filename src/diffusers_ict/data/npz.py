@@ -108,15 +108,10 @@ def _map(path: Path, member: int, header: Header) -> np.ndarray:
 def _image_array(headers: dict[str, Header], name: str | None, path: Path) -> str:
     """The name of the array of images."""
     image = _pick(headers, name, _may_be_pixels, "image", path)
-    if image is None:
+    if image is None or not (len(headers[image].shape) in (3, 4) or _side_of_flat(headers[image])):
         raise UserError(
-            f"{path} holds no images: an array of uint8, uint16 or floats from 0 to 1, [n, H, W], [n, H, W, C] or "
-            f"[n, C, H, W], got {_list(headers)}."
-        )
-    if len(headers[image].shape) not in (3, 4) and not _side_of_flat(headers[image]):
-        raise UserError(
-            f"`image_column` must name an array [n, H, W], [n, H, W, C] or [n, C, H, W], and {image} of {path} is "
-            f"{headers[image]}."
+            f"{path} holds no images: an array [n, H, W], [n, H, W, C] or [n, C, H, W] of uint8, uint16 or floats from "
+            f"0 to 1, got {_list(headers)}; choose it by `image_column`."
         )
     return image
 
