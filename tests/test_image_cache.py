@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from short_run import final_tensors, run, several_processes
+from short_run import several_processes
 from test_images import encoded, folder
 
 from diffusers_ict.data import load, transform
@@ -40,47 +40,32 @@ def opened(monkeypatch):
     return calls
 
 
-def test_the_second_run_maps_what_the_first_one_decoded(tmp_path, opened):
-    own = {"train_data_dir": pictures(tmp_path), "resolution": 8, "image_cache_dir": str(tmp_path / "cache")}
-    first = load_images(**own)
-    (kept,) = (tmp_path / "cache").iterdir()
-    before = kept.read_bytes()
+@pytest.mark.parametrize("cache", [None, "cache"])
+def test_the_second_run_maps_what_the_first_one_decoded(tmp_path, opened, cache):
+    own = {"train_data_dir": pictures(tmp_path), "resolution": 32}
+    own |= {"image_cache_dir": str(tmp_path / cache)} if cache else {}
+    warned = "3 of 3 images are smaller than `resolution` 32.*the smallest is 16x16"
+    with pytest.warns(UserWarning, match=warned):
+        first = load_images(**own)
     assert len(opened) == 4, "the first one shows the shape of all"
-    second = load_images(**own, class_conditional=True)
+    with pytest.warns(UserWarning, match=warned):
+        second = load_images(**own, class_conditional=True)
     assert len(opened) == 5
     assert torch.equal(first.pixels, second.pixels)
     assert first.originals == second.originals
     assert second.class_names == ("a", "b")
-    assert kept.read_bytes() == before
     if Path("/proc/self/maps").exists():
-        assert str(kept) in Path("/proc/self/maps").read_text()
-        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(kept) in line]
+        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "images-" in line]
         ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in mapped]
         assert any(low <= second.blocks[0].data_ptr() < high for low, high in ranges), "the pixels are a copy"
 
 
-def test_without_a_folder_they_are_kept_among_the_files_of_the_library(tmp_path, opened):
-    own = {"train_data_dir": pictures(tmp_path)}
-    assert torch.equal(load_images(**own).pixels, load_images(**own).pixels)
-    assert len(opened) == 5
-
-
-def test_kept_images_warn_as_the_pictures_did(tmp_path, opened):
-    own = {"train_data_dir": pictures(tmp_path), "resolution": 32, "image_cache_dir": str(tmp_path / "cache")}
-    for _ in range(2):
-        with pytest.warns(UserWarning, match="3 of 3 images are smaller than `resolution` 32.*the smallest is 16x16"):
-            load_images(**own)
-    assert len(opened) == 5
-
-
-@pytest.mark.parametrize(
-    "change", [{"resolution": 4}, {"center_crop": True}, {"image_mode": "L"}, {"background": "black"}]
-)
-def test_every_setting_that_determines_the_pixels_has_a_file_of_its_own(tmp_path, opened, change):
+def test_every_setting_that_determines_the_pixels_has_a_file_of_its_own(tmp_path):
     own = {"train_data_dir": pictures(tmp_path), "image_cache_dir": str(tmp_path / "cache")}
-    load_images(**own)
-    load_images(**own, **change)
-    assert len(opened) == 8
+    changes = [{}, {"resolution": 4}, {"center_crop": True}, {"image_mode": "L"}, {"background": "black"}]
+    for number, change in enumerate(changes, 1):
+        load_images(**own, **change)
+        assert len(list((tmp_path / "cache").iterdir())) == number, change
 
 
 def test_a_changed_file_is_decoded_again_and_another_file_in_the_folder_is_not(tmp_path, opened):
@@ -252,37 +237,32 @@ def test_a_picture_that_a_process_cannot_read_is_named(tmp_path, monkeypatch):
     assert all(path.suffix == ".arrow" for path in cache.iterdir()), "half a file is left"
 
 
-COUNTED = """
-import os
-from diffusers_ict.commands import train
-from diffusers_ict.data import load
+LOADING = """
+import sys
+from accelerate import Accelerator
+from diffusers_ict.data import transform
+from diffusers_ict.data.settings import DataSettings
 
-convert_rows = load.convert_rows
-
-
-def counted(*args, **options):
-    with open(os.environ["DECODED"], "a") as file:
-        file.write(os.environ["RANK"])
-    return convert_rows(*args, **options)
-
-
-load.convert_rows = counted
-raise SystemExit(train.main())
+open_picture, opened = transform.open_picture, []
+transform.open_picture = lambda stored: opened.append(stored) or open_picture(stored)
+accelerator = Accelerator()
+images = DataSettings(train_data_dir=sys.argv[1], image_cache_dir=sys.argv[2]).load(False, accelerator)
+print("opened", len(opened), images.fingerprint())
 """
 
 
 @pytest.mark.slow
-def test_of_two_processes_one_decodes_and_both_train_as_one(flags, parquet, tmp_path, monkeypatch):
-    own = ["--loss", "ict", *flags, "--dropout", "0", "--max_train_steps", 6, "--gradient_accumulation_steps", 1]
-    own += ["--dataset_name", parquet, "--image_mode", "L", "--center_crop", "--resolution", 8]
-    assert run(*own, "--train_batch_size", 8, "--output_dir", tmp_path / "one") == 0
-    script = tmp_path / "counted.py"
-    script.write_text(COUNTED)
-    monkeypatch.setenv("DECODED", str(tmp_path / "decoded"))
-    own += ["--image_cache_dir", tmp_path / "cache"]
-    done = several_processes(2, str(script), *own, "--train_batch_size", 4, "--output_dir", tmp_path / "two")
+def test_of_two_processes_one_decodes_and_a_damaged_file_ends_both(tmp_path):
+    where, script = pictures(tmp_path), tmp_path / "loading.py"
+    script.write_text(LOADING)
+    done = several_processes(2, str(script), where, tmp_path / "cache")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert set((tmp_path / "decoded").read_text()) == {"0"}
-    whole, split = final_tensors(tmp_path / "one"), final_tensors(tmp_path / "two")
-    for key, value in split.items():
-        torch.testing.assert_close(value, whole[key], rtol=1e-3, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}")
+    fingerprint = load_images(train_data_dir=where).fingerprint()
+    assert sorted(line for line in done.stdout.splitlines() if "opened" in line) == [
+        f"opened 1 {fingerprint}",
+        f"opened 4 {fingerprint}",
+    ]
+    (Path(where) / "b" / "1.png").write_bytes(b"no picture")
+    done = several_processes(2, str(script), where, tmp_path / "cache")
+    assert done.returncode != 0
+    assert "1.png cannot be read" in done.stderr

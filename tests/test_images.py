@@ -3,7 +3,6 @@ import io
 import datasets
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from diffusers_ict.data.load import load_images
@@ -19,17 +18,6 @@ def folder(tmp_path, pictures: dict[str, Image.Image]):
 
 def solid(mode="RGB", size=(8, 8), colour=None) -> Image.Image:
     return Image.new(mode, size, colour if colour is not None else (200 if mode == "L" else (200, 100, 50)))
-
-
-def test_a_folder_of_images_with_classes(tmp_path):
-    pictures = {"cat/1.png": solid(), "cat/2.png": solid(), "dog/1.png": solid(colour=(1, 2, 3))}
-    images = load_images(train_data_dir=folder(tmp_path, pictures), class_conditional=True)
-    assert images.pixels.shape == (3, 3, 8, 8)
-    assert images.pixels.dtype == torch.uint8
-    assert images.num_classes == 2
-    assert images.class_names == ("cat", "dog")
-    dog = images.pixels[images.labels == 1]
-    assert dog[0, :, 0, 0].tolist() == [1, 2, 3]
 
 
 def test_a_background_that_is_no_colour_is_refused(tmp_path):

@@ -21,18 +21,12 @@ LONGEST = 80  # characters of a list of classes
 
 @dataclass(frozen=True)
 class Originals:
-    """The pictures of a data set before they were converted: they tell whether the right data were read.
+    """The pictures of a data set before they were converted: they tell whether the right data were read."""
 
-    Attributes:
-        smallest, largest: width and height of the pictures with the shortest and the longest shorter side.
-        modes: how many there are of each mode of Pillow, or type of arrays.
-        enlarged: how many had to be enlarged.
-    """
-
-    smallest: tuple[int, int]
-    largest: tuple[int, int]
-    modes: dict[str, int]
-    enlarged: int
+    smallest: tuple[int, int]  # width and height of the picture with the shortest shorter side
+    largest: tuple[int, int]  # and of the one with the longest
+    modes: dict[str, int]  # how many there are of each mode of Pillow, or type of arrays
+    enlarged: int  # how many had to be enlarged
 
     @classmethod
     def of(cls, pictures: Counter[tuple[tuple[int, int], str]], side: int) -> "Originals":

@@ -25,24 +25,15 @@ PATHS = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Stored pictures that are to be decoded.
+    """Stored pictures that are to be decoded."""
 
-    Attributes:
-        stored: a data set whose column holds {"bytes", "path"} for each picture; or an array [n, H, W] or [n, H, W, C].
-        column: of a data set.
-        labels, class_names: an integer for each picture, and a name for each class, or None.
-        key: what determines the pictures, as JSON types; an array is not cached and needs none.
-        label_remedy: what to do where labels are needed and there are none.
-        where: the place of the picture with a number, for messages.
-    """
-
-    stored: datasets.Dataset | np.ndarray
-    column: str = "image"
+    stored: datasets.Dataset | np.ndarray  # {"bytes", "path"} for each picture; or an array [n, H, W] or [n, H, W, C]
+    column: str = "image"  # of a data set
     labels: Sequence[int] | np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
-    key: Any = None
-    label_remedy: str = "give `label_column`"
-    where: str = ""
+    key: Any = None  # what determines the pictures, as JSON types; an array is not cached and needs none
+    label_remedy: str = "give `label_column`"  # what to do where labels are needed and there are none
+    where: str = ""  # of a numbered picture, for messages
 
 
 def read_folder(folder: Path, with_labels: bool) -> Pictures:

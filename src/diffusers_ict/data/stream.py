@@ -32,25 +32,16 @@ from .transform import Converted, PictureFormat
 
 @dataclass(frozen=True)
 class Shards:
-    """Stored pictures in parts, each of which can be read from any of its images on.
+    """Stored pictures in parts, each of which can be read from any of its images on."""
 
-    Attributes:
-        data: its rows hold a picture that `PictureFormat.convert` takes, and perhaps a label.
-        image, label: names of columns; `label` is None where no labels are wanted.
-        num_classes, class_names: or None.
-        count: images of all shards together, or None where nobody knows before they are read.
-        identity: what the images are, as JSON types.
-        name: of the data set, for messages.
-    """
-
-    data: datasets.IterableDataset
-    image: str = "image"
-    label: str | None = None
+    data: datasets.IterableDataset  # its rows hold a picture that `PictureFormat.convert` takes, and perhaps a label
+    image: str = "image"  # names of columns
+    label: str | None = None  # None: no labels are wanted
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
-    count: int | None = None
-    identity: Any = None
-    name: str = ""
+    count: int | None = None  # images of all shards; None: nobody knows before they are read
+    identity: Any = None  # what the images are, as JSON types
+    name: str = ""  # of the data set, for messages
 
     def read(self, shard: int, skipped: int) -> Iterator[tuple[Any, int]]:
         """(picture, label or -1) of the images of a shard, from number `skipped` on.
@@ -136,19 +127,12 @@ def _class_column(features: Any, wanted: str | None) -> str:
 
 
 class Place(NamedTuple):
-    """Where a block begins in the stream of one process.
+    """Where a block begins in the stream of one process."""
 
-    Attributes:
-        block: its number.
-        epoch: passes through the shards before it.
-        shard: place of its first shard in the order of that epoch.
-        offset: images of that shard that belong to earlier blocks.
-    """
-
-    block: int = 0
-    epoch: int = 0
-    shard: int = 0
-    offset: int = 0
+    block: int = 0  # its number
+    epoch: int = 0  # passes through the shards before it
+    shard: int = 0  # place of its first shard in the order of that epoch
+    offset: int = 0  # images of that shard that belong to earlier blocks
 
 
 class Block(NamedTuple):
