@@ -9,7 +9,6 @@ from the first FEW images to all. Writes OUTPUT.json (the logs), OUTPUT.md and O
 """
 
 import argparse
-import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -18,7 +17,7 @@ from statistics import mean, quantiles
 import torch
 from provenance import heading, provenance
 
-from diffusers_ict.data.images import Images
+from diffusers_ict.data.dataset import Images
 from diffusers_ict.training.log import read_log
 from diffusers_ict.training.recipe import Recipe
 from diffusers_ict.training.run import Run
@@ -55,7 +54,8 @@ def arguments() -> argparse.Namespace:
 
 def first_images(images: Images, count: int) -> Images:
     """The first `count` images of a data set."""
-    return dataclasses.replace(images, pixels=images.pixels[:count])
+    pixels, labels = images.part(slice(count))
+    return Images(pixels, labels, images.num_classes, images.class_names)
 
 
 def run(options: argparse.Namespace, signal: str, tau: float, horizon: int) -> list[dict]:

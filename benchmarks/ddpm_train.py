@@ -10,6 +10,7 @@ when it is called again.
 Exit codes: 0 done, 3 stopped by --max_train_minutes.
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -22,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from diffusers_ict.data.stream import TrainingImages
-from diffusers_ict.training.optimization import learning_rate_factor, set_learning_rate
+from diffusers_ict.data.dataset import Images
+from diffusers_ict.training.optimization import make_schedule
 from diffusers_ict.training.recipe import Recipe, parse
 from diffusers_ict.training.unets import config_for
 
@@ -33,7 +34,7 @@ SAVING = 60  # seconds between saved states
 class DDPMTraining:
     """What changes in a run: the network, its average and its optimizer; `done` steps and `seconds` so far."""
 
-    def __init__(self, recipe: Recipe, images: TrainingImages, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, images: Images, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.images, self.device = recipe, images, device
         self.unet = UNet2DModel.from_config(config_for(recipe, images)).to(device)
@@ -42,7 +43,8 @@ class DDPMTraining:
             self.unet.parameters(), lr=recipe.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6
         )
         warmup = min(500, recipe.max_train_steps // 10)
-        self.factor = learning_rate_factor("cosine", warmup, recipe.max_train_steps)
+        self.recipe = dataclasses.replace(recipe, lr_scheduler="cosine", lr_warmup_steps=warmup)
+        self.schedule = make_schedule(self.recipe, self.optimizer, recipe.learning_rate, 0)
         self.average = EMAModel(self.unet.parameters(), use_ema_warmup=True, inv_gamma=1.0, power=0.75)
         self.average.to(device)
         self.done, self.seconds = 0, 0.0
@@ -50,7 +52,6 @@ class DDPMTraining:
 
     def step(self) -> Tensor:
         """One optimizer step; the loss."""
-        set_learning_rate(self.optimizer, self.recipe.learning_rate * self.factor(self.done))
         torch.manual_seed(self.recipe.seed + 1000 * (self.done + 1))  # so that no state of it has to be saved
         rows = torch.randint(len(self.images), (self.recipe.train_batch_size,))
         flips = torch.rand(len(rows)) < 0.5 if self.recipe.random_flip else None
@@ -63,6 +64,7 @@ class DDPMTraining:
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.schedule.step()
         self.average.step(self.unet.parameters())
         self.done += 1
         return loss.detach()
@@ -95,6 +97,7 @@ class DDPMTraining:
             header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))["__metadata__"]
         self.done, self.seconds = int(header["done"]), float(header["seconds"])
         self.average.optimization_step = self.done
+        self.schedule = make_schedule(self.recipe, self.optimizer, self.recipe.learning_rate, self.done)
 
 
 def main() -> int:
