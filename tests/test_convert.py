@@ -22,7 +22,7 @@ from short_run import run
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import check_repository, convert
-from diffusers_ict.conversion.time_refit import refit_time_embedding
+from diffusers_ict.conversion.time_refit import refit_from_sigma
 
 
 def f_by_formula(network, x, sigma, told):
@@ -207,7 +207,7 @@ def test_a_refitted_network_agrees_with_the_original_at_levels_between_those_of_
 def test_more_levels_than_features_are_refused():
     unet = make_unet()
     with pytest.raises(ValueError, match="65 noise levels are too many for a time embedding of 64 features"):
-        refit_time_embedding(unet, torch.linspace(1, 80, 65, dtype=torch.float64))
+        refit_from_sigma(unet, torch.linspace(1, 80, 65, dtype=torch.float64))
 
 
 PUBLISHED = {  # levels of the grid, index of the second step, and its level, by scripts/launch.sh of the authors

@@ -29,14 +29,8 @@ from sklearn.datasets import load_digits
 from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.commands import check_repository, convert
 from diffusers_ict.conversion import convert as to_start
-from diffusers_ict.conversion.diffusion import (
-    edm_to_consistency,
-    embedding_of_steps,
-    noise_levels,
-    refit_time,
-    times_of,
-)
-from diffusers_ict.conversion.published import is_edm
+from diffusers_ict.conversion.diffusion import edm_to_consistency, noise_levels, to_consistency
+from diffusers_ict.conversion.openai_layout import is_edm
 from diffusers_ict.formulas.time_embedding import uses_fast_columns
 
 LEVELS = [0.002, 0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 80.0]
@@ -87,8 +81,6 @@ def test_the_levels_of_betas_are_those_of_their_definition():
     signal = np.cumprod(1 - betas)
     np.testing.assert_allclose(linear, np.sqrt((1 - signal) / signal), rtol=1e-4)
     assert (round(linear[0].item(), 7), round(linear[-1].item(), 1)) == (0.0100013, 157.4)
-    times = times_of(torch.tensor([1e-3, 0.1, 0.821, 80.0, 1e3], dtype=torch.float64), linear)
-    np.testing.assert_allclose(times, [0, 26.4, 221.8, 929.6, 999], atol=0.05)
     assert noise_levels(DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).config)[
         -1
     ] == pytest.approx(14.6, abs=0.05)
@@ -127,22 +119,21 @@ def test_the_refit_keeps_the_denoising_error_of_a_trained_ddpm(digits):
     unet = train_tiny(digits, loss_of)
     levels = noise_levels(scheduler.config)
     refitted = copy.deepcopy(unet)
-    refit_time(refitted, lambda sigma: embedding_of_steps(unet, times_of(sigma, levels), len(levels)))
+    to_consistency(refitted, scheduler.config)
     images = digits[::4]
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
 
-    def error(net, told, sigma):
+    def error(net, time, sigma, sign=1):
         x_t = (images + sigma * noise) / math.sqrt(1 + sigma**2)
         with torch.no_grad():
-            found = clean_estimate("epsilon", x_t, net(x_t, told.expand(len(x_t))).sample, sigma)
-        return (found - images).square().mean().item()
+            predicted = sign * net(x_t, torch.full((len(x_t),), time)).sample
+        return (clean_estimate("epsilon", x_t, predicted, sigma) - images).square().mean().item()
 
     for sigma in (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0):
-        level = torch.tensor([sigma], dtype=torch.float64)
-        before = error(unet, times_of(level, levels).float(), sigma)
-        after = error(refitted, (250 * level.log()).float(), sigma)
+        before = error(unet, np.interp(math.log(sigma), levels.log(), range(1000)), sigma)
+        after = error(refitted, 250 * math.log(sigma), sigma, sign=-1)
         assert after == pytest.approx(before, rel=0.01), sigma
-        assert error(unet, torch.tensor([999.0]), sigma) > 1.1 * before, "the time does not matter to this model"
+        assert error(unet, 999.0, sigma) > 1.1 * before, "the time does not matter to this model"
 
 
 @pytest.mark.slow

@@ -7,11 +7,9 @@ which its forward pass returns the last three. And all three networks take the n
 
 from typing import Any
 
-from torch import Tensor
-
 from ..errors import UserError
-from .tensors import checked, length, tensor
-from .unet_shape import Network, Stages
+from .checkpoint import check_tensors, get_tensor, length
+from .unet_shape import Network, stage_config
 
 # The averaged weights, which the authors sample from.
 PREFIX = "model_ema.unet."
@@ -41,55 +39,37 @@ def read(checkpoint: dict) -> Network:
     Raises:
         UserError: it is incomplete, or holds something else than tensors of floating point numbers.
     """
-    state, notes = _unet_state(checkpoint["state_dict"])
-    stages = _read_stages(state)
-    return Network("a checkpoint of the ACT release", stages, _read_config(state, stages), state, notes)
-
-
-def _unet_state(state: dict) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights of the averaged network, and what to say of them: of six output channels three are the image."""
-    state = checked(
+    state = check_tensors(
         {
             key.removeprefix(PREFIX).removeprefix("_orig_mod."): value
-            for key, value in state.items()
+            for key, value in checkpoint["state_dict"].items()
             if isinstance(key, str) and key.startswith(PREFIX)
         }
     )
     if "conv_out.weight" not in state:
         raise UserError("this checkpoint's averaged network has no conv_out: it is not the generator of an ACT run.")
-    if length(state, "conv_out.weight") != 2 * CHANNELS:
-        return state, []
-    state |= {name: tensor(state, name)[CHANNELS:] for name in ("conv_out.weight", "conv_out.bias")}
-    return state, [
-        f"The last layer of this network computes {2 * CHANNELS} channels. The last {CHANNELS} of them, which are the "
-        f"image, were kept, as the authors' forward pass does; the first {CHANNELS} were dropped."
-    ]
+    notes = []
+    if length(state, "conv_out.weight") == 2 * CHANNELS:
+        state |= {name: get_tensor(state, name)[CHANNELS:] for name in ("conv_out.weight", "conv_out.bias")}
+        notes.append(
+            f"The last layer of this network computes {2 * CHANNELS} channels. The last {CHANNELS} of them, which are "
+            f"the image, were kept, as the authors' forward pass does; the first {CHANNELS} were dropped."
+        )
 
+    def count(modules: str) -> int:
+        return len({key.split(".")[modules.count(".")] for key in state if key.startswith(modules)})
 
-def _read_stages(state: dict[str, Tensor]) -> Stages:
-    """The levels, from the names and shapes."""
-
-    def count(what: str) -> int:
-        place = what.count(".")
-        return len({key.split(".")[place] for key in state if key.startswith(what)})
-
-    levels = count("down_blocks.")
-    if levels == 0:
+    levels = range(count("down_blocks."))
+    if not levels:
         raise UserError("this checkpoint is incomplete: it has no down_blocks.")
-    return Stages(
-        widths=tuple(length(state, f"down_blocks.{level}.resnets.0.conv2.weight") for level in range(levels)),
-        attends=tuple(count(f"down_blocks.{level}.attentions.") > 0 for level in range(levels)),
-        layers=count("down_blocks.0.resnets."),
-    )
-
-
-def _read_config(state: dict[str, Tensor], stages: Stages) -> dict[str, Any]:
-    """Arguments of UNet2DModel; for a released network, also those that do not follow from its weights."""
+    widths = tuple(length(state, f"down_blocks.{level}.resnets.0.conv2.weight") for level in levels)
+    attends = [count(f"down_blocks.{level}.attentions.") > 0 for level in levels]
     classes = "class_embedding.weight"
-    return {
-        **stages.config(),
+    config = {
+        **stage_config(widths, attends, layers=count("down_blocks.0.resnets.")),
         "in_channels": length(state, "conv_in.weight", 1),
         "out_channels": length(state, "conv_out.weight"),
         "num_class_embeds": length(state, classes) if classes in state else None,
-        **RELEASES.get(stages.widths, {}),
+        **RELEASES.get(widths, {}),
     }
+    return Network("a checkpoint of the ACT release", config, state, notes)

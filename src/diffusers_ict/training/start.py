@@ -1,6 +1,6 @@
 """What a run begins with: nothing, a consistency model, or a diffusion model that is to become one."""
 
-from ..conversion import Converted, convert
+from ..conversion import ConvertedModel, convert
 from ..errors import UserError
 from ..formulas.preconditioning import SIGMA_DATA
 from ..scheduling_ict import ICTScheduler
@@ -9,7 +9,7 @@ from .recipe import Recipe
 ALIGN_STEPS = 500
 
 
-def load_start(recipe: Recipe) -> Converted | None:
+def load_start(recipe: Recipe) -> ConvertedModel | None:
     """The model that a run begins with, as a consistency model in float32; None for one that begins afresh.
 
     Sets `align_steps`, where it was left out and the model has to be aligned.
@@ -36,7 +36,7 @@ def load_start(recipe: Recipe) -> Converted | None:
     return start
 
 
-def make_scheduler(recipe: Recipe, start: Converted | None) -> ICTScheduler:
+def make_scheduler(recipe: Recipe, start: ConvertedModel | None) -> ICTScheduler:
     """The scheduler of a run, with the sigma_data of its start.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DModel
 
-from ..conversion import Converted
+from ..conversion import ConvertedModel
 from ..data.stream import TrainingImages
 from ..errors import UserError, first_line
 from ..formulas.time_embedding import hold_fast_columns, uses_fast_columns, zero_fast_columns
@@ -194,7 +194,7 @@ def discriminator_config(unet_config: dict) -> dict:
     return {**config, "layers_per_block": unet_config.get("layers_per_block", 2) + 1}
 
 
-def make_unet(recipe: Recipe, images: TrainingImages, seed: int, start: Converted | None = None) -> UNet2DModel:
+def make_unet(recipe: Recipe, images: TrainingImages, seed: int, start: ConvertedModel | None = None) -> UNet2DModel:
     """The UNet to train, on the CPU: fresh or that of a start, with an insensitive time embedding.
 
     Weights that already use the fast frequencies keep them.
