@@ -7,10 +7,12 @@ which its forward pass returns the last three. And all three networks take the n
 
 from typing import Any
 
-from ..errors import UserError
-from .checkpoint import check_tensors, get_tensor, length
-from .unet_shape import Network, stage_config
+from torch import Tensor
 
+from ..errors import UserError
+from .checkpoint import check_tensors, length
+
+ORIGIN = "a checkpoint of the ACT release"
 # The averaged weights, which the authors sample from.
 PREFIX = "model_ema.unet."
 # Settings of the three released networks that do not follow from their weights, by their widths.
@@ -33,8 +35,8 @@ def recognises(checkpoint: dict) -> bool:
     return isinstance(state, dict) and any(str(key).startswith(PREFIX) for key in state)
 
 
-def read(checkpoint: dict) -> Network:
-    """The averaged network of a training state.
+def read(checkpoint: dict) -> tuple[dict[str, Tensor], list[str]]:
+    """(the weights by UNet2DModel's names, what was done) of the averaged network of a training state.
 
     Raises:
         UserError: it is incomplete, or holds something else than tensors of floating point numbers.
@@ -50,26 +52,9 @@ def read(checkpoint: dict) -> Network:
         raise UserError("this checkpoint's averaged network has no conv_out: it is not the generator of an ACT run.")
     notes = []
     if length(state, "conv_out.weight") == 2 * CHANNELS:
-        state |= {name: get_tensor(state, name)[CHANNELS:] for name in ("conv_out.weight", "conv_out.bias")}
+        state |= {name: state[name][CHANNELS:] for name in ("conv_out.weight", "conv_out.bias") if name in state}
         notes.append(
             f"The last layer of this network computes {2 * CHANNELS} channels. The last {CHANNELS} of them, which are "
             f"the image, were kept, as the authors' forward pass does; the first {CHANNELS} were dropped."
         )
-
-    def count(modules: str) -> int:
-        return len({key.split(".")[modules.count(".")] for key in state if key.startswith(modules)})
-
-    levels = range(count("down_blocks."))
-    if not levels:
-        raise UserError("this checkpoint is incomplete: it has no down_blocks.")
-    widths = tuple(length(state, f"down_blocks.{level}.resnets.0.conv2.weight") for level in levels)
-    attends = [count(f"down_blocks.{level}.attentions.") > 0 for level in levels]
-    classes = "class_embedding.weight"
-    config = {
-        **stage_config(widths, attends, layers=count("down_blocks.0.resnets.")),
-        "in_channels": length(state, "conv_in.weight", 1),
-        "out_channels": length(state, "conv_out.weight"),
-        "num_class_embeds": length(state, classes) if classes in state else None,
-        **RELEASES.get(widths, {}),
-    }
-    return Network("a checkpoint of the ACT release", config, state, notes)
+    return state, notes

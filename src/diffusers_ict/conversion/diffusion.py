@@ -26,7 +26,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor
 
 from ..errors import UserError
-from ..formulas.noise_schedule import SIGMA_MAX
+from ..formulas.noise_schedule import SIGMA_MAX, SIGMA_MIN
 from ..formulas.preconditioning import c_noise
 from .time_refit import embedding, refit_time_embedding
 
@@ -116,11 +116,9 @@ def _notes(prediction: str, levels: Tensor) -> list[str]:
             f"Its prediction is exact only at {'low' if prediction == 'epsilon' else 'high'} noise until it is "
             "aligned: train it with `loss` ect, which aligns it first."
         )
-    if largest < SIGMA_MAX:
+    if largest < SIGMA_MAX or least > USUAL_LEAST:
         notes.append(
-            f"Its noise ends at sigma {largest:.4g}, and sampling begins at {SIGMA_MAX:g}: levels between them are new "
-            "to it, and their time embedding is that of its last step."
+            f"Its noise goes from sigma {least:.4g} to {largest:.4g}, and sampling needs levels from {SIGMA_MIN:g} to "
+            f"{SIGMA_MAX:g}: those beyond are new to it, and have the time embedding of its first or last step."
         )
-    if least > USUAL_LEAST:
-        notes.append(f"Its noise begins at sigma {least:.4g}: lower levels have the time embedding of its first step.")
     return notes

@@ -6,18 +6,18 @@ levels that the authors sample with are not in these files: they are known by th
 """
 
 import re
-from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ..errors import UserError
-from ..formulas.noise_schedule import karras_sigmas
-from .checkpoint import check_tensors, length, shown
-from .unet_shape import GROUPS, Network, stage_config
+from .checkpoint import check_tensors, shown
 
-# Image sizes of the released models, which do not follow from their weights.
-SIZES = {(192, 384, 576, 768): 64, (256, 256, 512, 512, 1024, 1024): 256}
-HEAD_DIM = 64  # of all of them, and of no other network for certain
+ORIGIN = "a checkpoint of openai/consistency_models"
+# Settings of the released networks that do not follow from their weights, by their widths.
+RELEASES = {
+    (192, 384, 576, 768): {"sample_size": 64, "attention_head_dim": 64},
+    (256, 256, 512, 512, 1024, 1024): {"sample_size": 256, "attention_head_dim": 64},
+}
 
 # Names of UNet2DModel for modules outside the blocks, in residual and resampling blocks, and in attention.
 ENDS = {
@@ -39,47 +39,27 @@ RESNET = {
 RESAMPLING = {**RESNET, "op": "conv", "conv": "conv"}
 ATTENTION = {"norm": "group_norm", "qkv": "to_qkv", "proj_out": "to_out.0"}
 
-BLOCK = re.compile(r"(input|output)_blocks\.(\d{1,4})\.(\d)\.(.+)")
-MIDDLE = re.compile(r"middle_block\.([012])\.(.+)")
-DOUBLING = re.compile(r"output_blocks\.(\d{1,4})\.[12]\.(in_layers\.0|conv)\.weight")
+DOUBLING = re.compile(r"output_blocks\.(\d{1,4})\.[12]\.(?:in_layers\.0|conv)\.weight")
 
-# --steps and --ts of the sampling commands in scripts/launch.sh: levels of the Karras grid (rho 7), and the index of
-# the second step, counted from sigma_max down. "CD on LSUN-256" stands there for both data sets.
+# The sampling commands in scripts/launch.sh: levels of the Karras grid (rho 7), index of the second step, counted from
+# sigma_max down, and its level to four digits. "CD on LSUN-256" stands there for both data sets.
 TWO_STEPS = {
-    "ct_imagenet64": (201, 106),
-    "ct_bedroom256": (151, 67),
-    "ct_cat256": (151, 62),
-    "cd_imagenet64_l2": (40, 22),
-    "cd_imagenet64_lpips": (40, 22),
-    "cd_imagenet64": (40, 22),
-    "cd_bedroom256_l2": (40, 18),
-    "cd_bedroom256_lpips": (40, 17),
-    "cd_cat256_l2": (40, 18),
-    "cd_cat256_lpips": (40, 17),
+    "ct_imagenet64": (201, 106, 1.913),
+    "ct_bedroom256": (151, 67, 3.991),
+    "ct_cat256": (151, 62, 5.249),
+    "cd_imagenet64_l2": (40, 22, 1.382),
+    "cd_imagenet64_lpips": (40, 22, 1.382),
+    "cd_imagenet64": (40, 22, 1.382),
+    "cd_bedroom256_l2": (40, 18, 3.52),
+    "cd_bedroom256_lpips": (40, 17, 4.366),
+    "cd_cat256_l2": (40, 18, 3.52),
+    "cd_cat256_lpips": (40, 17, 4.366),
 }
 
 
-class Published(NamedTuple):
-    """How the authors of a released network draw images in two steps.
-
-    Attributes:
-        name: of the file; num_levels: of the Karras grid; index: of the second step in it, from sigma_max down.
-        second_sigma: the level of the second step, to four digits.
-    """
-
-    name: str
-    num_levels: int
-    index: int
-    second_sigma: float
-
-
-def published(file_name: str) -> Published | None:
-    """What was published of the network of this file, recognised by its name, such as ct_imagenet64.pt."""
-    name = next((name for name in TWO_STEPS if _has_word(file_name, name)), None)
-    if name is None:
-        return None
-    num_levels, index = TWO_STEPS[name]
-    return Published(name, num_levels, index, float(f"{karras_sigmas(num_levels).flip(0)[index]:.4g}"))
+def released_name(file_name: str) -> str | None:
+    """The released network with published levels whose name this file bears, such as ct_imagenet64.pt."""
+    return next((name for name in TWO_STEPS if _has_word(file_name, name)), None)
 
 
 def is_edm(file_name: str) -> bool:
@@ -96,109 +76,68 @@ def recognises(checkpoint: dict) -> bool:
     return "time_embed.0.weight" in checkpoint and "input_blocks.0.0.weight" in checkpoint
 
 
-def read(checkpoint: dict) -> Network:
-    """The network of a state dict.
+def read(checkpoint: dict) -> tuple[dict[str, Tensor], list[str]]:
+    """(the weights by UNet2DModel's names, what was done) of a state dict.
 
     Raises:
-        UserError: it is incomplete, holds something else than tensors of floating point numbers, or is a variant of
-            this layout that UNet2DModel cannot express.
+        UserError: it holds something else than tensors of floating point numbers, or is a variant of this layout that
+            UNet2DModel cannot express.
     """
     state = check_tensors(checkpoint)
-    config = _read_config(state)
-    weights = _rename(state, len(config["block_out_channels"]), config["layers_per_block"])
-    return Network("a checkpoint of openai/consistency_models", config, weights)
+    names, weights = _module_names(*_count(state)), dict[str, Tensor]()
+    for key, tensor in state.items():
+        module, _, kind = key.rpartition(".")
+        new = f"{names.get(module)}.{kind}"
+        # Attention has convolutions of one pixel there, and linear layers here.
+        if new.endswith((".to_qkv.weight", ".to_out.0.weight")):
+            tensor = tensor.reshape(len(tensor), -1)
+        parts = dict(zip("qkv", tensor.chunk(3))) if ".to_qkv." in new else {"qkv": tensor}
+        for letter, part in parts.items():
+            name = new.replace("to_qkv", f"to_{letter}")
+            if module not in names or name in weights:
+                raise UserError(f"this checkpoint holds {shown(key)}, which has no place in a UNet2DModel.")
+            weights[name] = part
+    return weights, []
 
 
-def _read_config(state: dict[str, Tensor]) -> dict[str, Any]:
-    """Arguments of UNet2DModel; image size and size of the attention heads only for a released network."""
-    stages = _read_stages(state)
-    if any(state[key].shape[-1] != 1 for key in state if key.endswith("skip_connection.weight")):
-        raise UserError("this checkpoint has shortcuts of 3x3 convolutions, which a UNet2DModel does not have.")
-    first, classes, widths = "input_blocks.1.0.", "label_emb.weight", stages["block_out_channels"]
-    twice = length(state, first + "emb_layers.1.weight") == 2 * length(state, first + "out_layers.0.weight")
-    return {
-        **stages,
-        "in_channels": length(state, "input_blocks.0.0.weight", 1),
-        "out_channels": length(state, "out.2.weight"),
-        "num_class_embeds": length(state, classes) if classes in state else None,
-        "resnet_time_scale_shift": "scale_shift" if twice else "default",
-        # Without it, UNet2DModel omits the norm of the middle attention when time scales and shifts.
-        "attn_norm_num_groups": GROUPS,
-        **({"sample_size": SIZES[widths], "attention_head_dim": HEAD_DIM} if widths in SIZES else {}),
-    }
-
-
-def _read_stages(state: dict[str, Tensor]) -> dict[str, Any]:
-    """The levels, from the names and shapes."""
+def _count(state: dict[str, Tensor]) -> tuple[int, int]:
+    """(levels, residual blocks of each level on the way down)."""
     inputs, outputs = (
-        len({key.split(".")[1] for key in state if key.startswith(f"{side}_blocks.")}) for side in ("input", "output")
+        len({key.split(".")[1] for key in state if key.startswith(side)})
+        for side in ("input_blocks.", "output_blocks.")
     )
     # On the way up the last block of every level but the finest holds a module more, which doubles the size.
-    doubling = {int(match[1]): match[2] for match in map(DOUBLING.fullmatch, state) if match}
-    per_level = min(doubling, default=outputs - 1) + 1
-    levels = outputs // per_level if per_level else 0
-    if (
-        per_level < 2
-        or inputs != outputs
-        or outputs % per_level
-        or sorted(doubling) != list(range(per_level - 1, outputs - 1, per_level))
-    ):
+    doubling = sorted(int(match[1]) for match in map(DOUBLING.fullmatch, state) if match)
+    per_level = doubling[0] + 1 if doubling else outputs
+    lasts = list(range(per_level - 1, outputs - 1, max(per_level, 1)))
+    if per_level < 2 or inputs != outputs or outputs % per_level or doubling != lasts:
         raise UserError(
             f"this checkpoint's levels cannot be separated ({inputs} input blocks, {outputs} output blocks): sizes "
             "must be changed by residual blocks or by learned convolutions (resblock_updown or conv_resample)."
         )
-    firsts = [1 + level * per_level for level in range(levels)]
-    return stage_config(
-        widths=[length(state, f"input_blocks.{n}.0.out_layers.3.weight") for n in firsts],
-        attends=[f"input_blocks.{n}.1.qkv.weight" in state for n in firsts],
-        layers=per_level - 1,
-        resnet_resampling="in_layers.0" in doubling.values(),
-    )
+    return outputs // per_level, per_level - 1
 
 
-def _rename(state: dict[str, Tensor], levels: int, layers: int) -> dict[str, Tensor]:
-    """The same weights by UNet2DModel's names.
+def _module_names(levels: int, layers: int) -> dict[str, str]:
+    """UNet2DModel's names of the modules."""
+    names = dict(ENDS)
 
-    Raises:
-        UserError: a tensor has no place there.
-    """
-    renamed: dict[str, Tensor] = {}
-    for key, tensor in state.items():
-        module, _, kind = key.rpartition(".")
-        new = f"{_new_name(module, levels, layers)}.{kind}"
-        # Attention has convolutions of one pixel there, and linear layers here.
-        if new.endswith((".to_qkv.weight", ".to_out.0.weight")):
-            tensor = tensor.reshape(len(tensor), -1)
-        parts = dict(zip("qkv", tensor.chunk(3))) if ".to_qkv." in new else {"": tensor}
-        for letter, part in parts.items():
-            name = new.replace("to_qkv", f"to_{letter}")
-            if name.startswith("None.") or name in renamed:
-                raise UserError(f"this checkpoint holds {shown(key)}, which has no place in a UNet2DModel.")
-            renamed[name] = part
-    return renamed
+    def put(old: str, new: str, parts: dict[str, str]) -> None:
+        names.update({f"{old}.{there}": f"{new}.{here}" for there, here in parts.items()})
 
-
-def _new_name(module: str, levels: int, layers: int) -> str | None:
-    """UNet2DModel's name of a module, or None where it has no such module."""
-    if match := MIDDLE.fullmatch(module):
-        place, name = int(match[1]), match[2]
-        block, names = ("attentions.0", ATTENTION) if place == 1 else (f"resnets.{place // 2}", RESNET)
-        return f"mid_block.{block}.{names[name]}" if name in names else None
-    match = BLOCK.fullmatch(module)
-    if match is None or module in ENDS:
-        return ENDS.get(module)
-    side, place, name = match[1], int(match[3]), match[4]
-    first = 1 if side == "input" else 0  # input block 0 is the first convolution
-    level, layer = divmod(int(match[2]) - first, layers + 1)
-    direction = "down" if side == "input" else "up"
-    if level not in range(levels):
-        return None
-    if place == 1 and name in ATTENTION:
-        block, names = f"attentions.{layer}", ATTENTION
-    elif place in (1, 2) if side == "output" else (place == 0 and layer == layers):
-        block, names = f"{direction}samplers.0", RESAMPLING
-    elif place == 0:
-        block, names = f"resnets.{layer}", RESNET
-    else:
-        return None
-    return f"{direction}_blocks.{level}.{block}.{names[name]}" if name in names else None
+    for number in range(levels * (layers + 1)):
+        level, layer = divmod(number, layers + 1)
+        down, up = f"input_blocks.{number + 1}", f"output_blocks.{number}"
+        if layer < layers:
+            put(f"{down}.0", f"down_blocks.{level}.resnets.{layer}", RESNET)
+            put(f"{down}.1", f"down_blocks.{level}.attentions.{layer}", ATTENTION)
+        else:
+            put(f"{down}.0", f"down_blocks.{level}.downsamplers.0", RESAMPLING)
+        put(f"{up}.0", f"up_blocks.{level}.resnets.{layer}", RESNET)
+        put(f"{up}.1", f"up_blocks.{level}.attentions.{layer}", ATTENTION)
+        for place in (1, 2):
+            put(f"{up}.{place}", f"up_blocks.{level}.upsamplers.0", RESAMPLING)
+    put("middle_block.0", "mid_block.resnets.0", RESNET)
+    put("middle_block.1", "mid_block.attentions.0", ATTENTION)
+    put("middle_block.2", "mid_block.resnets.1", RESNET)
+    return names

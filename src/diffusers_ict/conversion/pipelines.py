@@ -18,11 +18,11 @@ from ..pipeline_consistency import ConsistencyPipeline, load_pipeline
 from ..scheduling_ict import ICTScheduler
 from . import act_release, diffusion, openai_layout
 from .checkpoint import check_tensors, read_checkpoint, shown
-from .time_refit import NETWORK_LEVELS, Refit, refit_from_sigma
-from .unet_shape import build, check_config
+from .time_refit import NETWORK_LEVELS, refit_from_sigma
+from .unet_shape import build, complete, read_config
 
 SUFFIXES = (".pt", ".pth", ".ckpt")
-LAYOUTS: tuple[Any, ...] = (openai_layout, act_release)  # modules with recognises(checkpoint) and read(checkpoint)
+LAYOUTS: tuple[Any, ...] = (openai_layout, act_release)  # modules with ORIGIN, RELEASES, recognises, read
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class ConvertedModel:
 
     Attributes:
         pipeline: ready to be sampled and saved; origin: the kind of source; notes: for its user.
-        refit: how exact a time embedding is that had to be refitted, or None.
+        refit: how exact a time embedding is that had to be refitted, as `refit_from_sigma` says, or None.
         prediction: of a diffusion model, what it predicted; None for a consistency model.
     """
 
     pipeline: ConsistencyPipeline
     origin: str
     notes: tuple[str, ...] = ()
-    refit: Refit | None = None
+    refit: dict[str, float] | None = None
     prediction: str | None = None
 
     @property
@@ -128,6 +128,11 @@ def _load(source: str) -> DiffusionPipeline:
             f"{shown(source)} must be a consistency model, or a diffusion model with one of "
             f"{', '.join(diffusion.SCHEDULERS)}, and it has {name}."
         )
+    if unet.config.class_embed_type is not None:
+        raise UserError(
+            f"{shown(source)} must take its classes as numbers, and its UNet has class_embed_type "
+            f"{unet.config.class_embed_type!r}, which stock consistency pipelines cannot give it."
+        )
     try:
         fast_columns(unet)
     except ValueError as error:
@@ -144,58 +149,34 @@ def _from_file(path: Path, resolution: int | None, head_dim: int | None, sigmas:
             f"{name} has neither the layout of openai/consistency_models (time_embed, input_blocks) nor that of "
             f"the ACT release ({act_release.PREFIX}*): its first entries are {first}."
         )
-    network = layout.read(checkpoint)
-    config = _complete(network.config, name, resolution, head_dim)
-    released = openai_layout.published(path.name) if layout is openai_layout else None
+    weights, done = layout.read(checkpoint)
+    config = read_config(weights)
+    config = complete({**config, **layout.RELEASES.get(config["block_out_channels"], {})}, name, resolution, head_dim)
+    released = openai_layout.released_name(path.name) if layout is openai_layout else None
     scheduler, notes = _make_scheduler(released, sigmas)
-    unet = build(config, network.state)
+    unet = build(config, weights)
     refit, prediction = None, None
     if layout is act_release:
         refit = refit_from_sigma(unet, _sampling_levels(scheduler))
-        notes.append(_describe(refit))
+        notes.append(_describe(**refit))
     elif openai_layout.is_edm(path.name):
         prediction, notes = diffusion.EDM, diffusion.edm_to_consistency(unet)
-    notes = [*network.notes, *notes]
-    return ConvertedModel(ConsistencyPipeline(unet, scheduler), network.origin, tuple(notes), refit, prediction)
+    return ConvertedModel(ConsistencyPipeline(unet, scheduler), layout.ORIGIN, (*done, *notes), refit, prediction)
 
 
-def _complete(config: dict[str, Any], name: str, resolution: int | None, head_dim: int | None) -> dict[str, Any]:
-    """A network's configuration with what its weights do not tell.
-
-    Raises:
-        UserError: something is missing, or does not suit the network.
-    """
-    set_by_user = {"sample_size": resolution, "attention_head_dim": head_dim}
-    config = {**config, **{key: value for key, value in set_by_user.items() if value is not None}}
-    needed = {
-        "sample_size": "`resolution`, the side of its images in pixels",
-        "attention_head_dim": "`attention_head_dim`, the channels of one attention head (num_head_channels of its "
-        "training, or the width of a level with attention divided by its num_heads)",
-    }
-    if missing := [text for key, text in needed.items() if key not in config]:
-        raise UserError(
-            f"{name} is none of the released networks, and its weights do not tell everything: give "
-            f"{' and '.join(missing)}."
-        )
-    check_config(config)
-    return config
-
-
-def _make_scheduler(
-    released: openai_layout.Published | None, sigmas: list[float] | None
-) -> tuple[ICTScheduler, list[str]]:
+def _make_scheduler(released: str | None, sigmas: list[float] | None) -> tuple[ICTScheduler, list[str]]:
     """The scheduler of a file's network, and what to say of its levels. `sigmas`: those the user wants, or None."""
     if released is None:
         scheduler = _scheduler({"intermediate_sigmas": sigmas or []})
         second = scheduler.sampling_sigmas(2)[1]
         note = f"Two steps go through {second:.4g}, stock diffusers' default: `intermediate_sigmas` sets another."
         return scheduler, [] if sigmas else [note]
-    name, num_levels, index, published = released
+    num_levels, index, published = openai_layout.TWO_STEPS[released]
     levels = [published] if sigmas is None else sigmas
     scheduler = _scheduler({"num_train_timesteps": num_levels, "intermediate_sigmas": levels})
     second = scheduler.sampling_sigmas(2)[1]
     return scheduler, [
-        f"Recognised by its name as OpenAI's {name}: two steps go through {second:.4g}"
+        f"Recognised by its name as OpenAI's {released}: two steps go through {second:.4g}"
         f"{', the published level' if sigmas is None else ', as was asked for'}.",
         f"timesteps=[{index}, 0] of diffusers_ict.ConsistencyPipeline goes through {published:.4g}, as published: its "
         f"indices count the {num_levels} levels of rho 7. Stock diffusers has one grid only, in whose middle (index "
@@ -203,13 +184,13 @@ def _make_scheduler(
     ]
 
 
-def _describe(refit: Refit) -> str:
+def _describe(levels: float, at_levels: float, between_levels: float, network_output: float) -> str:
     return (
         "This network was trained on sigma and not on 250 ln(sigma). Its time embedding was refitted: it is the same "
-        f"at the {refit.levels} levels that sampling goes through (to {refit.at_levels:.1e} of its largest value), and "
-        f"over all levels its rms error is {refit.between_levels:.1e} of its standard deviation. At {NETWORK_LEVELS} "
-        f"levels between them the rms error of the network's output for noise is {refit.network_output:.1e} of the "
-        "output's standard deviation. These figures hold in float32; half precision loses more than in other networks."
+        f"at the {levels} levels that sampling goes through (to {at_levels:.1e} of its largest value), and over all "
+        f"levels its rms error is {between_levels:.1e} of its standard deviation. At {NETWORK_LEVELS} levels between "
+        f"them the rms error of the network's output for noise is {network_output:.1e} of the output's standard "
+        "deviation. These figures hold in float32; half precision loses more than in other networks."
     )
 
 

@@ -1,6 +1,5 @@
 """Saving a converted model with its metadata and its model card."""
 
-import dataclasses
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -76,6 +75,6 @@ def _metadata(converted: ConvertedModel, source: str, license: str | None) -> Co
         second_sigma=float(f"{scheduler.sampling_sigmas(2)[1]:.5g}"),
         notes=list(converted.notes),
         version=__version__,
-        refit=dataclasses.asdict(converted.refit) if converted.refit else None,
+        refit=converted.refit,
         prediction=converted.prediction,
     )

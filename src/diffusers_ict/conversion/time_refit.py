@@ -8,9 +8,9 @@ refitted, without data. The first becomes hinges silu(+-g (h - k)) with equally 
 ascending combination of the features; the second is the ridge regression of the wanted embedding on these hinges.
 """
 
+import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -30,32 +30,23 @@ SMOOTH_GAIN = 2.0  # slope of the hinges per unit of ln(sigma)
 # Weights of the penalties on large coefficients, relative to the mean square of a residual. The first keeps weights
 # small enough for half precision, the second only makes the solution unique, and the third smooths away the wiggle
 # that trained networks do not use.
+NONE = torch.empty(0)
 HEIGHT_RIDGE, EXACT_RIDGE, SMOOTH_RIDGE = 1e-9, 1e-10, 1e-4
 
 
-@dataclass(frozen=True)
-class Refit:
-    """How far a refitted network is from the original.
-
-    Attributes:
-        levels: number of noise levels that were met exactly.
-        at_levels: largest error of the time embedding there, relative to its largest value.
-        between_levels: rms error of the time embedding over all levels, in units of its standard deviation.
-        network_output: the same of the network's output, for inputs of standard normal noise.
-    """
-
-    levels: int
-    at_levels: float
-    between_levels: float
-    network_output: float
-
-
-def refit_from_sigma(unet: UNet2DModel, sigmas: Tensor) -> Refit:
+@torch.no_grad()
+def refit_from_sigma(unet: UNet2DModel, sigmas: Tensor) -> dict[str, float]:
     """Turn a network that takes sigma into one that takes 250 ln(sigma), with the same outputs.
 
     Args:
         unet: a network in float32 on the CPU, changed in place.
         sigmas: noise levels to be met exactly [n].
+
+    Returns:
+        levels: number of noise levels that were met exactly.
+        at_levels: largest error of the time embedding there, relative to its largest value.
+        between_levels: rms error of the time embedding over all levels, in units of its standard deviation.
+        network_output: the same of the network's output, for inputs of standard normal noise.
 
     Raises:
         UserError: more levels than the second layer has features.
@@ -64,16 +55,16 @@ def refit_from_sigma(unet: UNet2DModel, sigmas: Tensor) -> Refit:
     few = _geometric(2 * NETWORK_LEVELS + 1, SIGMA_MIN, SIGMA_MAX)[1::2]
     exact, tested, outputs = embedding(unet, sigmas), embedding(unet, test), _outputs(unet, few, few)
     refit_time_embedding(unet, lambda levels: embedding(unet, levels), sigmas)
-    with torch.no_grad():
-        got_exact, got = (unet.time_embedding(unet.time_proj(c_noise(levels))) for levels in (sigmas, test))
-    return Refit(
-        levels=len(sigmas),
-        at_levels=((got_exact - exact).abs().max() / exact.abs().max()).item(),
-        between_levels=_relative_rms(got, tested),
-        network_output=_relative_rms(_outputs(unet, few, c_noise(few)), outputs),
-    )
+    got_exact, got = (unet.time_embedding(unet.time_proj(c_noise(levels))) for levels in (sigmas, test))
+    return {
+        "levels": len(sigmas),
+        "at_levels": ((got_exact - exact).abs().max() / exact.abs().max()).item(),
+        "between_levels": _relative_rms(got, tested),
+        "network_output": _relative_rms(_outputs(unet, few, c_noise(few)), outputs),
+    }
 
 
+@torch.no_grad()
 def refit_time_embedding(unet: UNet2DModel, wanted: Callable[[Tensor], Tensor], exact: Tensor | None = None) -> None:
     """Give the time embedding of 250 ln(sigma), for sigma from 0.002 to 80, the values of another one.
 
@@ -104,33 +95,20 @@ def refit_time_embedding(unet: UNet2DModel, wanted: Callable[[Tensor], Tensor], 
         gain = (count - 1) / (height[-1] - height[0]).item()
         columns = torch.ones_like(fast_columns(unet))
     target, exact_target = wanted(sigmas), wanted(exact)
-    features = unet.time_proj(c_noise(sigmas)).double() * columns
+    features, exact_features = (unet.time_proj(c_noise(levels)).double() * columns for levels in (sigmas, exact))
     weight, bias = _ridge(features, height[:, None], HEIGHT_RIDGE)
     knots = torch.linspace(height[0].item(), height[-1].item(), count, dtype=torch.float64)
     gains = torch.tensor([gain, -gain], dtype=torch.float64).repeat(count)[:count]
-    _write(first, gains[:, None] * weight * columns, gains * (bias - knots))
-    hidden, exact_hidden = (_hidden(unet, c_noise(levels)) for levels in (sigmas, exact))
-    _write(second, *_ridge(hidden, target, penalty, exact_hidden, exact_target))
-
-
-def embedding(unet: UNet2DModel, times: Tensor) -> Tensor:
-    """The time embedding of a network at times [n], in float64, [n, width]."""
-    return _linear(unet.time_embedding.linear_2, _hidden(unet, times))
-
-
-def _hidden(unet: UNet2DModel, times: Tensor) -> Tensor:
-    """silu(W1 phi(times) + b1), float64 [n, hidden]; the features are those the network computes, in float32."""
-    return F.silu(_linear(unet.time_embedding.linear_1, unet.time_proj(times).double()))
-
-
-def _linear(layer: torch.nn.Linear, x: Tensor) -> Tensor:
-    return F.linear(x, layer.weight.detach().double(), layer.bias.detach().double())
+    first.load_state_dict({"weight": gains[:, None] * weight * columns, "bias": gains * (bias - knots)})
+    hidden, exact_hidden = (F.silu(copy.deepcopy(first).double()(x)) for x in (features, exact_features))
+    weight, bias = _ridge(hidden, target, penalty, exact_hidden, exact_target)
+    second.load_state_dict({"weight": weight, "bias": bias})
 
 
 @torch.no_grad()
-def _write(layer: torch.nn.Linear, weight: Tensor, bias: Tensor) -> None:
-    layer.weight.copy_(weight)
-    layer.bias.copy_(bias)
+def embedding(unet: UNet2DModel, times: Tensor) -> Tensor:
+    """The time embedding of a network at times [n], float64, [n, width]. The features are rounded to float32."""
+    return copy.deepcopy(unet.time_embedding).double()(unet.time_proj(times).double())
 
 
 def _geometric(count: int, low: float, high: float) -> Tensor:
@@ -139,7 +117,7 @@ def _geometric(count: int, low: float, high: float) -> Tensor:
 
 
 def _ridge(
-    x: Tensor, y: Tensor, penalty: float, exact_x: Tensor | None = None, exact_y: Tensor | None = None
+    x: Tensor, y: Tensor, penalty: float, exact_x: Tensor = NONE, exact_y: Tensor = NONE
 ) -> tuple[Tensor, Tensor]:
     """(weight [m, h], bias [m]) of the least |x weight' + bias - y|^2 / n + penalty (|weight|^2 + |bias|^2).
 
@@ -148,7 +126,7 @@ def _ridge(
     """
     x = F.pad(x, (0, 1), value=1.0)
     particular, free = x.new_zeros(x.shape[1], y.shape[1]), torch.eye(x.shape[1], dtype=x.dtype)
-    if exact_x is not None and exact_y is not None and len(exact_x):
+    if len(exact_x):
         left, values, right = torch.linalg.svd(F.pad(exact_x, (0, 1), value=1.0))
         rank = int((values > values[0] * 1e-13).sum())  # levels that are equal in float32 are one condition
         particular = right[:rank].T @ ((left[:, :rank].T @ exact_y) / values[:rank, None])
@@ -159,7 +137,6 @@ def _ridge(
     return solution[:-1].T, solution[-1]
 
 
-@torch.no_grad()
 def _outputs(unet: UNet2DModel, levels: Tensor, times: Tensor) -> Tensor:
     """What the network answers to noise of unit variance at these levels, told as `times`. Small images suffice."""
     side = 2 ** len(unet.config.block_out_channels)
