@@ -69,7 +69,7 @@ def test_files_that_do_not_hold_it_are_refused(tmp_path):
     some = weights()
     del some["lin3.model.1.weight"]
     for content, message in (
-        (some, r"missing or has another shape: 'lin3\.model\.1\.weight'"),
+        (some, r"must hold all weights of VGG16 and LPIPS: 'lin3\.model\.1\.weight'"),
         ({**weights(), "features.0.weight": torch.zeros(64, 1, 3, 3)}, r"size mismatch for features\.0\.weight"),
     ):
         save_file(content, tmp_path / "a.safetensors")

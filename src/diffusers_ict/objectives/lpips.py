@@ -20,7 +20,6 @@ SCALE = (0.458, 0.448, 0.450)
 
 # Channels of VGG16's convolutions; 0 is a pooling, before which, as at the end, a feature map is read.
 VGG16_WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
-MAPS = 5
 
 
 class VGG16(nn.Module):
@@ -76,13 +75,11 @@ class LPIPS(nn.Module):
         """
         weights, backbone = load_file(path), VGG16()
         try:
-            linear = [weights[f"lin{i}.model.1.weight"] for i in range(MAPS)]
+            linear = [weights[f"lin{i}.model.1.weight"] for i in range(5)]
             backbone.load_state_dict({name: weights[name] for name in backbone.state_dict()})
         except (KeyError, RuntimeError) as error:
-            raise ValueError(
-                f"{Path(path).name} must hold the weights of VGG16 and LPIPS, one of which is missing or has another "
-                f"shape: {str(error).splitlines()[-1].strip()}"
-            ) from error
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(f"{Path(path).name} must hold all weights of VGG16 and LPIPS: {reason}") from error
         return cls(backbone, linear, smallest)
 
     @classmethod
