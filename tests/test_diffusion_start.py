@@ -277,6 +277,7 @@ def test_training_begins_with_a_velocity_model_and_keeps_its_sigma_data(begun, t
     assert run(*own, "--output_dir", tmp_path / "run") == 0
     config = json.loads((tmp_path / "run" / "scheduler" / "scheduler_config.json").read_text())
     assert config["sigma_data"] == 1.0
+    assert "pretrained_model_name_or_path: given\n" in (tmp_path / "run" / "recipe.yaml").read_text()  # and no path
     started(tmp_path / "given")
     trained, start = (one_step(tmp_path / name, DiffusionPipeline) for name in ("run", "start"))
     torch.testing.assert_close(trained, start, rtol=0, atol=1e-4)
