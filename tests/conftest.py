@@ -87,7 +87,7 @@ def flags(data: Path, config: Path) -> list[str]:
     return [
         *("--dataset_name", str(data), "--model_config_name_or_path", str(config)),
         *("--train_batch_size", "4", "--gradient_accumulation_steps", "2", "--max_train_steps", "24"),
-        *("--s0", "2", "--s1", "16", "--learning_rate", "1e-3", "--ema_decays", "0.9", "0.5", "--random_flip"),
+        *("--objective", "s0=2", "s1=16", "--learning_rate", "1e-3", "--ema_decays", "0.9", "0.5", "--random_flip"),
         *("--checkpointing_steps", "5", "--checkpoints_total_limit", "3", "--logging_steps", "1"),
         *("--num_validation_images", "4", "--validation_steps", "1000"),
     ]

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from diffusers_ict import CT, ICT, ConsistencyFunction, ConsistencyPipeline, c_noise, consistency_pair, karras_sigmas
 from diffusers_ict.discriminator import ConsistencyDiscriminator
 from diffusers_ict.objectives.act import (
+    ACT,
     AdaptiveStrength,
     AdversarialWeight,
     discriminator_loss,
@@ -115,21 +116,22 @@ def test_r1_gradient_equals_finite_differences():
 def test_neither_networks_step_gives_the_other_a_gradient(tmp_path):
     from accelerate import Accelerator
 
-    from diffusers_ict.data.batch import Batch
+    from diffusers_ict.data.batches import Batch
     from diffusers_ict.training.adversary import Adversary
 
     unet = make_unet()
-    adversary = Adversary(Accelerator(), make_discriminator(), AdversarialWeight())
+    adversary = Adversary(Accelerator(), ACT(), make_discriminator())
     pair = make_pair(unet)
-    batch = Batch(torch.randn(6, 1, 8, 8), None, torch.zeros(6), pair.sigma, pair.sigma_next, None, 0)
+    x = torch.randn(6, 1, 8, 8)
+    batch = Batch(x, None, torch.randn_like(x), pair.sigma, pair.sigma_next, None, 0)
 
     with adversary.judging():
-        adversary.generator_loss(CT(), pair, batch).mean().backward()
+        adversary.generator_loss(pair, batch).mean().backward()
     assert not any(p.grad.any() for p in adversary.model.parameters())
     assert any(p.grad.abs().max() > 0 for p in unet.parameters())
 
     unet.zero_grad()
-    losses, figures = adversary.discriminator_loss(pair.student.detach(), batch, batch)
+    losses, figures = adversary.losses(ConsistencyFunction(unet), batch, batch)
     (losses + adversary.penalty(batch)).mean().backward()
     assert losses.shape == (6,)
     assert 0 <= figures["discriminator_accuracy"] <= 1
@@ -155,29 +157,29 @@ def test_strength_rises_above_tau_falls_below_it_and_stays_within_0_and_1():
     assert strength.p == 1.0
 
 
-def run_act(tmp_path, config, name, **own):
+def run_act(tmp_path, config, name, objective=(), **own):
     settings = {"dataset_name": str(write_npz(tmp_path / "data.npz")), "model_config_name_or_path": str(config),
-                "max_train_steps": 8, "train_batch_size": 8, "loss": "act", "augment": True, "r1_interval": 2,
-                "augment_horizon": 1000, "logging_steps": 1, "num_validation_images": 2,
-                "validation_steps": 99}  # fmt: skip
-    train(Recipe(**{**settings, **own}, output_dir=str(tmp_path / name)))
+                "max_train_steps": 8, "train_batch_size": 8, "loss": "act", "logging_steps": 1,
+                "num_validation_images": 2, "validation_steps": 99}  # fmt: skip
+    objective = {"augment": True, "r1_interval": 2, "augment_horizon": 1000, **dict(objective)}
+    train(Recipe(**{**settings, **own}, objective=objective, output_dir=str(tmp_path / name)))
     return read_log(tmp_path / name / "log.jsonl")
 
 
 @pytest.mark.slow
 def test_the_published_split_moves_the_strength_by_both_networks_batches(tmp_path, config):
-    halves = run_act(tmp_path, config, "halves", discriminator_batch_size=4, augment_tau=1e-9)
+    halves = run_act(tmp_path, config, "halves", {"augment_tau": 1e-9}, discriminator_batch_size=4)
     # 8 images of the generator, 4 fakes and 4 images, every second step, over a horizon of 1,000
     assert [entry["augment_p"] for entry in halves if "augment_p" in entry] == pytest.approx(
         [0.032, 0.064, 0.096, 0.128]
     )
-    whole = run_act(tmp_path, config, "whole", augment_tau=1e-9)
+    whole = run_act(tmp_path, config, "whole", {"augment_tau": 1e-9})
     assert [entry["augment_p"] for entry in whole if "augment_p" in entry][-1] == pytest.approx(4 * 0.048)
     assert halves[0]["loss"] == whole[0]["loss"], "the generator's first batch depends on the discriminator's"
 
 
 def test_adas_signal_drives_the_strength_too(tmp_path, config):
-    entries = run_act(tmp_path, config, "sign", augment_signal="sign")
+    entries = run_act(tmp_path, config, "sign", {"augment_signal": "sign"})
     assert entries[-1]["augment_tau"] == 0.6
     moved = [entry for entry in entries if "augment_r" in entry]
     r = 0.0
@@ -189,8 +191,8 @@ def test_adas_signal_drives_the_strength_too(tmp_path, config):
 
 def test_the_log_has_the_mean_over_all_micro_batches(tmp_path, config):
     """One micro batch of 8 images and two of 4 give the same figures."""
-    one = run_act(tmp_path, config, "one", augment=False, max_train_steps=4)
-    two = run_act(tmp_path, config, "two", augment=False, max_train_steps=4, train_batch_size=4,
+    one = run_act(tmp_path, config, "one", {"augment": False}, max_train_steps=4)
+    two = run_act(tmp_path, config, "two", {"augment": False}, max_train_steps=4, train_batch_size=4,
                   gradient_accumulation_steps=2)  # fmt: skip
     for name in ("discriminator_loss", "discriminator_accuracy", "discriminator_sign", "r1"):
         for a, b in zip(one, two):

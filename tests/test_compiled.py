@@ -1,4 +1,4 @@
-"""Compiled losses train as eager ones do, and nothing of them needs the host."""
+"""Compiled networks train as eager ones do, and nothing of a step needs the host."""
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_leaves
 
 from diffusers_ict import ICT as ICTObjective
 from diffusers_ict import ICTScheduler, consistency_pair, hold_fast_columns, share_dropout
-from diffusers_ict.data.batch import Batch
+from diffusers_ict.data.batches import Batch
 from diffusers_ict.discriminator import ConsistencyDiscriminator
 from diffusers_ict.errors import UserError
 from diffusers_ict.formulas.augmentation import NUM_UNIFORM
-from diffusers_ict.objectives.act import AdaptiveStrength, AdversarialWeight
+from diffusers_ict.objectives.act import ACT as ACTObjective
 from diffusers_ict.training import captured
 from diffusers_ict.training.adversary import Adversary
 from diffusers_ict.training.optimization import make_optimizer
@@ -40,7 +40,7 @@ def test_a_compiled_run_is_an_eager_one(loss, flags, tmp_path, monkeypatch):
     assert run(*own, "--output_dir", tmp_path / "eager") == 0
     monkeypatch.setattr(torch, "compile", compiling)
     assert run(*own, "--torch_compile", "--output_dir", tmp_path / "compiled") == 0
-    assert compiled == [{"fullgraph": True}] * (2 if loss is ACT else 1)
+    assert compiled == [{"fullgraph": True}] * (2 if loss in (ACT, CT) else 1), "D, and CT's teacher, are networks, too"
     eager, ours = final_tensors(tmp_path / "eager"), final_tensors(tmp_path / "compiled")
     for name, value in eager.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5, msg=name)
@@ -163,7 +163,7 @@ def test_a_guard_of_the_device_notices_what_it_is_there_for():
 def test_a_step_neither_reads_the_device_nor_copies_to_it(on_meta):
     unet, around = on_meta
     f, objective, batch = around(unet), ICTObjective(), batch_on_meta()
-    optimizer = make_optimizer(unet.parameters(), 1e-3, (0.9, 0.999))
+    optimizer = make_optimizer(unet, 1e-3, (0.9, 0.999))
     optimizer.param_groups[0].update(capturable=True, lr=torch.empty((), device=META))  # as on CUDA
     for guarded in (False, True):  # the first step makes the moments, and moves masks of gradients
         with on_one_device() if guarded else torch.enable_grad():
@@ -182,13 +182,12 @@ def test_the_discriminator_neither_reads_the_device_nor_copies_to_it(on_meta, pe
     accelerator = SimpleNamespace(
         device=META, mixed_precision="no", num_processes=1, prepare=lambda own: own, backward=torch.Tensor.backward
     )
-    strength = AdaptiveStrength(0.05, 1000, META)
-    adversary = Adversary(accelerator, critic, AdversarialWeight(0.3, 0.3), strength=strength)
-    adversary.device = "cpu"  # of autocast, which is off
-    f, objective, fakes, reals = around(unet), ICTObjective(), batch_on_meta(), batch_on_meta()
+    act = ACTObjective(consistency=ICTObjective(), augment=True)
+    adversary = Adversary(accelerator, act, critic)
+    f, fakes, reals = around(unet), batch_on_meta(), batch_on_meta()
     for guarded in (False, True):
         with on_one_device() if guarded else torch.enable_grad():
             adversary._learn(f, fakes, reals, 1, penalised=penalised)
             with adversary.judging():
                 pair = consistency_pair(f, fakes.x, fakes.noise, fakes.sigma, fakes.sigma_next, fakes.labels)
-                adversary.generator_loss(objective, pair, fakes).mean().backward()
+                adversary.generator_loss(pair, fakes).mean().backward()

@@ -320,7 +320,7 @@ def test_a_model_that_predicts_noise_is_aligned_and_by_ect_alone(begun, tmp_path
         assert run(*own, "--loss", "ect") == 2
         assert "an alignment of 500 steps needs a run of more steps, got 8" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
-    assert run(*own, "--loss", "ect", "--align_steps", 4) == 0
+    assert run(*own, "--loss", "ect", "--objective", "align_steps=4") == 0
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert log[0]["stage"] == -1
     assert log[-1]["stage"] >= 0

@@ -80,20 +80,23 @@ def shut(tmp_path, capsys, message, *flags):
         (["--model_config_name_or_path", "act_lsun_cat256_unet.json"], "must be a multiple of 32, got 8"),
         (["--class_conditional"], "the UNet is made for no classes and the run has 4"),
         (["--max_train_steps", 2], "4 stages and needs at least as many steps"),
-        (["--p_mean", "nan"], "--p_mean must be finite, got nan"),
+        (["--objective", "p_mean=nan"], "--p_mean must be finite, got nan"),
         (["--intermediate_sigmas"], "--intermediate_sigmas must name the second noise level of two steps"),
-        (["--hub_token", "hf_secret"], "--hub_token does not exist here: log in with"),
+        (["--hub_token", "hf_secret"], "unrecognized arguments: --hub_token hf_...; settings"),
+        (["--s1", 40], "settings of a method are given as --objective NAME=VALUE"),
+        (["--objective", "s3=1"], "--objective of ICT can have s0, s1, p_mean, p_std, huber_c, got s3"),
+        (["--objective", "s1"], "NAME=VALUE is wanted"),
         (["--resume_from_checkpoint", "nowhere/checkpoint-1"], "it does not exist or has no manifest"),
         (["--pretrained_model_name_or_path", "nowhere"], "path: stock diffusers cannot load nowhere"),
-        (["--adversarial_weight", 1.5], "0 < w_mid <= w <= 1"),
+        (["--loss", "act", "--objective", "adversarial_weight=1.5"], "0 < w_mid <= w <= 1"),
         (["--intermediate_sigmas", 100], "--intermediate_sigmas: must be different numbers"),
         (["--intermediate_sigmas", 0.01], "choose an intermediate sigma in that range"),
-        (["--loss", "act", "--adversarial_weight", 1.2], "0 < w_mid <= w <= 1"),
-        (["--loss", "act", "--adversarial_weight_mid", 0.5], "0 < w_mid <= w <= 1"),
-        (["--loss", "act", "--augment_tau", -1], "--augment_tau must be greater than 0"),
+        (["--loss", "act", "--objective", "adversarial_weight=1.2"], "0 < w_mid <= w <= 1"),
+        (["--loss", "act", "--objective", "adversarial_weight_mid=0.5"], "0 < w_mid <= w <= 1"),
+        (["--loss", "act", "--objective", "augment_tau=-1"], "--augment_tau must be above 0"),
         (["--license", "nonsense"], "nonsense"),
         (["--push_to_hub", "--hub_model_id", "some one/my digits"], "user/name"),
-        (["--s1", 1], "--s1 must be at least --s0, got s1 1 and s0 2"),
+        (["--objective", "s1=1"], "--s1 must be at least --s0, got s1 1 and s0 2"),
         (["--mixed_precision", "fp16"], "--mixed_precision fp16 does not exist on CPUs"),
     ],
 )  # fmt: skip
@@ -158,18 +161,8 @@ def test_a_discriminator_without_classes_in_a_class_conditional_run_is_refused(f
 def test_lpips_of_images_with_transparency_is_refused(flags, tmp_path, capsys):
     data = write_npz(tmp_path / "rgba.npz", channels=4)
     save_file(lpips_weights(), tmp_path / "lpips.safetensors")
-    own = [
-        "--dataset_name",
-        data,
-        "--image_mode",
-        "RGBA",
-        "--loss",
-        "ct",
-        "--metric",
-        "lpips",
-        "--lpips_weights",
-        tmp_path / "lpips.safetensors",
-    ]
+    weights = f"lpips_weights={tmp_path / 'lpips.safetensors'}"
+    own = ["--dataset_name", data, "--image_mode", "RGBA", "--loss", "ct", "--objective", "metric=lpips", weights]
     message = "--metric lpips compares images of 1 or 3 channels, got 4"
     shut(tmp_path, capsys, message, *own, "--output_dir", tmp_path / "out")
 

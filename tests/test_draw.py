@@ -1,15 +1,19 @@
+import numpy as np
 import torch
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import DataLoader
 
-from diffusers_ict import ICT
-from diffusers_ict.data.batch import GlobalBatch
+from diffusers_ict import ICT, ICTScheduler
+from diffusers_ict.data.batches import Batches
 from diffusers_ict.data.draw import Draw, derive_seed, derive_seeds
 from diffusers_ict.data.images import Images
+from diffusers_ict.data.sampler import StepSampler, collate, step_indices
 
 
 def test_every_draw_is_a_function_of_seed_step_and_role():
     def everything(seed=0, step=3, role=0):
         draw = Draw(seed, step, 8, "cpu", role)
-        drawn = [draw.indices(100), draw.flips(), draw.pair_uniform(), draw.noise((1, 4, 4))]
+        drawn = [draw.flips(), draw.pair_uniform(), draw.noise((1, 4, 4))]
         return [*drawn, draw.augmentation_uniform(3)]
 
     same = [torch.equal(a, b) for a, b in zip(everything(), everything())]
@@ -54,10 +58,22 @@ def test_many_seeds_are_those_of_few():
 
 def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
     length, batch = 30, 8
-    drawn = torch.cat([Draw(0, step, batch, "cpu").indices(length) for step in range(15)])
-    epochs = drawn.view(4, 30)
+    drawn = np.concatenate([step_indices(0, 0, step, batch, length) for step in range(15)])
+    epochs = drawn.reshape(4, 30)
     assert all(sorted(epoch.tolist()) == list(range(30)) for epoch in epochs)
     assert len({tuple(epoch.tolist()) for epoch in epochs}) == 4
+    for change in ({"seed": 1}, {"role": 1}, {"step": 4}):
+        base = {"seed": 0, "role": 0, "step": 3}
+        both = [
+            step_indices(**settings, batch_size=batch, length=length).tolist() for settings in (base, base | change)
+        ]
+        assert both[0] != both[1], change
+
+
+def test_a_sampler_that_begins_later_goes_on_as_the_whole_one():
+    whole = list(StepSampler(3, 1, 20, 8, 4, range(12)))
+    assert len(whole) == len(StepSampler(3, 1, 20, 8, 4, range(12))) == 24
+    assert list(StepSampler(3, 1, 20, 8, 4, range(5, 12))) == whole[10:]
 
 
 def test_micro_batches_of_any_size_and_any_process_show_the_same_images_levels_and_noise():
@@ -66,14 +82,18 @@ def test_micro_batches_of_any_size_and_any_process_show_the_same_images_levels_a
     objective = ICT(s0=3, s1=3)
 
     def shown(size, ranks=1):
-        batches = [
-            GlobalBatch(Draw(5, 2, 32, "cpu"), images, objective, 10, size, rank=rank, ranks=ranks, random_flip=True,
-                        augmented=True)
-            for rank in range(ranks)
-        ]  # fmt: skip
-        assert [len(batch) for batch in batches] == [32 // (size * ranks)] * ranks
-        rounds = zip(*batches)  # at each accumulation step every process takes the next micro batch
-        micro_batches = [micro_batch for together in rounds for micro_batch in together]
+        rounds = []
+        for rank in range(ranks):
+            # What accelerate gives a process of a loader with this sampler.
+            shard = BatchSamplerShard(StepSampler(5, 0, 64, 32, size, range(2, 4)), ranks, rank)
+            loader = iter(DataLoader(images, batch_sampler=shard, collate_fn=collate))
+            batches = Batches(loader, 32, size, rank, ranks, random_flip=True, augmented=True)
+            draw = Draw(5, 2, 32, "cpu")
+            levels = ICTScheduler().training_sigmas(objective, 2, 10, uniform=draw.pair_uniform())
+            rounds.append(list(batches.step(draw, *levels)))
+            assert len(rounds[-1]) == batches.parts == 32 // (size * ranks)
+        # At each accumulation step every process takes the next micro batch.
+        micro_batches = [micro_batch for together in zip(*rounds) for micro_batch in together]
         names = ("x", "labels", "noise", "sigma", "sigma_next", "uniform")
         return {name: torch.cat([getattr(batch, name) for batch in micro_batches]) for name in names}
 

@@ -12,13 +12,12 @@ from diffusers_ict import ECT as ECTObjective
 from diffusers_ict import Pair, consistency_pair
 from diffusers_ict.errors import UserError
 from diffusers_ict.formulas.preconditioning import boundary
-from diffusers_ict.objectives.methods import METHODS
+from diffusers_ict.objectives.base import Objective
 from diffusers_ict.training import train
 from diffusers_ict.training.estimate import stages
 from diffusers_ict.training.log import read_log
-from diffusers_ict.training.objectives import check_curriculum, make_objective
 from diffusers_ict.training.recipe import Recipe
-from diffusers_ict.training.resume import check_resumes
+from diffusers_ict.training.start import check_curriculum, make_objective
 
 LN_T = NormalDist(-1.1, 2.0)
 
@@ -81,7 +80,7 @@ def test_stages_count_steps_after_the_alignment():
     fixed, equal = ECTObjective(stage_steps=4, align_steps=3), ECTObjective(stages=3, align_steps=2)
     assert [fixed.stage(k, 13) for k in range(13)] == [-1] * 3 + [0] * 4 + [1] * 4 + [2] * 2
     assert [equal.stage(k, 9) for k in range(9)] == [-1, -1, 0, 0, 0, 1, 1, 2, 2]
-    assert {ECTObjective().stage(k, 100) for k in range(100)} == {0}
+    assert {ECTObjective(stages=1).stage(k, 100) for k in range(100)} == {0}
     assert [fixed.denoises(k, 13) for k in (0, 2, 3, 12)] == [True, True, False, False]
     assert fixed.schedule(2, 13) == {"stage": -1, "ratio": 0}
     assert fixed.schedule(7, 13) == {"stage": 1, "ratio": 0.75}
@@ -128,42 +127,37 @@ def test_the_target_of_an_alignment_is_the_image_with_the_least_noise():
 # ---------------------------------------------------------------- settings
 
 
-def objective_of(batch_size: int = 8, **settings) -> ECTObjective:
-    return make_objective(Recipe(**settings), batch_size, torch.device("cpu"))
+def objective_of(loss: str, **settings) -> Objective:
+    return make_objective(Recipe(loss=loss, objective=settings), None)
 
 
 def test_a_recipe_makes_the_objective():
-    assert objective_of(loss="ect") == ECTObjective(2.0, None, 8)
-    assert objective_of(loss="act", consistency="ect", huber_c=0.03) == ECTObjective(2.0, None, 8, huber_c=0.03)
-    own = {"ect_q": 256.0, "ect_stage_images": 100, "align_steps": 5, "p_mean": -0.8, "p_std": 1.6}
-    assert objective_of(loss="ect", **own) == ECTObjective(256.0, 12, 8, 5, -0.8, 1.6, 0.0)
-    assert objective_of(loss="ect", ect_stage_images=1).stage_steps == 1
-    assert [objective_of(loss="ect").stage(k, 80) for k in range(0, 80, 10)] == list(range(8))
+    assert objective_of("ect") == ECTObjective()
+    assert objective_of("act", consistency="ect", huber_c=0.03).consistency == ECTObjective(huber_c=0.03)
+    settings = {"q": 256, "stage_steps": 100, "align_steps": 5, "p_mean": -0.8, "p_std": 1.6}
+    assert objective_of("ect", **settings) == ECTObjective(256.0, 100, 8, 5, -0.8, 1.6, 0.0)
+    assert [objective_of("ect").stage(k, 80) for k in range(0, 80, 10)] == list(range(8))
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("loss", "settings", "message"),
     [
-        ({"loss": "ict", "align_steps": 5}, "`align_steps` belongs to ECT, got 5 and ict"),
-        ({"loss": "act", "align_steps": 5}, "`align_steps` belongs to ECT, got 5 and ct"),
-        ({"loss": "ict", "consistency": "ect", "align_steps": 5}, "got 5 and ict"),
-        ({"loss": "ect", "align_steps": -1}, "`align_steps` must be at least 0, got -1"),
-        ({"loss": "ect", "ect_q": 1.0}, "`ect_q` must be at least 1.1"),
-        ({"loss": "ect", "huber_c": -0.1}, "`huber_c` must be at least 0"),
+        ("ict", {"align_steps": 5}, "of ICT can have s0, s1, p_mean, p_std, huber_c, got align_steps"),
+        ("act", {"align_steps": 5}, "of CT can have s0, s1, mu0, .*, got align_steps"),
+        ("ect", {"align_steps": -1}, "`align_steps` must be at least 0, got -1"),
+        ("ect", {"align_steps": 1.5}, "`align_steps` must be an integer, got 1.5"),
+        ("ect", {"q": 1.0}, "`q` must be at least 1.1"),
+        ("ect", {"huber_c": -0.1}, "`huber_c` must be at least 0"),
+        ("ict", {"s1": 5}, "`s1` must be at least `s0`"),
+        ("act", {"consistency": "act"}, "`consistency` must be a loss without a discriminator"),
+        ("act", {"augment": "yes"}, "`augment` must be true or false"),
+        ("act", {"augment_signal": "loss"}, "`augment_signal` must be one of penalty, sign"),
+        ("ct", {"metric": "l1"}, "`metric` must be l2 or lpips, got l1"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(settings, message):
+def test_settings_that_cannot_be_are_refused(loss, settings, message):
     with pytest.raises(UserError, match=message):
-        Recipe(**settings)
-
-
-@pytest.mark.parametrize("loss", METHODS)
-def test_a_checkpoint_that_is_older_than_these_settings_resumes(loss):
-    now = Recipe(loss=loss).changing("result")
-    added = {"ect_q", "ect_stage_images", "align_steps"}
-    earlier = {name: value for name, value in now.items() if name not in added}
-    assert len(earlier) == len(now) - 3
-    assert check_resumes(now, earlier) == []
+        objective_of(loss, **settings)
 
 
 def test_an_alignment_must_end_before_the_run():
@@ -174,7 +168,7 @@ def test_an_alignment_must_end_before_the_run():
 
 # ---------------------------------------------------------------- whole runs
 
-ACT_ON_ECT = [*ACT, "--consistency", "ect", *ECT[4:]]
+ACT_ON_ECT = [*ACT, "consistency=ect", *ECT[5:]]
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,13 @@ import torch
 import yaml
 from diffusers import UNet2DModel
 
+from diffusers_ict import ICT
 from diffusers_ict.commands.program import as_flags
 from diffusers_ict.errors import UserError
+from diffusers_ict.formulas.noise_schedule import act_num_levels, ct_num_levels
+from diffusers_ict.objectives import BUILT_IN, objective_class
 from diffusers_ict.training.recipe import SHIPPED, Recipe, parse
+from diffusers_ict.training.start import make_objective
 from diffusers_ict.training.unets import read_config
 
 
@@ -40,33 +44,44 @@ def test_data_on_the_command_line_replaces_all_that_a_recipe_says_of_its_data(tm
     assert (recipe.dataset_name, recipe.image_column) == ("mine.npz", "pictures")
 
 
+def objective(*flags):
+    return make_objective(read(*flags), None)
+
+
 def test_act_recipes_say_what_was_published():
-    cifar, imagenet, lsun = (read("--config", f"act_{name}") for name in ("cifar10", "imagenet64", "lsun_cat256"))
-    assert {r.metric for r in (cifar, imagenet, lsun)} == {"lpips"}
-    assert (cifar.augment, imagenet.augment, lsun.augment) == (True, False, False)
-    for recipe in (cifar, imagenet, lsun):  # half of the second batch are fakes, and both halves together are the first
+    recipes = [read("--config", f"act_{name}") for name in ("cifar10", "imagenet64", "lsun_cat256")]
+    assert [recipe.objective["metric"] for recipe in recipes] == ["lpips"] * 3
+    assert [recipe.objective["augment"] for recipe in recipes] == [True, False, False]
+    for recipe in recipes:  # half of the second batch are fakes, and both halves together are the first
         assert 2 * recipe.discriminator_batch_size == recipe.train_batch_size
-    assert not lsun.random_flip
+    assert not recipes[2].random_flip
     assert read("--config", "ct_cifar10").learning_rate == 4e-4
 
 
 def test_what_is_left_out_is_what_was_published():
-    ict, ct, act = read(), read("--loss", "ct"), read("--loss", "act", "--learning_rate", 3e-4)
-    assert (ict.s0, ict.s1, ict.adam_beta1) == (10, 1280, 0.9)
-    assert (ct.s0, ct.s1) == (2, 150)
-    assert ict.dropout is None, "it depends on the UNet's config too"
-    assert (act.s0, act.s1, act.adam_beta1, act.adam_beta2) == (2, 150, 0.0, 0.99)
-    assert act.discriminator_learning_rate == 3e-4
-    assert read("--loss", "act", "--consistency", "ict").s1 == 1280
-    ect = read("--loss", "ect")
-    assert (ect.p_mean, ect.p_std, ect.huber_c, ect.adam_beta1, ect.adam_beta2) == (-1.1, 2.0, 0.0, 0.9, 0.999)
-    assert (ict.huber_c, read("--loss", "ect", "--huber_c", 0.06).huber_c) == (None, 0.06)
-    assert read("--loss", "act", "--consistency", "ect").huber_c == 0.0
-    assert read("--loss", "act", "--dropout", 0.1).dropout == 0.1
+    ict, ct, act, ect = (objective("--loss", loss) for loss in ("ict", "ct", "act", "ect"))
+    assert (ict.s0, ict.s1, ict.huber_c, ict.betas) == (10, 1280, None, (0.9, 0.999))
+    assert (ct.s0, ct.s1, ct.mu0, ct.levels) == (2, 150, 0.9, ct_num_levels)
+    assert (act.consistency.s0, act.consistency.s1, act.betas) == (2, 150, (0.0, 0.99))
+    assert act.consistency.levels is act_num_levels
+    assert (act.discriminator_beta1, act.discriminator_beta2, act.r1_gamma, act.r1_interval) == (0.0, 0.9318, 10.0, 16)
+    assert (ect.p_mean, ect.p_std, ect.huber_c, ect.betas) == (-1.1, 2.0, 0.0, (0.9, 0.999))
+    assert objective("--loss", "act", "--objective", "consistency=ict").consistency == ICT()
+    assert objective("--objective", "huber_c=0.06", "s1=40") == ICT(s1=40, huber_c=0.06)
+    assert [objective_class(loss).dropout for loss in BUILT_IN] == [0.3, 0.2, 0.0, 0.0]
+
+
+def test_settings_of_the_method_add_up_and_belong_to_their_loss(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("loss: ict\nobjective: {s1: 40, p_mean: -0.6}\n")
+    assert read("--config", path, "--objective", "s1=80", "--objective", "s0=5").objective == {
+        "s1": 80, "p_mean": -0.6, "s0": 5}  # fmt: skip
+    assert read("--config", path, "--loss", "ct").objective == {}
 
 
 def test_a_saved_recipe_gives_the_same_recipe(tmp_path):
-    recipe = read("--loss", "act", "--train_data_dir", "my images", "--ema_decays", 0.9, 0.99)
+    settings = ["--objective", "consistency=ict", "augment=true", "augment_tau=1e-6", "huber_c=null"]
+    recipe = read("--loss", "act", *settings, "--train_data_dir", "my images", "--ema_decays", 0.9, 0.99)
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe.as_dict()))
     again = read("--config", path)
@@ -85,7 +100,6 @@ def test_a_saved_recipe_gives_the_same_recipe(tmp_path):
         (["--ema_decays", 0.9, 0.9], "--ema_decays must be different"),
         (["--learning_rate", 0], "--learning_rate must be greater than 0"),
         (["--seed", -1], "--seed must be at least 0"),
-        (["--augment_tau", 0], "--augment_tau must be greater than 0"),
         (["--mixed_precision", "fp8"], "invalid choice"),
         (["--learning_rate", "nan"], "--learning_rate must be finite, got nan"),
         (["--config", "ict_cifar100"], "--config must be a YAML file, or one of act_cifar10, "),
@@ -106,6 +120,7 @@ def test_bad_flags_get_one_sentence(flags, message):
         ("- 1", "must be a YAML mapping"),
         ("a: [", "cannot be read"),
         ("dropout: 2", "--dropout must be"),
+        ("objective: 3", "must be a mapping of settings, got 3"),
     ],
 )
 def test_bad_files_get_one_sentence(tmp_path, text, message):

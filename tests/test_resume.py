@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from short_run import ACT, CT, ECT, ICT, LOSSES, final_tensors, run, several_processes
+from short_run import ACT, CT, ECT, ICT, LOSSES, final_tensors, run, several_processes, words
 
 from diffusers_ict.training import checkpoint
 from diffusers_ict.training.log import read_log
@@ -31,7 +31,7 @@ def kill_at_random_step(flags: list[str], folder: Path, earliest: int, latest: i
     """Start the run in a process of its own, SIGKILL it while it trains; the number of steps it had logged."""
     at = random.SystemRandom().randint(earliest, latest)
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train_scripts" / "train_ict.py"), *flags, "--output_dir", str(folder)],
+        [sys.executable, str(ROOT / "train_scripts" / "train_ict.py"), *words(*flags), "--output_dir", str(folder)],
         env=dict(os.environ),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

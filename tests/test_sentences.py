@@ -103,7 +103,7 @@ def test_the_stages_of_the_longest_run_are_found_at_once():
 def test_a_recipe_of_other_types_is_refused(tmp_path, content):
     (tmp_path / "recipe.yaml").write_text(content)
     with pytest.raises(UserError):
-        parse(["--config", str(tmp_path / "recipe.yaml"), "--p_std", "-1"], "train_ict.py", "")
+        parse(["--config", str(tmp_path / "recipe.yaml"), "--learning_rate", "-1"], "train_ict.py", "")
 
 
 def test_a_damaged_header_of_an_npz_is_refused(tmp_path):

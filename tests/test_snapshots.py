@@ -10,7 +10,7 @@ from short_run import ICT, run
 
 from diffusers_ict.commands import ema
 from diffusers_ict.formulas.power_ema import power_decay, power_exponent
-from diffusers_ict.training.ema import PowerEMA
+from diffusers_ict.training.ema import Average
 from diffusers_ict.training.snapshots import list_snapshots
 
 STD = 0.075
@@ -19,16 +19,17 @@ STD = 0.075
 @pytest.fixture
 def made(flags, tmp_path, monkeypatch):
     """A run with snapshots, and the average of STD that was tracked while it trained."""
-    update, tracked = PowerEMA.update, {}
+    update, tracked = Average.update_parameters, {}
 
-    def tracking(self, step):
-        update(self, step)
-        share = 1 - power_decay(step + 1, power_exponent(STD))
-        for name, weight in zip(self.shadows[0.05], self.weights):
-            average = tracked.setdefault(name, torch.zeros(weight.shape, dtype=torch.float64))
-            average.lerp_(weight.detach().double(), share)
+    def tracking(self, net):
+        if self.decay_at(0) == 0 and self.decay_at(1) == power_decay(2, power_exponent(0.05)):
+            share = 1 - power_decay(self.steps + 1, power_exponent(STD))
+            for name, weight in net.named_parameters():
+                average = tracked.setdefault(name, torch.zeros(weight.shape, dtype=torch.float64))
+                average.lerp_(weight.detach().double(), share)
+        update(self, net)
 
-    monkeypatch.setattr(PowerEMA, "update", tracking)
+    monkeypatch.setattr(Average, "update_parameters", tracking)
     own = [*ICT, *flags, "--max_train_steps", 40, "--ema_snapshot_steps", 2, "--learning_rate", 1e-2]
     assert run(*own, "--output_dir", tmp_path / "out") == 0
     monkeypatch.undo()

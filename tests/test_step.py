@@ -9,6 +9,7 @@ from conftest import write_npz
 from short_run import ACT, CT, ECT, ICT, final_tensors, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffusers_ict.training.ema import Average
 from diffusers_ict.training.log import Metrics
 from diffusers_ict.training.run import Run
 
@@ -60,27 +61,30 @@ def test_the_guard_notices_every_way_of_reading(monkeypatch):
     ],
 )
 def test_no_step_waits_for_the_device(loss, flags, tmp_path, monkeypatch):
-    """On CPUs, RAdam reads its step counts; on CUDA it is capturable and does not."""
+    """On CPUs, RAdam reads its step counts; on CUDA it is capturable and does not. Averages count on the CPU."""
     guarded, step = [], torch.optim.RAdam.step
-    draw, count = Run.draw_batch, Metrics.count_step
+    draw, count = Run.micro_batches, Metrics.count_step
     guard = nullcontext()
 
-    def drawing(self, number, role):
+    def drawing(self, role, number):
         nonlocal guard
         if number == 7 and not guarded:  # the eighth step, which has a gradient penalty
             guarded.append(number)
             guard = no_reads(monkeypatch)
             guard.__enter__()
-        return draw(self, number, role)
+        return draw(self, role, number)
 
-    def unguarded_step(self, *args, **kwargs):
-        nonlocal guard
-        was_guarded = not isinstance(guard, nullcontext)
-        guard.__exit__(None, None, None)
-        step(self, *args, **kwargs)
-        if was_guarded:
-            guard = no_reads(monkeypatch)
-            guard.__enter__()
+    def unguarded(function):
+        def call(self, *args, **kwargs):
+            nonlocal guard
+            was_guarded = not isinstance(guard, nullcontext)
+            guard.__exit__(None, None, None)
+            function(self, *args, **kwargs)
+            if was_guarded:
+                guard = no_reads(monkeypatch)
+                guard.__enter__()
+
+        return call
 
     def counting(self, images):
         nonlocal guard
@@ -88,8 +92,9 @@ def test_no_step_waits_for_the_device(loss, flags, tmp_path, monkeypatch):
         guard = nullcontext()
         count(self, images)
 
-    monkeypatch.setattr(Run, "draw_batch", drawing)
-    monkeypatch.setattr(torch.optim.RAdam, "step", unguarded_step)
+    monkeypatch.setattr(Run, "micro_batches", drawing)
+    monkeypatch.setattr(torch.optim.RAdam, "step", unguarded(step))
+    monkeypatch.setattr(Average, "update_parameters", unguarded(Average.update_parameters))
     monkeypatch.setattr(Metrics, "count_step", counting)
     own = ["--logging_steps", 12, "--max_train_steps", 12, "--checkpointing_steps", 12]
     assert run(*loss, *flags, *own, "--output_dir", tmp_path / "out") == 0

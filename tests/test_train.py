@@ -15,15 +15,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diffusers_ict import ICT as ICT_OBJECTIVE
 from diffusers_ict import ConsistencyPipeline, ICTScheduler, fast_columns
-from diffusers_ict.commands.train import FROM_DIFFUSERS
 from diffusers_ict.data.images import Images
 from diffusers_ict.training import checkpoint, train
 from diffusers_ict.training.log import read_log
-from diffusers_ict.training.recipe import Recipe
 from diffusers_ict.training.samples import make_pipeline, sample_picture
 
 # One grid for the whole run and one micro batch a step: losses of different steps compare, and steps are short.
-COARSE = ["--dropout", 0, "--s1", 2, "--train_batch_size", 8, "--gradient_accumulation_steps", 1]
+COARSE = ["--dropout", 0, "--objective", "s1=2", "--train_batch_size", 8, "--gradient_accumulation_steps", 1]
 COARSE += ["--checkpointing_steps", 1000]
 
 
@@ -93,7 +91,7 @@ def test_the_learning_rate_follows_diffusers_schedules_and_survives_a_resume(fla
         patch.setattr(torch.optim.RAdam, "step", noting)
         assert run(*own, "--output_dir", tmp_path / "whole") == 0
     cosine = [0.5 * (1 + math.cos(math.pi * (k - 4) / 8)) for k in range(4, 12)]
-    assert rates == pytest.approx([1e-3 * f for f in [0.25, 0.5, 0.75, 1.0, *cosine]])
+    assert rates == pytest.approx([1e-3 * f for f in [0.0, 0.25, 0.5, 0.75, *cosine]])
     start = tmp_path / "whole" / "checkpoint-5"
     assert run(*own, "--output_dir", tmp_path / "resumed", "--resume_from_checkpoint", start) == 0
     whole, resumed = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "resumed")
@@ -122,13 +120,6 @@ def test_epochs_set_the_number_of_steps(flags, tmp_path, capsys):
     assert "20 of 8 images, 2.5 epochs" in out
     assert "time        about 0 h 0 min, from 3 steps measured here" in out
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("flag", FROM_DIFFUSERS)
-def test_flags_of_diffusers_scripts_are_answered_by_name(flag, flags, tmp_path, capsys):
-    assert flag.removeprefix("--") not in Recipe.__dataclass_fields__
-    assert run(*flags, flag, "1", "--output_dir", tmp_path / "out") == 2
-    assert capsys.readouterr().err == f"train_ict.py: {flag} does not exist here: {FROM_DIFFUSERS[flag]}.\n"
 
 
 def test_no_file_written_names_the_machine_or_a_token(flags, tmp_path, monkeypatch):
@@ -173,7 +164,7 @@ def test_channels_last_changes_rounding_alone_and_is_saved_as_ever(flags, tmp_pa
     opened, runs = train.open_run, []
     monkeypatch.setattr(train, "open_run", lambda *args: runs.append(opened(*args)) or runs[-1])
     assert run(*own, "--channels_last", "--output_dir", tmp_path / "last") == 0
-    for network in (runs[0].unet, runs[0].adversary.model):
+    for network in (runs[0].networks.unet, runs[0].networks.adversary.model):
         assert network.conv_in.weight.stride() == (9, 1, 3, 1)
     first, last = final_tensors(tmp_path / "first"), final_tensors(tmp_path / "last")
     for name, value in first.items():
@@ -220,8 +211,6 @@ def test_dry_run_tells_the_plan_and_touches_nothing(flags, tmp_path, capsys):
     assert f"{count / 1e6:.2f} M" in out
     assert "400 of 8 images" in out
     assert "num_levels  4 stages: 3 from step 0, 5 from step 100, 9 from step 200, 17 from step 300" in out
-    assert "GiB" in out
-    assert "cards       train_batch_size x gradient_accumulation_steps: 8 x 1 on 8 GB\n" in out
     assert sorted(tmp_path.rglob("*")) == before
 
 

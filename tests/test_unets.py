@@ -8,13 +8,13 @@ from conftest import TINY, make_unet
 from diffusers import UNet2DModel
 from short_run import run
 
-from diffusers_ict import ICTScheduler
+from diffusers_ict import ICT, ICTScheduler
 from diffusers_ict.data.images import Images
 from diffusers_ict.errors import UserError
 from diffusers_ict.training import unets
 from diffusers_ict.training.recipe import Recipe
 from diffusers_ict.training.samples import make_pipeline
-from diffusers_ict.training.start import load_start
+from diffusers_ict.training.start import load_start, make_objective
 from diffusers_ict.training.unets import limit_dropout
 
 
@@ -23,7 +23,7 @@ def test_the_default_unet_suits_the_resolution(resolution):
     from diffusers_ict.training.unets import check_fits, default_unet_config
 
     config = default_unet_config(resolution, 3, None)
-    check_fits(config, resolution, 3, None)
+    check_fits(config, (3, resolution, resolution), None)
     with torch.device("meta"):
         unet = UNet2DModel.from_config(config)
         x = torch.empty(1, 3, resolution, resolution)
@@ -88,7 +88,8 @@ def stating(tmp_path):
 def dropout_of(**settings) -> float:
     images = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
     recipe = Recipe(**settings)
-    return unets.make_unet(recipe, images, 0, load_start(recipe)).config.dropout
+    start = load_start(recipe)
+    return unets.make_unet(recipe, images, make_objective(recipe, start), start).config.dropout
 
 
 def test_dropout_is_the_given_one_else_that_of_the_config_else_the_published_one(stating, config, tmp_path):
@@ -98,7 +99,7 @@ def test_dropout_is_the_given_one_else_that_of_the_config_else_the_published_one
     assert dropout_of(model_config_name_or_path=str(config)) == 0.3
     assert dropout_of(model_config_name_or_path=str(config), loss="ct") == 0.0
     assert dropout_of(model_config_name_or_path=str(config), loss="ect") == 0.2
-    assert dropout_of(model_config_name_or_path=str(config), loss="act", consistency="ict") == 0.0
+    assert dropout_of(model_config_name_or_path=str(config), loss="act", objective={"consistency": "ict"}) == 0.0
     assert dropout_of() == 0.3
 
     make_pipeline(make_unet(dropout=0.4), ICTScheduler()).save_pretrained(tmp_path / "saved")
@@ -122,6 +123,6 @@ def test_the_summary_says_which_dropout_is_used_and_where_it_comes_from(flags, s
 
 def test_a_config_that_leaves_channels_and_classes_open_takes_those_of_the_data():
     images = Images(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4) % 3, 3)
-    unet = unets.make_unet(Recipe(model_config_name_or_path="small_unet.json"), images, 0)
+    unet = unets.make_unet(Recipe(model_config_name_or_path="small_unet.json"), images, ICT(), None)
     assert (unet.config.in_channels, unet.config.out_channels, unet.config.num_class_embeds) == (3, 3, 3)
     assert unet.config.sample_size == 16

@@ -26,7 +26,7 @@ if [ ! -e "$ddpm/model_index.json" ]; then
 elif [ ! -e "$run/model_index.json" ]; then
   $python train_scripts/train_ict.py "$@" --loss ect --pretrained_model_name_or_path "$ddpm" \
     --train_batch_size "${BATCH:-512}" --learning_rate 2e-4 --lr_scheduler cosine --dropout 0.2 \
-    --align_steps $((steps / 20)) --ect_stage_images $((steps * ${BATCH:-512} * 19 / 120)) --max_train_steps "$steps" \
+    --objective align_steps=$((steps / 20)) stage_steps=$((steps * 19 / 120)) --max_train_steps "$steps" \
     --ema_decays 0.999 0.9999 --checkpointing_steps $((steps / 10)) --output_dir "$run" \
     --resume_from_checkpoint latest || code=$?
 fi

@@ -24,7 +24,7 @@ unet=benchmarks/runs/fashion32_unets/narrow.json
 # A tenth of alignment, and five stages in the rest, as on the digits.
 [ -e "$run/model_index.json" ] || OMP_NUM_THREADS=1 $python train_scripts/train_ict.py --loss ect \
   --pretrained_model_name_or_path "$ddpm" --dataset_name "$data" --class_conditional --train_batch_size 16 --dropout 0 \
-  --align_steps $((steps / 10)) --ect_stage_images $((steps * 16 * 9 / 50)) --max_train_steps "$steps" \
+  --objective align_steps=$((steps / 10)) stage_steps=$((steps * 9 / 50)) --max_train_steps "$steps" \
   --learning_rate 1e-3 --lr_scheduler cosine --ema_decays 0.999 --checkpointing_steps $((steps / 10)) \
   --output_dir "$run" --resume_from_checkpoint latest
 $python benchmarks/measure.py "$run" --data "$data" --samples "${SAMPLES:-10000}" --output "$results/fashion32_tuned"

@@ -19,6 +19,7 @@ from .formulas.noise_schedule import (
 from .formulas.preconditioning import ConsistencyFunction, c_noise, c_out, c_skip, denoise, scale_input
 from .formulas.time_embedding import fast_columns, hold_fast_columns, uses_fast_columns, zero_fast_columns
 from .objectives.act import (
+    ACT,
     AdaptiveStrength,
     AdversarialWeight,
     discriminator_logits,
@@ -45,6 +46,7 @@ from .scheduling_ict import ICTScheduler
 from .version import __version__
 
 __all__ = [
+    "ACT",
     "CT",
     "ECT",
     "ICT",

@@ -1,20 +1,18 @@
-"""Accelerate's processes: which kinds are supported, and how they average gradients."""
+"""Accelerate's processes: which kinds are supported, and how networks are trained on several."""
 
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .errors import UserError, first_line
 
-BUCKET_BYTES = 25 << 20  # as of DistributedDataParallel
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
@@ -38,12 +36,20 @@ def make_accelerator(mixed_precision: str | None, report_to: str | None, folder:
     return accelerator
 
 
-def network_precision(accelerator: Accelerator) -> torch.dtype | None:
-    """The half precision that networks compute in, or None for float32.
+def in_precision(net: nn.Module, accelerator: Accelerator) -> Callable:
+    """The network's call under the run's mixed precision; all arithmetic around it stays in float32.
 
-    For `torch.autocast`, which can be compiled; accelerate's own context cannot.
+    By `torch.autocast`, which can be compiled; accelerate's own context cannot.
     """
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    if precision is None:
+        return net
+
+    def call(*args, **kwargs):
+        with torch.autocast(accelerator.device.type, precision):
+            return net(*args, **kwargs)
+
+    return call
 
 
 def check_processes(accelerator: Accelerator) -> None:
@@ -66,67 +72,21 @@ def check_processes(accelerator: Accelerator) -> None:
         )
 
 
-class GradientMean:
-    """Replaces the gradients of a network by their mean over the processes, while the backward pass still runs.
+def distributed(net: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """The network as its training passes call it: among several processes, DistributedDataParallel around it.
 
-    Gradients travel in buckets: those of the last layers, which are ready first, are on their way while those of the
-    first layers are computed. In place of DistributedDataParallel, which does not work with `torch.autograd.grad`, that
-    the gradient penalty is made of.
-
-    Args:
-        accelerator: of these processes.
-        parameters: of the network, in the order in which the forward pass uses them, as `nn.Module.parameters` has it.
-        bucket_bytes: size at which a bucket is full.
+    That gives all processes the weights of the first, and averages gradients while the backward pass still runs;
+    gradients within gradients, of which a penalty is made, are left alone. Not by `accelerator.prepare`, which would
+    write its mixed precision into the network's own `forward`: penalties, teachers and samples call that one, too.
     """
+    if accelerator.num_processes == 1:
+        return net
+    torch._dynamo.config.optimize_ddp = False  # a compiled network stays one graph
+    device = None if accelerator.device.type == "cpu" else [accelerator.device]
+    # As views of the buckets, gradients are copied once less, and stay where they are.
+    return DistributedDataParallel(net, device_ids=device, gradient_as_bucket_view=True)
 
-    def __init__(
-        self, accelerator: Accelerator, parameters: Iterable[nn.Parameter], bucket_bytes: int = BUCKET_BYTES
-    ) -> None:
-        self.processes = accelerator.num_processes
-        self.buckets: list[list[nn.Parameter]] = []
-        self.missing: list[int] = []  # gradients that a bucket still waits for; empty while none is sent
-        self.sent: list[tuple[dist.Work, Tensor, list[Tensor]]] = []
-        self.next = 0  # the bucket to be sent next: every process must send them in the same order
-        room = 0
-        for parameter in reversed([p for p in parameters if p.requires_grad]) if self.processes > 1 else ():
-            if room <= 0:
-                self.buckets.append([])
-                room = bucket_bytes
-            self.buckets[-1].append(parameter)
-            parameter.register_post_accumulate_grad_hook(partial(self._ready, len(self.buckets) - 1))
-            room -= parameter.nbytes
 
-    @contextmanager
-    def over_processes(self, last: bool = True) -> Iterator[None]:
-        """Around a backward pass. The one of the last part of a step averages what all parts have added up.
-
-        A parameter must have a gradient on all processes or on none.
-        """
-        if last:
-            self.missing = [len(bucket) for bucket in self.buckets]
-        yield
-        if last:
-            self._finish()
-
-    def _ready(self, bucket: int, _: Tensor) -> None:
-        if self.missing:
-            self.missing[bucket] -= 1
-            while self.next < len(self.buckets) and self.missing[self.next] == 0:
-                self._send()
-
-    def _send(self) -> None:
-        gradients = [p.grad for p in self.buckets[self.next] if p.grad is not None]
-        self.next += 1
-        if gradients:
-            message = torch.cat([gradient.flatten() for gradient in gradients]).div_(self.processes)
-            self.sent.append((dist.all_reduce(message, async_op=True), message, gradients))
-
-    def _finish(self) -> None:
-        """Send what waits for gradients that do not exist, and put the means in their places."""
-        while self.next < len(self.buckets):
-            self._send()
-        for work, message, gradients in self.sent:
-            work.wait()
-            for gradient, mean in zip(gradients, message.split([g.numel() for g in gradients])):
-                gradient.copy_(mean.view_as(gradient))
-        self.missing, self.sent, self.next = [], [], 0
+def synchronized(net: nn.Module, last: bool) -> AbstractContextManager:
+    """Around the forward and backward pass of a micro batch: only the last of a step sends gradients, all at once."""
+    return nullcontext() if last or not isinstance(net, DistributedDataParallel) else net.no_sync()

@@ -5,10 +5,12 @@ import dataclasses
 import math
 import operator
 import os
+import re
 import sys
 import types
 import typing
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import field
 from typing import Any, NoReturn
 
@@ -23,8 +25,6 @@ def setting(
     at_least: float | None = None,
     above: float | None = None,
     below: float | None = None,
-    changes: str = "result",
-    published: dict[str, Any] | None = None,
 ) -> Any:
     """A dataclass field that is also a command line flag and a key of a YAML file.
 
@@ -32,19 +32,10 @@ def setting(
         help: one line for --help.
         choices: the values it may take.
         at_least, above, below: bounds of a number.
-        changes: what another value changes: "result"; "rounding" alone; "content" where it names something, such as
-            images, whose content counts and not its name; or "nothing" that is computed. See training/resume.py.
-        published: its value by loss where it is left out (None).
     """
-    metadata = {
-        "help": help,
-        "choices": choices,
-        "bounds": (at_least, above, below),
-        "changes": changes,
-        "published": published or {},
-    }
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
+    metadata = {"help": help, "choices": choices, "bounds": (at_least, above, below)}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -106,7 +97,11 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_args([_below_home(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{' '.join(message.split())}.")
+        hint = ""
+        if message.startswith("unrecognized") and any(action.dest == "objective" for action in self._actions):
+            hint = "; settings of a method are given as `objective` NAME=VALUE"
+        message = re.sub(r"\bhf_\w+", "hf_...", " ".join(message.split()))  # a token is not for the screen, or a log
+        raise UserError(f"{message}{hint}.")
 
 
 def _below_home(word: str) -> str:
@@ -140,6 +135,8 @@ def _add_group(group: argparse._ArgumentGroup, settings: type) -> None:
             options["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is list:
             options |= {"type": typing.get_args(kind)[0], "nargs": "*"}
+        elif typing.get_origin(kind) is dict:
+            options |= {"type": _assignment, "nargs": "*", "metavar": "NAME=VALUE", "action": _Assignments}
         else:
             options |= {"type": kind, "choices": item.metadata["choices"]}
         if (default := default_of(item)) is not None:
@@ -148,8 +145,32 @@ def _add_group(group: argparse._ArgumentGroup, settings: type) -> None:
         group.add_argument(f"--{item.name}", **options)
 
 
+class _Assignments(argparse.Action):
+    """NAME=VALUE words of one or more flags, later ones winning, as one mapping."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest, None) or {}), **dict(values)})
+
+
+def _assignment(word: str) -> tuple[str, Any]:
+    name, equals, value = word.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"NAME=VALUE is wanted, got {word!r}")
+    return name, _plain(value)
+
+
+def _plain(word: str) -> Any:
+    """A word as the plain type it spells: an integer, a number, true, false, null, or text."""
+    for convert in (int, float):
+        with suppress(ValueError):
+            return convert(word)
+    return {"true": True, "false": False, "null": None, "none": None}.get(word.lower(), word)
+
+
 def as_flag(name: str, value: Any) -> list[str]:
     """One setting as the words of a command line."""
+    if isinstance(value, dict):
+        return [f"--{name}", *(f"{key}={'null' if item is None else item}" for key, item in value.items())]
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     if isinstance(value, list):

@@ -1,1 +1,11 @@
-"""Training images and draws over them: sources of pictures, decoding into bytes, and batches as functions of a seed."""
+"""Training images: where they are read from, what becomes of them, and which of them a step sees."""
+
+from typing import TYPE_CHECKING, Union
+
+if TYPE_CHECKING:
+    from .images import Images
+    from .map_dataset import MapDataset
+    from .stream import StreamedImages
+
+# What a run trains on. All have `shape`, `num_classes`, `class_names`, `count`, `examples`, `fingerprint()`, `to()`.
+TrainingData = Union["Images", "MapDataset", "StreamedImages"]

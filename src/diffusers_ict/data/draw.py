@@ -5,8 +5,6 @@ nothing random has to be saved, a resumed run repeats the uninterrupted one bit 
 samples, two with 16 and one with 8 in 4 accumulation steps see the same images, noise levels and noise.
 """
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,7 +13,7 @@ from ..formulas.noise_schedule import level_dtype
 
 # One stream for each kind of randomness, so that a new kind does not change the others. Never renumber.
 PERMUTATION, FLIP, PAIR, NOISE, DROPOUT, INIT, VALIDATION, AUGMENTATION, EVALUATION, SHARD, BLOCK_ORDER = range(11)
-# Whose draw it is: the consistency step's, or one half of the discriminator's batch. Each sees images of its own.
+# The players of a step, whose draws are independent: the generator, and D's fakes and its real images.
 GENERATOR, FAKES, REALS = range(3)
 BLOCK = 16  # samples whose noise is drawn together
 
@@ -28,12 +26,6 @@ def derive_seed(*keys: int) -> int:
 def derive_seeds(count: int, *keys: int) -> list[int]:
     """So many seeds; the first is that of `derive_seed`, and none depends on their number."""
     return np.random.SeedSequence(keys).generate_state(count, np.uint64).tolist()
-
-
-@lru_cache(maxsize=6)  # three roles, each of which may straddle two epochs
-def _permutation(seed: int, role: int, epoch: int, length: int, device: torch.device) -> Tensor:
-    order = np.random.default_rng(derive_seed(seed, PERMUTATION, role, epoch)).permutation(length)
-    return torch.from_numpy(order).to(device)
 
 
 class Draw:
@@ -56,19 +48,6 @@ class Draw:
     def _generator(self, stream: int) -> torch.Generator:
         seed = derive_seed(self.seed, stream, self.step, self.role)
         return torch.Generator(self.device).manual_seed(seed)
-
-    def indices(self, length: int, device: torch.device | str | None = None) -> Tensor:
-        """Which images: consecutive slices of one permutation per epoch. int64 [B] where the images are."""
-        device = self.device if device is None else torch.device(device)
-        first, end = self.step * self.batch_size, (self.step + 1) * self.batch_size
-        return torch.cat(
-            [
-                _permutation(self.seed, self.role, epoch, length, device)[
-                    max(first - epoch * length, 0) : end - epoch * length
-                ]
-                for epoch in range(first // length, (end - 1) // length + 1)
-            ]
-        )
 
     def flips(self) -> Tensor:
         """Which of them are mirrored, with probability 1/2: bool [B] on `device`."""

@@ -8,7 +8,6 @@ larger than memory are mapped from a file.
 import hashlib
 import json
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from ..errors import UserError
 from .cache import cache_key, cached, in_temporary_file
 from .decode import Decoded, decode
-from .draw import Draw
 from .folder import read_folder
 from .hub_data import check_hub_settings, read_dataset
 from .labels import checked_labels
@@ -34,7 +33,7 @@ BLOCK = 1 << 24  # bytes hashed at once
 
 
 @dataclass(frozen=True)
-class Images:
+class Images(Dataset):
     """A data set in memory.
 
     Attributes:
@@ -53,6 +52,21 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = {"x": self.pixels[index]}
+        return item if self.labels is None else {**item, "label": int(self.labels[index])}
+
+    def __getitems__(self, indices) -> dict[str, Tensor]:
+        rows = torch.as_tensor(indices)
+        if self.device.type == "cuda":
+            rows = rows.pin_memory().to(self.device, non_blocking=True)
+        pixels, labels = self.part(rows)
+        return {"x": pixels} if labels is None else {"x": pixels, "label": labels}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,11 +91,6 @@ class Images:
     def part(self, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
         """Pixels and labels of some images, uint8 [B, C, H, W] and int64 [B] or None."""
         return self.pixels[rows], None if self.labels is None else self.labels[rows]
-
-    def sampler(self, draw: Draw) -> Callable[[slice], tuple[Tensor, Tensor | None]]:
-        """A function of rows of a step's batch, which gives the pixels and labels of their images."""
-        indices = draw.indices(len(self), self.pixels.device)
-        return lambda rows: self.part(indices[rows])
 
     @property
     def count(self) -> int:
@@ -121,7 +130,8 @@ class Images:
 
 def to_unit(pixels: Tensor, flips: Tensor | None, device: torch.device | str) -> Tensor:
     """uint8 [B, C, H, W] -> float32 in [-1, 1] on `device`; those in `flips` are mirrored."""
-    x = pixels.to(device).float() / 127.5 - 1
+    x = pixels.to(device)
+    x = x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x.float()
     return x if flips is None else torch.where(flips.to(device)[:, None, None, None], x.flip(-1), x)
 
 

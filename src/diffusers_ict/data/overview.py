@@ -2,12 +2,14 @@
 
 import torch
 
-from .stream import StreamedImages, TrainingImages
+from . import TrainingData
+from .images import Images
+from .stream import StreamedImages
 
 LONGEST = 80  # characters of a list of classes
 
 
-def overview(images: TrainingImages) -> dict[str, str]:
+def overview(images: TrainingData) -> dict[str, str]:
     """Texts by title: number, shape and classes of the images, and what the pictures were, where it is known."""
     count = "unknown number" if images.count is None else images.count
     found = {"images": f"{count} of {'x'.join(map(str, images.shape))}, {_classes(images)}"}
@@ -18,9 +20,9 @@ def overview(images: TrainingImages) -> dict[str, str]:
     return found
 
 
-def _classes(images: TrainingImages) -> str:
+def _classes(images: TrainingData) -> str:
     """Classes with the number of images of each, or, of many classes, the least and the largest number."""
-    if isinstance(images, StreamedImages) or images.labels is None or images.num_classes is None:
+    if not isinstance(images, Images) or images.labels is None or images.num_classes is None:
         return f"{images.num_classes or 'no'} classes"
     counts = torch.bincount(images.labels, minlength=images.num_classes).tolist()
     names = images.class_names or [f"class {number}" for number in range(len(counts))]

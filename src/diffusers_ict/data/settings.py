@@ -15,32 +15,24 @@ if TYPE_CHECKING:
     from .picture_format import PictureFormat
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Which images, and how they are read; the fields are the arguments of `load_images`."""
 
-    dataset_name: str | None = setting(
-        None, "Hub data set, save_to_disk folder, or .parquet, .arrow or .npz file", changes="content"
-    )
-    dataset_config_name: str | None = setting(None, "configuration of the Hub data set", changes="content")
-    dataset_split: str = setting("train", "split of the Hub data set", changes="content")
-    train_data_dir: str | None = setting(
-        None, "folder of images; one sub-folder for each class if class-conditional", changes="content"
-    )
-    image_column: str | None = setting(None, "column of the images, where there are several", changes="content")
-    label_column: str | None = setting(None, "column of the labels, where there are several", changes="content")
-    image_mode: str | None = setting(
-        None, "convert every image to this mode", choices=("L", "RGB", "RGBA"), changes="content"
-    )
+    dataset_name: str | None = setting(None, "Hub data set, save_to_disk folder, or .parquet, .arrow or .npz file")
+    dataset_config_name: str | None = setting(None, "configuration of the Hub data set")
+    dataset_split: str = setting("train", "split of the Hub data set")
+    train_data_dir: str | None = setting(None, "folder of images; one sub-folder for each class if class-conditional")
+    image_column: str | None = setting(None, "column of the images, where there are several")
+    label_column: str | None = setting(None, "column of the labels, where there are several")
+    image_mode: str | None = setting(None, "convert every image to this mode", choices=("L", "RGB", "RGBA"))
     background: str = setting(
-        "white", "colour behind transparent pixels where image_mode has no alpha: name or #rrggbb", changes="content"
+        "white", "colour behind transparent pixels where image_mode has no alpha: name or #rrggbb"
     )
-    resolution: int | None = setting(
-        None, "side of the square images in pixels [that of the data]", at_least=1, changes="content"
-    )
-    center_crop: bool = setting(False, "cut the middle out of images that are not square", changes="content")
+    resolution: int | None = setting(None, "side of the square images in pixels [that of the data]", at_least=1)
+    center_crop: bool = setting(False, "cut the middle out of images that are not square")
     image_cache_dir: str | None = setting(
-        None, "keep decoded images in a file there, for later runs and for data larger than memory", changes="nothing"
+        None, "keep decoded images in a file there, for later runs and for data larger than memory"
     )
 
     def load(self, class_conditional: bool, accelerator: Accelerator | None = None) -> Images:

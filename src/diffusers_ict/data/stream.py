@@ -5,7 +5,7 @@ be kept, and a run that is resumed at the same place sees the same images. Each 
 images of a run depend on the number of its processes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .decode import decode, in_memory
-from .draw import BLOCK_ORDER, SHARD, Draw, derive_seed
+from .draw import BLOCK_ORDER, SHARD, derive_seed
 from .images import Images, fingerprint_of
 from .labels import checked_labels
 from .picture_format import PictureFormat
@@ -112,10 +112,6 @@ class StreamedImages:
     def to(self, device: torch.device | str) -> "StreamedImages":
         """These images, which stay in host memory."""
         return self
-
-    def sampler(self, draw: Draw) -> Callable[[slice], tuple[Tensor, Tensor | None]]:
-        """A function of rows of a step's batch: the next images of the stream, whichever rows they are."""
-        return lambda rows: self.take(rows.stop - rows.start)
 
     def take(self, count: int) -> tuple[Tensor, Tensor | None]:
         """The next images, uint8 [count, C, H, W], and their labels [count] or None.
@@ -244,9 +240,6 @@ def stream_images(
         raise UserError("`streaming` keeps no images, and `image_cache_dir` keeps all of them: leave one of them out.")
     shards = open_shards(settings, class_conditional)
     return StreamedImages(shards, settings.form, buffer, seed, rank, ranks)
-
-
-TrainingImages = Images | StreamedImages
 
 
 def _allocate(expected: tuple[int, int, int] | None, shape: tuple[int, ...]) -> np.ndarray:

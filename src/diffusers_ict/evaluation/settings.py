@@ -9,7 +9,7 @@ MOST = 10_000_000  # images: the features of so many do not fit into memory
 IMAGE_FILES = (".npz", ".parquet", ".arrow")
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluationSettings(DataSettings):
     """Settings of an evaluation; the data settings describe the real images."""
 

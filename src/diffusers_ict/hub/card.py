@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from ..errors import UserError, first_line
 from ..files import read_text, write_text
-from ..objectives.methods import METHODS
+from ..objectives import objective_class
 from ..stock_key import STOCK_KEY
 from . import sections
 from .metadata import ConversionMetadata, RunMetadata
@@ -62,8 +62,8 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
     recipe = _read_recipe(folder)
     report = sections.entries(folder / "evaluation.json")
     levels = sections.read_levels(folder, STOCK_KEY, recipe)
-    used = [METHODS[loss] for loss in _losses(run, recipe)]
-    method = f"an objective of its own, `{run.objective}`" if run.objective else f"[{used[0].name}]({used[0].paper})"
+    used = [objective_class(loss) for loss in _losses(run, recipe)]
+    method = f"an objective of its own, `{run.objective}`" if run.objective else f"[{used[0].method}]({used[0].paper})"
     grids = sorted((folder / "samples").glob("*.png")) if (folder / "samples").is_dir() else []
     data = ModelCardData(
         license=license or recipe.get("license"),
@@ -95,7 +95,8 @@ def _losses(run: RunMetadata, recipe: dict[str, Any]) -> list[str]:
     """The losses whose papers a card cites, its own first."""
     if run.objective:
         return ["ct"]
-    own = [recipe["loss"], recipe["consistency"]] if recipe["loss"] == "act" else [recipe["loss"]]
+    consistency = recipe.get("objective", recipe).get("consistency", "ct")  # older recipes have it beside the loss
+    own = [recipe["loss"], consistency] if recipe["loss"] == "act" else [recipe["loss"]]
     return list(dict.fromkeys([*own, "ct"]))
 
 

@@ -9,18 +9,22 @@ The consistency part is any `Objective`: CT as published, or iCT. All losses are
 conditions on the noise level they were mapped back from.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
-from ..formulas.noise_schedule import karras_ramp, level_dtype
+from ..formulas.noise_schedule import act_num_levels, karras_ramp, level_dtype
 from ..formulas.preconditioning import c_noise
-from .base import Objective, Pair
+from . import objective_class
+from .base import Objective, Pair, bounded
+from .ct import CT
 
 
 @dataclass(frozen=True)
@@ -142,3 +146,122 @@ class AdaptiveStrength:
         self.r.mul_(0.93).add_(0.07 * signal)
         change = images_seen / self.horizon
         self.p.add_(torch.where(self.r > self.tau, change, -change)).clamp_(0, 1)
+
+
+SIGNALS = {"penalty": 0.05, "sign": 0.6}  # what drives the augmentation, and the threshold where none is set
+
+
+@dataclass(frozen=True)
+class ACT(Objective):
+    """A consistency objective with a discriminator beside it: CT as published, or any other.
+
+    Attributes:
+        consistency: compares the outputs of a pair; its levels are those of the adversarial term.
+        adversarial_weight, adversarial_weight_mid: w and w_mid of `AdversarialWeight`.
+        discriminator_time_weight: weight D's losses by noise level too, as for ImageNet and LSUN.
+        discriminator_beta1, discriminator_beta2: of D's RAdam.
+        r1_gamma, r1_interval: weight of the gradient penalty, and steps between two of them.
+        augment: augment what D sees (ACT-Aug).
+        augment_signal: that drives the strength: "penalty", R1 as in ACT, or "sign", the mean sign of D's logits on
+            images, as in ADA (arXiv:2006.06676, Eq. 1).
+        augment_tau: signal above which augmentation grows; None for 0.05 of the penalty, 0.6 of the sign.
+        augment_horizon: images over which its strength could go from 0 to 1.
+
+    Raises:
+        ValueError: a setting out of its bounds.
+    """
+
+    method: ClassVar[str | None] = "ACT"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2311.14097"
+    citation: ClassVar[str] = (
+        "F. Kong et al. ACT-Diffusion: Efficient Adversarial Consistency Training. CVPR 2024, arXiv:2311.14097."
+    )
+    betas: ClassVar[tuple[float, float]] = (0.0, 0.99)
+
+    consistency: Objective = CT(levels=act_num_levels)
+    adversarial_weight: float = 0.3
+    adversarial_weight_mid: float = 0.3
+    discriminator_time_weight: bool = False
+    discriminator_beta1: float = bounded(0.0, at_least=0, below=1)
+    discriminator_beta2: float = bounded(0.9318, at_least=0, below=1)
+    r1_gamma: float = bounded(10.0, at_least=0)
+    r1_interval: int = bounded(16, at_least=1)
+    augment: bool = False
+    augment_signal: str = "penalty"
+    augment_tau: float | None = bounded(None, above=0)
+    augment_horizon: int = bounded(500_000, at_least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.augment_signal not in SIGNALS:
+            raise ValueError(f"`augment_signal` must be one of {', '.join(SIGNALS)}, got {self.augment_signal}.")
+        AdversarialWeight(self.adversarial_weight, self.adversarial_weight_mid)
+
+    @classmethod
+    def from_settings(cls, consistency: str = "ct", **settings: Any) -> "ACT":
+        """As of any objective; `consistency` is the name of a loss, and settings that are not ACT's are that one's.
+
+        Raises:
+            ValueError: also for a consistency term that there is not.
+        """
+        names = {item.name for item in dataclasses.fields(cls)}
+        ours = {name: value for name, value in settings.items() if name in names}
+        theirs = {name: value for name, value in settings.items() if name not in names}
+        try:
+            term = objective_class(consistency)
+        except (KeyError, TypeError):
+            term = ACT
+        if issubclass(term, ACT):
+            raise ValueError(f"`consistency` must be a loss without a discriminator, such as ct, got {consistency}.")
+        objective = term.from_settings(**theirs)
+        if isinstance(objective, CT):
+            objective = dataclasses.replace(objective, levels=act_num_levels)
+        return super().from_settings(consistency=objective, **ours)  # type: ignore[return-value]
+
+    def settings(self) -> dict[str, Any]:
+        """Those of ACT and of its consistency term, whose name is `consistency`."""
+        name = type(self.consistency).__module__.rpartition(".")[2]
+        return {**self.consistency.settings(), **super().settings(), "consistency": name}
+
+    def to(self, device: torch.device | str) -> "ACT":
+        return dataclasses.replace(self, consistency=self.consistency.to(device))
+
+    @property
+    def weight(self) -> AdversarialWeight:
+        """lambda_N."""
+        return AdversarialWeight(self.adversarial_weight, self.adversarial_weight_mid)
+
+    def strength(self, device: torch.device | str) -> AdaptiveStrength | None:
+        """The strength of the augmentation at the beginning of a run; None without augmentation."""
+        tau = SIGNALS[self.augment_signal] if self.augment_tau is None else self.augment_tau
+        return AdaptiveStrength(tau, self.augment_horizon, device) if self.augment else None
+
+    # The consistency term decides all that an objective decides; the discriminator is a player of its own.
+
+    @property
+    def stage_name(self) -> tuple[str, str] | None:  # type: ignore[override]
+        return self.consistency.stage_name
+
+    def check_images(self, shape: tuple[int, int, int]) -> None:
+        self.consistency.check_images(shape)
+
+    def sample_pair(self, uniform: Tensor, step: int, total_steps: int) -> tuple[Tensor, Tensor]:
+        return self.consistency.sample_pair(uniform, step, total_steps)
+
+    def distance(self, pair: Pair) -> Tensor:
+        return self.consistency.distance(pair)
+
+    def weighting(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
+        return self.consistency.weighting(sigma, sigma_next)
+
+    def teacher_decay(self, step: int, total_steps: int) -> float | None:
+        return self.consistency.teacher_decay(step, total_steps)
+
+    def denoises(self, step: int, total_steps: int) -> bool:
+        return self.consistency.denoises(step, total_steps)
+
+    def schedule(self, step: int, total_steps: int) -> dict[str, float]:
+        return self.consistency.schedule(step, total_steps)
+
+    def mean_weight(self, step: int, total_steps: int) -> float:
+        return self.consistency.mean_weight(step, total_steps)

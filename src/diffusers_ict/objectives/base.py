@@ -1,13 +1,17 @@
 """Consistency objectives: a pair of neighbouring points on one noise ray, and the decisions about it.
 
 A new objective is one new file with one subclass of `Objective`, or of `GridObjective` where its noise levels come from
-a grid.
+a grid. A line in `objectives/__init__.py` makes it a choice of `--loss`.
 """
 
+import dataclasses
+import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -61,8 +65,78 @@ def consistency_pair(
     return Pair(student, target, sigma, sigma_next)
 
 
+BOUNDS = {"at_least": operator.ge, "above": operator.gt, "below": operator.lt}
+
+
+def bounded(default: Any, **bounds: float) -> Any:
+    """A dataclass field of an objective whose number has bounds: `at_least`, `above` or `below`."""
+    return dataclasses.field(default=default, metadata=bounds)
+
+
 class Objective(ABC):
-    """A consistency objective: its noise levels, distance, weighting and teacher."""
+    """A consistency objective: its noise levels, distance, weighting and teacher.
+
+    A built-in one is a frozen dataclass, whose fields are the settings of the method. Its class says what it is:
+
+    Attributes:
+        method: its name as people write it, or None; paper: its address; citation: of the paper.
+        dropout: published dropout of the network, for UNets whose config states none.
+        betas: of RAdam, as published.
+        stage_name: the entry of `schedule` that numbers its stages, and its symbol in plots; or None.
+    """
+
+    method: ClassVar[str | None] = None
+    paper: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
+    dropout: ClassVar[float] = 0.0
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+    stage_name: ClassVar[tuple[str, str] | None] = None
+
+    def __post_init__(self) -> None:
+        """Check that every number is finite and within its bounds.
+
+        Raises:
+            ValueError: naming the first setting that is not.
+        """
+        for item in _fields(self):
+            value = getattr(self, item.name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                continue
+            if not math.isfinite(value):
+                raise ValueError(f"`{item.name}` must be finite, got {value}.")
+            rules = {word: bound for word, bound in item.metadata.items() if word in BOUNDS}
+            if not all(BOUNDS[word](value, bound) for word, bound in rules.items()):
+                allowed = " and ".join(f"{word.replace('_', ' ')} {bound:g}" for word, bound in rules.items())
+                raise ValueError(f"`{item.name}` must be {allowed}, got {value}.")
+
+    @classmethod
+    def from_settings(cls, **settings: Any) -> "Objective":
+        """The objective of a recipe's settings: plain YAML types, by the names of the fields.
+
+        Raises:
+            ValueError: a name that is not a setting of this objective, or a value that is not allowed.
+        """
+        fields = {item.name: item for item in _fields(cls)}
+        for name, value in settings.items():
+            if name not in fields:
+                raise ValueError(f"`objective` of {cls.__name__} can have {', '.join(fields)}, got {name}.")
+            settings[name] = _converted(name, value, fields[name].type)
+        return cls(**settings)
+
+    def settings(self) -> dict[str, Any]:
+        """All settings by name, in plain JSON types: what `from_settings` takes."""
+        return {item.name: getattr(self, item.name) for item in _fields(self)}
+
+    def to(self, device: torch.device | str) -> "Objective":
+        """The objective, with what it keeps on a device; most keep nothing there."""
+        return self
+
+    def check_images(self, shape: tuple[int, int, int]) -> None:  # noqa: B027 - most compare images of any shape
+        """Check that the distance can compare images of this shape, (C, H, W).
+
+        Raises:
+            ValueError: it cannot.
+        """
 
     @abstractmethod
     def sample_pair(self, uniform: Tensor, step: int, total_steps: int) -> tuple[Tensor, Tensor]:
@@ -115,6 +189,8 @@ class GridObjective(Objective):
         sigma_min, sigma_max, rho: of the grid.
     """
 
+    stage_name: ClassVar[tuple[str, str] | None] = ("num_levels", "N")
+
     _: KW_ONLY
     sigma_min: float = SIGMA_MIN
     sigma_max: float = SIGMA_MAX
@@ -150,6 +226,30 @@ class GridObjective(Objective):
         """sum_i p(i) lambda(sigma_i)."""
         sigmas = self.grid(step, total_steps)
         return (self.pair_probabilities(sigmas) * self.weighting(sigmas[:-1], sigmas[1:])).sum().item()
+
+
+def _fields(objective: Any) -> list[dataclasses.Field]:
+    """The settings of an objective; the ends and the curvature of its noise levels follow from the scheduler."""
+    fields = dataclasses.fields(objective) if dataclasses.is_dataclass(objective) else ()
+    return [item for item in fields if not item.kw_only]
+
+
+# Annotations of settings, what a recipe may give for them, and the words for it.
+TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "an integer"),
+    float: ((int, float), "a number"),
+    bool: ((bool,), "true or false"),
+    int | None: ((int, type(None)), "an integer or null"),
+    float | None: ((int, float, type(None)), "a number or null"),
+}
+
+
+def _converted(name: str, value: Any, annotation: Any) -> Any:
+    """A setting of a recipe in the type of its field; other types than those above are for the field to check."""
+    types, words = TYPES.get(annotation, ((object,), ""))
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types and object not in types):
+        raise ValueError(f"`{name}` must be {words}, got {value!r}.")
+    return float(value) if float in types and isinstance(value, int) else value
 
 
 @lru_cache(maxsize=4)  # N changes a few times in a run, and the host is not to send the same grid at every step

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import KW_ONLY, dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..formulas.distances import pseudo_huber
 from ..formulas.noise_schedule import SIGMA_MAX, SIGMA_MIN, ict_weighting
-from .base import Objective, Pair
+from .base import Objective, Pair, bounded
 
 LARGEST_RATIO = 0.999
 
@@ -30,7 +31,8 @@ class ECT(Objective):
         q: divides the gap at each stage. Published: 2 for long runs, and 256 for a short one that stays at stage 0.
             Both start from the weights of a diffusion model.
         stage_steps: steps of a stage; None for `stages` of equal length.
-        stages: how many there are from the end of the alignment to that of the run, where `stage_steps` is None.
+        stages: how many there are from the end of the alignment to that of the run, where `stage_steps` is None; 8 as
+            in the long run of ECT's authors.
         align_steps: steps of the alignment, before stage 0.
         p_mean, p_std: of ln(t).
         huber_c: constant of the pseudo-Huber distance; 0 for the norm of the difference, as for CIFAR-10.
@@ -38,13 +40,21 @@ class ECT(Objective):
         sigma_min, sigma_max: ends of the noise levels.
     """
 
-    q: float = 2.0
-    stage_steps: int | None = None
-    stages: int = 1
-    align_steps: int = 0
+    method: ClassVar[str | None] = "ECT"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2406.14548"
+    citation: ClassVar[str] = (
+        "Z. Geng, A. Pokle, W. Luo, J. Lin, J. Z. Kolter. Consistency Models Made Easy. ICLR 2025, arXiv:2406.14548."
+    )
+    dropout: ClassVar[float] = 0.2  # released code
+    stage_name: ClassVar[tuple[str, str] | None] = ("stage", "stage")
+
+    q: float = bounded(2.0, at_least=1.1, below=1e6)
+    stage_steps: int | None = bounded(None, at_least=1)
+    stages: int = bounded(8, at_least=1)
+    align_steps: int = bounded(0, at_least=0)
     p_mean: float = -1.1
-    p_std: float = 2.0
-    huber_c: float = 0.0
+    p_std: float = bounded(2.0, above=0)
+    huber_c: float = bounded(0.0, at_least=0, below=1e6)
     k: float = 8.0
     b: float = 1.0
     _: KW_ONLY

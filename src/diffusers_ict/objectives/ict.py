@@ -1,12 +1,13 @@
 """iCT: Improved Techniques for Training Consistency Models (Song & Dhariwal, arXiv:2310.14189)."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from ..formulas.distances import pseudo_huber
 from ..formulas.noise_schedule import ict_num_levels, ict_weighting, lognormal_pair_probabilities
-from .base import GridObjective, Pair
+from .base import GridObjective, Pair, bounded
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,28 @@ class ICT(GridObjective):
         s0, s1: pairs of the grid at the first and the last stage (Eq. 11).
         p_mean, p_std: of ln(sigma) when levels are drawn (Eq. 10).
         huber_c: constant of the pseudo-Huber distance; None for 0.00054 sqrt(d).
+
+    Raises:
+        ValueError: a setting out of its bounds.
     """
 
-    s0: int = 10
-    s1: int = 1280
+    method: ClassVar[str | None] = "iCT"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2310.14189"
+    citation: ClassVar[str] = (
+        "Y. Song, P. Dhariwal. Improved Techniques for Training Consistency Models. ICLR 2024, arXiv:2310.14189."
+    )
+    dropout: ClassVar[float] = 0.3  # Sec. 3.2, CIFAR-10
+
+    s0: int = bounded(10, at_least=1)
+    s1: int = bounded(1280, at_least=1)
     p_mean: float = -1.1
-    p_std: float = 2.0
-    huber_c: float | None = None
+    p_std: float = bounded(2.0, above=0)
+    huber_c: float | None = bounded(None, at_least=0, below=1e6)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.s1 < self.s0:
+            raise ValueError(f"`s1` must be at least `s0`, got s1 {self.s1} and s0 {self.s0}.")
 
     def num_levels(self, step: int, total_steps: int) -> int:
         return ict_num_levels(step, total_steps, self.s0, self.s1)

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UserError, first_line
 
@@ -186,24 +185,3 @@ def describe_newest(folder: Path) -> str:
     """The newest good checkpoint of a run, for a sentence about a run that ended early."""
     newest = next((path.name for path in list_checkpoints(folder) if find_corruption(path) is None), None)
     return f"{newest} is the newest checkpoint" if newest else "there is no checkpoint"
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The moments and step counts of an optimizer, keyed "parameter name|entry"."""
-    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-    return {f"{names[p]}|{key}": value for p, entry in optimizer.state.items() for key, value in entry.items()}
-
-
-@torch.no_grad()
-def restore_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        name, entry = key.rsplit("|", 1)
-        # Step counts stay where the optimizer keeps them: on the CPU unless it is fused or capturable.
-        device = "cpu" if entry == "step" and not _steps_on_device(optimizer) else parameters[name].device
-        optimizer.state[parameters[name]][entry] = value.to(device, copy=True)
-
-
-def _steps_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    return any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)

@@ -1,13 +1,13 @@
-"""Exponential moving averages of the weights, several decays at once, in float32."""
+"""Averages of the weights, in float32: exponential ones for samples, power-function ones for snapshots."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..formulas.power_ema import power_decay, power_exponent
 
-TRACKED_STDS = (0.05, 0.10)  # as in EDM2
+TRACKED_STDS = (0.05, 0.10)  # of the power-function averages, as in EDM2
 
 
 def variant_name(decay: float) -> str:
@@ -32,70 +32,55 @@ def note_on_equal_averages(decays: Sequence[float], total_steps: int) -> str | N
     )
 
 
-@torch.no_grad()
-def move_towards(averages: Iterable[Tensor], weights: Iterable[Tensor], decay: float) -> None:
+def move_towards(averages: Sequence[Tensor], weights: Sequence[Tensor], decay: float) -> None:
     """average <- decay average + (1 - decay) weight, in place, for tensors in the same order."""
-    torch._foreach_lerp_(list(averages), list(weights), 1 - decay)
+    get_ema_multi_avg_fn(decay)(averages, weights, 0)
 
 
-class EMA:
-    """shadow <- decay_k shadow + (1 - decay_k) weights, for each of several decays.
+class Average(AveragedModel):
+    """A copy of a network whose weights are an average of its weights: average <- beta average + (1 - beta) weights.
 
     Args:
-        parameters: (name, tensor) pairs, such as `model.named_parameters()`, whose averages are kept; the shadows begin
-            as copies of them.
-        decays: each in [0, 1).
+        net: it begins as a copy of this one, in evaluation mode and without gradients.
+        decay_at: beta as a function of the optimizer step, counted from 0.
+
+    Attributes:
+        module: the network with the averaged weights, to sample with.
+    """
+
+    def __init__(self, net: nn.Module, decay_at: Callable[[int], float]) -> None:
+        super().__init__(net, multi_avg_fn=self._move)
+        self.module.float().requires_grad_(False).eval()  # at 0.9999 a bfloat16 average would never move
+        self.decay_at = decay_at
+        self.steps = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps done."""
+        return int(self.n_averaged) - 1
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        # PyTorch counts networks, of which the first is copied; here that is the one before the first step.
+        self.n_averaged.fill_(steps + 1)
+
+    def _move(self, averages: Sequence[Tensor], weights: Sequence[Tensor], count: Tensor | int) -> None:
+        move_towards(averages, [weight.float() for weight in weights], self.decay_at(self.steps))
+
+
+def exponential_average(net: nn.Module, decay: float, warmup: bool = False) -> Average:
+    """An EMA of the weights.
+
+    Args:
+        decay: in [0, 1).
         warmup: use min(decay, (1 + k) / (10 + k)) at step k, so that a run much shorter than 1 / (1 - decay) steps
             averages over its last tenth instead of remembering its initial weights. It leaves long runs as
             published: a decay of 0.9999 is reached at step 90,000.
-
-    Float32 throughout: at 0.9999 a bfloat16 shadow would never move.
     """
-
-    def __init__(self, parameters: Iterable[tuple[str, Tensor]], decays: Iterable[float], warmup: bool = False) -> None:
-        named = dict(parameters)
-        self.weights, self.warmup = list(named.values()), warmup
-        self.shadows = {
-            decay: {name: p.detach().to(torch.float32, copy=True) for name, p in named.items()} for decay in decays
-        }
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move every shadow towards the weights after optimizer step `step` (from 0)."""
-        weights = [p.float() for p in self.weights]
-        for decay, shadow in self.shadows.items():
-            move_towards(shadow.values(), weights, self.decay_at(decay, step))
-
-    def decay_at(self, decay: float, step: int) -> float:
-        """The decay of a shadow in step `step` (from 0)."""
-        return warmed_up_decay(decay, step) if self.warmup else decay
-
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module, decay: float) -> None:
-        """Write the shadow of `decay` into the parameters of `model`."""
-        for name, p in model.named_parameters():
-            p.copy_(self.shadows[decay][name])
-
-    def state_dict(self, decay: float) -> dict[str, Tensor]:
-        """The shadow of one decay, by parameter name."""
-        return self.shadows[decay]
-
-    @torch.no_grad()
-    def load_state_dict(self, decay: float, state: dict[str, Tensor]) -> None:
-        """Restore the shadow of one decay."""
-        for name, shadow in self.shadows[decay].items():
-            shadow.copy_(state[name])
+    return Average(net, lambda step: warmed_up_decay(decay, step) if warmup else decay)
 
 
-class PowerEMA(EMA):
-    """Power-function averages of two lengths, of whose snapshots those of any other length are made. EDM2, Sec. 3.
-
-    Each is known by its standard deviation as a share of the run; see `power_ema`.
-    """
-
-    def __init__(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
-        super().__init__(parameters, TRACKED_STDS)
-
-    def decay_at(self, decay: float, step: int) -> float:
-        """The decay of the average of this standard deviation in step `step` (from 0)."""
-        return power_decay(step + 1, power_exponent(decay))
+def power_average(net: nn.Module, std: float) -> Average:
+    """A power-function average of this standard deviation, as a share of the run, for snapshots. EDM2, Sec. 3."""
+    exponent = power_exponent(std)
+    return Average(net, lambda step: power_decay(step + 1, exponent))

@@ -1,17 +1,16 @@
-"""The summary of a run before it begins: parameters, stages and memory."""
+"""The summary of a run before it begins: images, parameters and stages."""
 
 from bisect import bisect_left
 from collections.abc import Iterator
 
-from accelerate import Accelerator
 from diffusers import UNet2DModel
+from torch import nn
 
+from ..data import TrainingData
 from ..data.overview import overview
-from ..data.stream import TrainingImages
 from ..discriminator import ConsistencyDiscriminator
 from ..formulas.time_embedding import uses_fast_columns
 from ..objectives.base import Objective
-from .memory import CARDS, Memory, memory_of
 from .recipe import Recipe
 from .unets import describe_dropout
 
@@ -32,39 +31,22 @@ def stages(objective: Objective, total_steps: int) -> Iterator[tuple[int, dict[s
 
 def describe(
     recipe: Recipe,
-    accelerator: Accelerator,
-    images: TrainingImages,
+    data: TrainingData,
     objective: Objective,
-    unet: UNet2DModel,
+    unet: nn.Module,
     discriminator: ConsistencyDiscriminator | None,
     batch_size: int,
 ) -> str:
-    """The lines that every run begins with: images, parameters, dropout, steps, stages of the curriculum, and memory.
-
-    A dry run adds the micro batches that fit on cards of several sizes.
-    """
+    """The lines that every run begins with: images, parameters, dropout, steps, and stages of the curriculum."""
     steps = recipe.max_train_steps
-    memory = memory_of(
-        unet,
-        discriminator,
-        averages=len(recipe.ema_decays),
-        teacher=objective.teacher_decay(0, steps) is not None,
-        half=accelerator.mixed_precision in ("fp16", "bf16"),
-        fakes=(recipe.discriminator_batch_size or 0) / recipe.train_batch_size,
-        data=images.nbytes,
-    )
     lines = [
-        *(f"{title:<11} {text}" for title, text in overview(images).items()),
+        *(f"{title:<11} {text}" for title, text in overview(data).items()),
         f"parameters  {_describe_size(unet, discriminator)}",
-        f"dropout     {describe_dropout(recipe, unet)}",
-        f"steps       {steps} of {batch_size} images{_epochs(steps * batch_size, images.count)}",
+        *([f"dropout     {describe_dropout(recipe, unet, objective)}"] if isinstance(unet, UNet2DModel) else []),
+        f"steps       {steps} of {batch_size} images{_epochs(steps * batch_size, data.count)}",
         *_describe_stages(list(stages(objective, steps))),
-        f"memory      about {memory.total(recipe.train_batch_size) / 2**30:.2f} GiB: images, weights, gradients, "
-        "moments, averages, activations, and a fifth to spare",
     ]
-    if recipe.dry_run:
-        lines.append(describe_cards(memory, batch_size // accelerator.num_processes))
-    if recipe.insensitive_time_embedding and uses_fast_columns(unet):
+    if isinstance(unet, UNet2DModel) and recipe.insensitive_time_embedding and uses_fast_columns(unet):
         lines.append("time        the given weights use fast frequencies of the time embedding: they are kept")
     return "\n".join(lines)
 
@@ -73,7 +55,7 @@ def _epochs(seen: int, count: int | None) -> str:
     return "" if count is None else f", {seen / count:.1f} epochs"
 
 
-def _describe_size(unet: UNet2DModel, discriminator: ConsistencyDiscriminator | None) -> str:
+def _describe_size(unet: nn.Module, discriminator: ConsistencyDiscriminator | None) -> str:
     parameters = sum(p.numel() for p in unet.parameters())
     size = f"{parameters / 1e6:.2f} M"
     if discriminator is not None:
@@ -90,14 +72,3 @@ def _describe_stages(plan: list[tuple[int, dict[str, float]]]) -> list[str]:
         f"{name:<11} {len(plan)} stages: " + ", ".join(f"{values[name]:g} from step {k}" for k, values in shown) + more
         for name in plan[0][1]
     ]
-
-
-def describe_cards(memory: Memory, images: int) -> str:
-    """The largest micro batch on cards of several sizes, and its accumulation, where a process's step has `images`."""
-    shown = []
-    for card in CARDS:
-        size = memory.batch_on(card, images)
-        shown.append(f"{size} x {images // size} on {card} GB" if size else f"none on {card} GB")
-        if size == images:
-            break
-    return f"cards       train_batch_size x gradient_accumulation_steps: {', '.join(shown)}"

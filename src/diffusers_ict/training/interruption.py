@@ -9,16 +9,15 @@ from types import FrameType
 from typing import Any
 
 import psutil
-import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 
+CHECK_EVERY = 8  # steps between two questions to the other processes, each of which waits for the device
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "accelerate.commands.launch", "torch.distributed.run"}
 
 
 class Interruption:
-    """Tells a training loop to stop after the step that it is in.
+    """Tells a training loop to stop after the step that it is in, or a few later where there are several processes.
 
     As a context manager it takes SIGTERM, SIGINT and, where it exists, SIGUSR1, by which Slurm announces the end of a
     job. The first signal asks the run to stop; the second ends the process at once, as it would without this class.
@@ -34,7 +33,6 @@ class Interruption:
         self.launcher = _launcher()
         self.received: int | None = None
         self.before: dict[int, Any] = {}
-        self.sent: tuple[dist.Work, torch.Tensor] | None = None
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
@@ -53,24 +51,21 @@ class Interruption:
             signal.signal(number, handler)
         self.before = {}
 
-    def reason(self) -> str | None:
-        """Why the run is to stop now, or None. To be asked by all processes together, after each step.
+    def reason(self, step: int) -> str | None:
+        """Why the run is to stop after optimizer step `step` (from 0), or None. To be asked after each step.
 
-        Several processes hear what each of them had to say one step before: that message has arrived by now, and no
-        device is waited for.
+        One process stops after the step that it is in; several agree on it within a few steps.
         """
-        own = self._own_reason()
+        reason = self._reason_here()
         if self.accelerator.num_processes == 1:
-            return own
-        votes = torch.full((), float(own is not None), device=self.accelerator.device)
-        before, self.sent = self.sent, (dist.all_reduce(votes, async_op=True), votes)
-        if before is None:
+            return reason
+        if reason is not None:
+            self.accelerator.set_trigger()
+        if (step + 1) % CHECK_EVERY or not self.accelerator.check_trigger():
             return None
-        work, votes = before
-        work.wait()
-        return (own or "another process was asked to stop") if votes > 0 else None
+        return reason or "another process was asked to stop"
 
-    def _own_reason(self) -> str | None:
+    def _reason_here(self) -> str | None:
         if self.received is not None:
             return f"received {signal.Signals(self.received).name}"
         if self.deadline is not None and time.monotonic() >= self.deadline:

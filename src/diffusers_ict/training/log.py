@@ -100,15 +100,19 @@ class Metrics:
         if self.tracking:
             self.accelerator.log(flat(entry), step)
 
-    def time_estimate(self, total_steps: int) -> str:
-        """The time that so many steps will take, from the steps so far without the first, which warms up."""
+    def estimate(self, total_steps: int) -> str:
+        """The time that so many steps will take, from the steps so far without the first, and memory of the GPU."""
         _ = [float(loss.mean()) for _, loss, _ in self.losses[-1:]]  # waits for the device
         intervals = [b - a for a, b in pairwise([*self.step_ends[:-1], time.perf_counter()])]
         if not intervals:
             return "time        not measured: the run has a single step"
         seconds = total_steps * sum(intervals) / len(intervals)
         hours, minutes = int(seconds // 3600), int(seconds % 3600 // 60)
-        return f"time        about {hours} h {minutes} min, from {len(intervals)} steps measured here"
+        told = f"time        about {hours} h {minutes} min, from {len(intervals)} steps measured here"
+        if self.accelerator.device.type == "cuda":
+            peak, room = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
+            told += f"\nmemory      {peak / 2**30:.2f} of {room / 2**30:.0f} GiB on the GPU at the peak of these steps"
+        return told
 
     def _mean(self, value: Tensor | float) -> float:
         """The mean over the processes."""

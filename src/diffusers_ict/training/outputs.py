@@ -1,6 +1,7 @@
 """The files that a run writes: checkpoints, samples, and the published folder."""
 
 import dataclasses
+import math
 
 import numpy as np
 from safetensors import SafetensorError
@@ -15,9 +16,29 @@ from ..hub.publish import stage
 from ..version import __version__
 from .checkpoint import describe_newest
 from .plots import plot_training
+from .recipe import Recipe
 from .run import Run
 from .samples import contiguous_copy, export, sample_picture
 from .snapshots import save_snapshot
+
+SAMPLES_AT = (0.01, 0.03, 0.1, 0.3, 1.0)  # shares of the run
+
+
+def is_due(step: int, every: int | None) -> bool:
+    """Whether optimizer step `step` (from 0) is one of every `every`."""
+    return every is not None and (step + 1) % every == 0
+
+
+def is_sample_step(recipe: Recipe, step: int) -> bool:
+    """Whether samples are drawn after optimizer step `step` (from 0).
+
+    Every `validation_steps` if they are given, else early and at every checkpoint; after the last step in any case.
+    """
+    total = recipe.max_train_steps
+    if recipe.validation_steps is not None:
+        return is_due(step, recipe.validation_steps) or step + 1 == total
+    early = {max(1, math.ceil(share * total)) for share in SAMPLES_AT}
+    return step + 1 in early or is_due(step, recipe.checkpointing_steps)
 
 
 def save_run(run: Run, step: int, places: list[dict[str, int]] | None) -> None:
@@ -28,15 +49,14 @@ def save_run(run: Run, step: int, places: list[dict[str, int]] | None) -> None:
 
 def snapshot_run(run: Run, step: int) -> None:
     """Keep the averages of which others are made later, if the run has some; before a checkpoint of the same step."""
-    if run.powers is not None and run.accelerator.is_main_process:
-        save_snapshot(run.output_dir, run.powers, step)
+    if run.networks.powers and run.accelerator.is_main_process:
+        save_snapshot(run.output_dir, run.networks.powers, step)
 
 
 def sample_run(run: Run, step: int) -> None:
     """Save samples of the first EMA after `step` optimizer steps, give them to the trackers, and renew the plot."""
-    run.ema.copy_to(run.pipeline.unet, run.recipe.ema_decays[0])
     seed = derive_seed(run.recipe.seed, VALIDATION)
-    picture = sample_picture(run.pipeline, run.images.examples, run.recipe.num_validation_images, seed)
+    picture = sample_picture(run.pipeline, run.data.examples, run.recipe.num_validation_images, seed)
     folder = run.output_dir / "samples"
     folder.mkdir(parents=True, exist_ok=True)
     picture.save(folder / f"step-{step:07d}.png")
@@ -44,35 +64,35 @@ def sample_run(run: Run, step: int) -> None:
         if hasattr(tracker, "log_images"):
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             tracker.log_images({"samples": np.asarray(picture)[None]}, step, **layout)
-    plot_training(run.output_dir / "log.jsonl", run.output_dir / "training.png")
+    plot_training(run.output_dir / "log.jsonl", run.output_dir / "training.png", run.objective.stage_name)
 
 
 def export_run(run: Run, step: int) -> None:
     """Write the published files: pipeline, variants, discriminator, plot, metadata and card after `step` steps."""
     folder, recipe = run.output_dir, run.recipe
-    run.pipeline.id2label = dict(enumerate(run.images.class_names)) if run.images.class_names else None
+    run.pipeline.id2label = dict(enumerate(run.data.class_names)) if run.data.class_names else None
     try:
         with staged_folder(folder, last="model_index.json") as staged:
-            export(run.pipeline, run.ema, staged, run.teacher)
-            if run.adversary is not None:
-                contiguous_copy(run.adversary.model).save_pretrained(staged / "discriminator")
+            export(run.pipeline, run.networks.averages, staged, run.networks.teacher)
+            if run.networks.adversary is not None:
+                contiguous_copy(run.networks.adversary.model).save_pretrained(staged / "discriminator")
     except SafetensorError as error:  # a full disk, in the words of this library
         raise UserError(f"the model cannot be written: {first_line(error)}; {describe_newest(folder)}.") from error
-    plot_training(folder / "log.jsonl", folder / "training.png")
+    plot_training(folder / "log.jsonl", folder / "training.png", run.objective.stage_name)
     dataset, dataset_on_hub = public_name(recipe.data_name)
     start = recipe.pretrained_model_name_or_path
     base, base_on_hub = (None, False) if start is None else public_name(start)
     RunMetadata(
-        objective=run.own_objective,
+        objective=run.identity.decisive["objective"],
         dataset=dataset or "images of its own",
         dataset_on_hub=dataset_on_hub and recipe.dataset_name is not None,
         base_model=base,
         base_model_on_hub=base_on_hub,
-        images=run.images.count,
-        shape=list(run.images.shape),
-        classes=run.images.num_classes,
-        class_names=None if run.images.class_names is None else list(run.images.class_names),
-        parameters=sum(p.numel() for p in run.unet.parameters()),
+        images=run.data.count,
+        shape=list(run.data.shape),
+        classes=run.data.num_classes,
+        class_names=None if run.data.class_names is None else list(run.data.class_names),
+        parameters=sum(p.numel() for p in run.networks.unet.parameters()),
         steps=step,
         batch_size=run.batch_size,
         images_seen=step * run.batch_size,

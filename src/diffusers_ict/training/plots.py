@@ -4,17 +4,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.analysis import STAGE_NAMES, stage_key
 from .log import read_log
 
 
-def plot_training(log: Path, target: Path) -> None:
+def plot_training(log: Path, target: Path, stage_name: tuple[str, str] | None = None) -> None:
     """Plot a run's log over the steps, as PNG.
 
     The loss of iCT doubles at each stage of the curriculum, so that it is shown relative to its mean over the stage: it
-    falls within a stage as long as the model learns. Stages are shaded in turn and named by their number of noise
-    levels, or by their own number. ACT adds the losses of the discriminator, and with augmentation its signal r against
-    tau and its strength p.
+    falls within a stage as long as the model learns. Stages are shaded in turn. ACT adds the losses of the
+    discriminator, and with augmentation its signal r against tau and its strength p.
+
+    Args:
+        stage_name: `Objective.stage_name`, by which stages are told apart and named.
     """
     from matplotlib.figure import Figure  # no global state and no display
 
@@ -23,7 +24,7 @@ def plot_training(log: Path, target: Path) -> None:
     augmented = any("augment_p" in entry for entry in entries)
     figure = Figure(figsize=(8, 3 + 2 * adversarial + 2 * augmented), layout="constrained")
     panels = figure.subplots(1 + adversarial + augmented, 1, sharex=True, squeeze=False)[:, 0]
-    _plot_loss(panels[0], entries)
+    _plot_loss(panels[0], entries, stage_name)
     if adversarial:
         for name in ("discriminator_loss", "discriminator_accuracy"):
             _curve(panels[1], entries, name)
@@ -47,9 +48,9 @@ def _curve(panel: Any, entries: list[dict[str, Any]], name: str, **style: Any) -
         panel.plot(*zip(*points), linewidth=0.9, label=name, **style)
 
 
-def _plot_loss(panel: Any, entries: list[dict[str, Any]]) -> None:
+def _plot_loss(panel: Any, entries: list[dict[str, Any]], stage_name: tuple[str, str] | None) -> None:
     """The loss relative to its mean over each stage."""
-    key = stage_key(entries)
+    key, symbol = stage_name or ("", "")
     stages = [list(stage) for _, stage in groupby(entries, key=lambda entry: entry.get(key))]
     shaded = 1 < len(stages) <= 10  # CT changes its grid too often for stages to be seen
     pieces = stages if shaded else [entries]
@@ -63,6 +64,6 @@ def _plot_loss(panel: Any, entries: list[dict[str, Any]]) -> None:
             panel.axvspan(steps[0], max(end, steps[0] + 1), color="grey", alpha=0.06 + 0.1 * (number % 2), linewidth=0)
             name = f"{stage[0][key]}"
             if number == 0:
-                name = f"{STAGE_NAMES[key]} = {name}"
+                name = f"{symbol} = {name}"
             panel.annotate(name, (steps[0], 1.01), xycoords=("data", "axes fraction"), fontsize=7)
     panel.set(yscale="log", ylabel="loss / mean of its stage" if shaded else "loss / its mean")

@@ -1,8 +1,8 @@
 """Resuming: what a run must have in common with its checkpoint, and what may differ.
 
-Another setting, network or image changes the result, so it is refused, or recorded with `resume_with_changes`. Another
-division of the same batch, device or thread count changes rounding, which gives a warning. Where images and configs are
-read from changes nothing: their content is compared.
+A run goes on where its recipe, its data and its networks are those of the checkpoint; a difference is refused, or
+recorded with `resume_with_changes`. Another division of the same batch, device or thread count changes rounding, which
+gives a warning. Where images and configs are read from changes nothing: their content is compared.
 """
 
 import warnings
@@ -14,12 +14,29 @@ import torch
 import yaml
 from accelerate import Accelerator
 
+from ..data.settings import DataSettings
 from ..errors import UserError
+from ..objectives.act import ACT
+from ..objectives.base import Objective
 from . import checkpoint
 from .checkpoint import Checkpoint
 from .output_dir import contents
 from .recipe import Recipe
-from .state import RunState
+from .run_settings import RunSettings
+
+FORMAT = 2  # of what is compared; to be raised when its entries change their names or meanings
+
+# Settings that name something whose content is compared, or that leave the result as it is.
+NEUTRAL = {
+    *(item.name for settings in (RunSettings, DataSettings) for item in fields(settings)),
+    *("config", "model_config_name_or_path", "pretrained_model_name_or_path", "discriminator_config_name_or_path"),
+    *("num_train_epochs", "dataloader_num_workers"),
+}
+# Settings that decide nothing but rounding.
+ROUNDING = (
+    *("train_batch_size", "gradient_accumulation_steps", "discriminator_batch_size"),
+    *("allow_tf32", "channels_last", "gradient_checkpointing", "torch_compile"),
+)
 
 
 @dataclass
@@ -29,65 +46,66 @@ class Identity:
     Attributes:
         decisive: everything that decides its result; circumstances: everything that decides its rounding.
         changes: made by resumes with changes: {"step", "setting", "from", "to"} each, `step` steps having been done.
+        format: of these entries.
     """
 
     decisive: dict[str, Any]
     circumstances: dict[str, Any]
     changes: list[dict[str, Any]] = field(default_factory=list)
+    format: int = FORMAT
 
 
 def decisive(
-    recipe: Recipe, data: str, batch_size: int, networks: dict[str, dict[str, Any]], objective: str | None
+    recipe: Recipe,
+    objective: Objective,
+    own_objective: str | None,
+    data: str,
+    batch_size: int,
+    networks: dict[str, dict[str, Any]],
 ) -> dict[str, Any]:
     """Everything that decides the result of a run, as JSON types.
 
     Args:
+        recipe: resolved; own_objective: description of the caller's objective, or None for the recipe's.
         data: fingerprint of the images.
         batch_size: images of one optimizer step on all processes together.
         networks: configs by the network's name.
-        objective: description of the user's own, if there is one.
     """
+    settings = {key: value for key, value in recipe.as_dict().items() if key not in ("objective", *NEUTRAL, *ROUNDING)}
     configs = {
-        f"{name} {key}": value
+        f"{name} {key}": list(value) if isinstance(value, tuple) else value
         for name, config in networks.items()
         for key, value in config.items()
         if not key.startswith("_")
     }
-    found = {
-        **recipe.changing("result"),
-        "objective": objective,
+    fakes = {"fakes in a step": batch_size // recipe.train_batch_size * recipe.discriminator_micro_batch}
+    return {
+        **settings,
+        **(objective.settings() if own_objective is None else {}),
+        "objective": own_objective,
         "images in a step": batch_size,
-        **({"fakes in a step": recipe.fakes_in_step(batch_size)} if recipe.loss == "act" else {}),
+        **(fakes if isinstance(objective, ACT) else {}),
         "data": data,
         **configs,
     }
-    return as_json(found)
-
-
-def as_json(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings as JSON gives them back."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
 
 
 def circumstances(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:
     """Everything that decides the rounding of a run, as JSON types."""
-    device = accelerator.device
-    own: dict[str, Any] = {"threads": torch.get_num_threads()}
-    if device.type == "cuda":
-        own = {"GPU": torch.cuda.get_device_name(device)}
+    cuda = accelerator.device.type == "cuda"
     return {
-        **recipe.changing("rounding"),
+        **{name: getattr(recipe, name) for name in ROUNDING},
         "processes": accelerator.num_processes,
-        "device": device.type,
+        "device": accelerator.device.type,
         "torch": torch.__version__,
-        **own,
+        **({"GPU": torch.cuda.get_device_name()} if cuda else {"threads": torch.get_num_threads()}),
     }
 
 
 def check_resumes(now: dict[str, Any], earlier: dict[str, Any], with_changes: bool = False) -> list[dict[str, Any]]:
     """Check that a run that `now` decides may continue a checkpoint that `earlier` decided.
 
-    A checkpoint that is older than a setting was made with the default of that setting.
+    A setting that the checkpoint does not have is newer than it, which was made with the default.
 
     Returns:
         The differences, if they are allowed: {"setting", "from", "to"} each.
@@ -95,14 +113,13 @@ def check_resumes(now: dict[str, Any], earlier: dict[str, Any], with_changes: bo
     Raises:
         UserError: naming the first difference.
     """
-    earlier = {**as_json(Recipe().changing("result")), **earlier}
+    earlier = {**{key: value for key, value in Recipe().as_dict().items() if key in now}, **earlier}
     differing = [key for key in {**earlier, **now} if now.get(key) != earlier.get(key)]
     if differing and not with_changes:
         key = differing[0]
-        what = "other images" if key == "data" else f"{key} {earlier.get(key)}"
-        here = "these" if key == "data" else now.get(key)
+        there, here = ("other images", "these") if key == "data" else (f"{key} {earlier.get(key)}", now.get(key))
         raise UserError(
-            f"the checkpoint was made with {what} and this run has {here}: resume with the same recipe, begin a new "
+            f"the checkpoint was made with {there} and this run has {here}: resume with the same recipe, begin a new "
             "run in another `output_dir`, or add `resume_with_changes`."
         )
     return [{"setting": key, "from": earlier.get(key), "to": now.get(key)} for key in differing]
@@ -117,27 +134,6 @@ def warn_of_rounding(now: dict[str, Any], earlier: dict[str, Any]) -> None:
             "uninterrupted one bit for bit; with dropout, another micro batch has other masks, too.",
             stacklevel=2,
         )
-
-
-def resume(recipe: Recipe, state: RunState, identity: Identity) -> tuple[int, float]:
-    """Continue from the checkpoint that the recipe names, if any: (steps done, seconds trained).
-
-    Raises:
-        UserError: it cannot be used, or was made by another run.
-    """
-    saved = find_checkpoint(recipe)
-    if saved is None:
-        return 0, 0.0
-    step = saved.state["step"]
-    changes = check_resumes(identity.decisive, saved.state["decisive"], recipe.resume_with_changes)
-    if step > recipe.max_train_steps:
-        raise UserError(
-            f"`max_train_steps` must be at least {step}, the steps of the checkpoint, got {recipe.max_train_steps}."
-        )
-    state.load(saved)
-    warn_of_rounding(identity.circumstances, saved.state["circumstances"])
-    identity.changes = [*saved.state["changes"], *({"step": step, **change} for change in changes)]
-    return step, saved.state["train_seconds"]
 
 
 def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
@@ -155,9 +151,25 @@ def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
     saved = checkpoint.load_latest(folder) if wanted == "latest" else checkpoint.load(Path(wanted))
     if saved is None and contents(folder) and not recipe.resume_with_changes:
         _check_begun_alike(recipe, folder)
-    if saved is not None and not {item.name for item in fields(Identity)} <= saved.state.keys():
+    if saved is not None and saved.state.get("format") != FORMAT:
         raise UserError("the checkpoint was made by another version of diffusers-ict; resume it with that version.")
     return saved
+
+
+def check_continues(saved: Checkpoint, recipe: Recipe, identity: Identity) -> None:
+    """Check that a run may continue a checkpoint, and note in its identity what it changes.
+
+    Raises:
+        UserError: it was made by another run, or has more steps than this one will have.
+    """
+    step = saved.state["step"]
+    changes = check_resumes(identity.decisive, saved.state["decisive"], recipe.resume_with_changes)
+    if step > recipe.max_train_steps:
+        raise UserError(
+            f"`max_train_steps` must be at least {step}, the steps of the checkpoint, got {recipe.max_train_steps}."
+        )
+    warn_of_rounding(identity.circumstances, saved.state["circumstances"])
+    identity.changes = [*saved.state["changes"], *({"step": step, **change} for change in changes)]
 
 
 def _check_begun_alike(recipe: Recipe, folder: Path) -> None:
@@ -168,10 +180,10 @@ def _check_begun_alike(recipe: Recipe, folder: Path) -> None:
         earlier = None
     if not isinstance(earlier, dict):
         raise UserError(f"`output_dir` {folder} holds neither a checkpoint nor a recipe: name another folder.")
-    earlier = {**Recipe().changing("result"), **earlier}  # also of a version that had fewer settings
-    for key, value in recipe.changing("result").items():
-        if earlier[key] != value:
+    for key, value in recipe.as_dict().items():
+        before = {**Recipe().as_dict(), **earlier}[key]  # also of a version that had fewer settings
+        if key not in (*NEUTRAL, *ROUNDING) and before != value:
             raise UserError(
-                f"`output_dir` {folder} holds no usable checkpoint of this run: its run has {key} {earlier[key]}, "
+                f"`output_dir` {folder} holds no usable checkpoint of this run: its run has {key} {before}, "
                 f"and this one {value}; name another folder."
             )

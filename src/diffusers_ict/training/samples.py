@@ -6,15 +6,16 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
+from diffusers import ModelMixin
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data.images import Images
 from ..data.pictures import as_pictures, labelled_blocks
 from ..pipeline_consistency import ConsistencyPipeline
 from ..scheduling_ict import ICTScheduler
-from .ema import EMA, variant_name
+from .ema import Average, variant_name
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -24,7 +25,7 @@ def contiguous_copy(network: Network) -> Network:
     return copy.deepcopy(network).requires_grad_(False).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def make_pipeline(unet: UNet2DModel, scheduler: ICTScheduler) -> ConsistencyPipeline:
+def make_pipeline(unet: nn.Module, scheduler: ICTScheduler) -> ConsistencyPipeline:
     """A pipeline around this very UNet, put into eval mode, without progress bars."""
     pipeline = ConsistencyPipeline(unet.eval(), scheduler)
     pipeline.set_progress_bar_config(disable=True)
@@ -71,17 +72,35 @@ def _rows_of(images: Images, labels: Tensor | None, count: int) -> Tensor:
     return torch.tensor(rows)
 
 
-def export(pipeline: ConsistencyPipeline, ema: EMA, folder: Path, teacher: UNet2DModel | None = None) -> None:
+def export(
+    pipeline: ConsistencyPipeline, averages: dict[float, Average], folder: Path, teacher: nn.Module | None = None
+) -> None:
     """Save the pipeline in stock form with the first EMA's weights, and the other averages as variants of them.
 
     The variants are every other EMA, and "teacher", the EMA teacher, from which the authors of ACT draw their samples.
+    Of a network that cannot save itself as diffusers' models do, the weights and the scheduler are saved.
     """
-    first, *others = ema.shadows
+    _, *others = averages
+    variants = {variant_name(decay): averages[decay].module for decay in others}
     if teacher is not None:
-        pipeline.unet.load_state_dict(teacher.state_dict())
-        pipeline.unet.save_pretrained(folder / "unet", variant="teacher")
-    for decay in others:
-        ema.copy_to(pipeline.unet, decay)
-        pipeline.unet.save_pretrained(folder / "unet", variant=variant_name(decay))
-    ema.copy_to(pipeline.unet, first)
-    pipeline.save_pretrained(folder)
+        variants["teacher"] = teacher
+    for variant, network in variants.items():
+        _save(contiguous_copy(network), folder / "unet", variant)
+    if isinstance(pipeline.unet, ModelMixin):
+        saved = ConsistencyPipeline(contiguous_copy(pipeline.unet), pipeline.scheduler)
+        saved.id2label = pipeline.id2label
+        saved.save_pretrained(folder)
+    else:
+        _save(contiguous_copy(pipeline.unet), folder / "unet", None)
+        pipeline.scheduler.to_stock().save_pretrained(folder / "scheduler")
+
+
+def _save(network: nn.Module, folder: Path, variant: str | None) -> None:
+    if isinstance(network, ModelMixin):
+        network.save_pretrained(folder, variant=variant)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    name = (
+        "diffusion_pytorch_model.safetensors" if variant is None else f"diffusion_pytorch_model.{variant}.safetensors"
+    )
+    save_file(network.state_dict(), folder / name)

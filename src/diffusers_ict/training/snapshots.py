@@ -13,18 +13,18 @@ from ..errors import UserError, first_line
 from ..files import atomic_file
 from ..formulas.power_ema import power_exponent, reconstruction
 from ..hub.card import write_card
-from .ema import PowerEMA
+from .ema import Average
 
 FOLDER = "averages"
 NAME = re.compile(r"step-(\d+)\.safetensors")
 
 
-def save_snapshot(folder: Path, averages: PowerEMA, step: int) -> None:
+def save_snapshot(folder: Path, averages: dict[float, Average], step: int) -> None:
     """Write the averages after `step` optimizer steps into the folder of a run, in float16, as EDM2 does."""
     tensors = {
         f"{std}|{name}": tensor.half().cpu().contiguous()
-        for std in averages.shadows
-        for name, tensor in averages.state_dict(std).items()
+        for std, average in averages.items()
+        for name, tensor in average.module.state_dict().items()
     }
     with atomic_file(folder / FOLDER / f"step-{step:07d}.safetensors") as temporary:
         save_file(tensors, temporary)

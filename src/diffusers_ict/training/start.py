@@ -1,8 +1,10 @@
-"""What a run begins with: nothing, a consistency model, or a diffusion model that is to become one."""
+"""What a run begins with: its objective, and nothing, a consistency model, or a diffusion model that becomes one."""
 
 from ..conversion import Converted, convert
 from ..errors import UserError
 from ..formulas.preconditioning import SIGMA_DATA
+from ..objectives import objective_class
+from ..objectives.base import Objective
 from ..scheduling_ict import ICTScheduler
 from .recipe import Recipe
 
@@ -12,28 +14,48 @@ ALIGN_STEPS = 500
 def load_start(recipe: Recipe) -> Converted | None:
     """The model that a run begins with, as a consistency model in float32; None for one that begins afresh.
 
-    Sets `align_steps`, where it was left out and the model has to be aligned.
-
     Raises:
-        UserError: there is no such model, it cannot become a consistency model, or another loss than ECT has to align
-            it.
+        UserError: there is no such model, or it cannot become a consistency model.
     """
-    name = recipe.pretrained_model_name_or_path
-    if name is None:
+    if recipe.pretrained_model_name_or_path is None:
         return None
     try:
-        start = convert(name)
+        return convert(recipe.pretrained_model_name_or_path)
     except UserError as error:
         raise UserError(f"`pretrained_model_name_or_path`: {error}") from error
-    if start.needs_alignment:
-        if recipe.consistency_loss != "ect":
-            raise UserError(
-                f"`loss` must be ect, or act with `consistency` ect, to begin with a diffusion model that predicts "
-                f"{start.prediction}, because only ECT aligns it first, got {recipe.consistency_loss}."
-            )
-        if recipe.align_steps is None:
-            recipe.align_steps = ALIGN_STEPS
-    return start
+
+
+def make_objective(recipe: Recipe, start: Converted | None) -> Objective:
+    """The objective of a recipe. A start that has to be aligned gets 500 steps of it, where the recipe says nothing.
+
+    Raises:
+        UserError: settings that it does not have, values that are not allowed, or a start that it does not align.
+    """
+    settings = dict(recipe.objective)
+    try:
+        objective = objective_class(recipe.loss).from_settings(**settings)
+        if start is not None and start.needs_alignment:
+            if "align_steps" not in objective.settings():
+                raise UserError(
+                    "`loss` must be ect, or act with `objective` consistency=ect, to begin with a diffusion model "
+                    f"that predicts {start.prediction}, because only ECT aligns it first, got {recipe.loss}."
+                )
+            objective = objective_class(recipe.loss).from_settings(**{"align_steps": ALIGN_STEPS, **settings})
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return objective
+
+
+def check_curriculum(objective: Objective, total_steps: int) -> None:
+    """Check that the steps are enough for the curriculum.
+
+    Raises:
+        UserError: they are not.
+    """
+    try:
+        objective.schedule(0, total_steps)
+    except ValueError as error:
+        raise UserError(f"`max_train_steps`: {error}") from error
 
 
 def make_scheduler(recipe: Recipe, start: Converted | None) -> ICTScheduler:

@@ -12,7 +12,7 @@ from ..errors import TrainingDiverged, UserError
 from ..objectives.act import AdaptiveStrength
 from . import checkpoint
 from .checkpoint import Checkpoint
-from .ema import EMA
+from .ema import Average
 
 
 @dataclass
@@ -21,18 +21,16 @@ class RunState:
 
     Attributes:
         modules: networks in training, and teachers, by name.
-        optimizers: (optimizer, the module it trains), by name.
-        ema: averages to sample with.
-        powers: averages that snapshots are taken of, or None.
+        optimizers: by name, over named parameters.
+        averages: of the weights, by name.
         scaler: loss scale of fp16, or None.
         strength: of ACT's augmentation, or None.
         stream: images that are streamed, or None.
     """
 
     modules: dict[str, nn.Module]
-    optimizers: dict[str, tuple[torch.optim.Optimizer, nn.Module]]
-    ema: EMA
-    powers: EMA | None = None
+    optimizers: dict[str, torch.optim.Optimizer]
+    averages: dict[str, Average]
     scaler: Any = None
     strength: AdaptiveStrength | None = None
     stream: StreamedImages | None = None
@@ -51,8 +49,10 @@ class RunState:
             UserError: it cannot be written.
         """
         tensors = self._tensors()
-        if (name := _not_finite(tensors)) is not None:
-            raise TrainingDiverged(f"{name} is not finite after step {step}")
+        for part, named in tensors.items():
+            for name, value in named.items():
+                if not value.isfinite().all():
+                    raise TrainingDiverged(f"{part} {name} is not finite after step {step}")
         state: dict[str, Any] = {"step": step, "train_seconds": train_seconds, **facts}
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
@@ -69,10 +69,11 @@ class RunState:
         self._check_fits(saved)
         for name, module in self.modules.items():
             module.load_state_dict(saved.tensors[name])
-        for name, (optimizer, module) in self.optimizers.items():
-            checkpoint.restore_optimizer(optimizer, module, saved.tensors[name])
-        for part, (averages, decay) in self._averages().items():
-            averages.load_state_dict(decay, saved.tensors[part])
+        for name, optimizer in self.optimizers.items():
+            load_moments(optimizer, saved.tensors[name])
+        for name, average in self.averages.items():
+            average.module.load_state_dict(saved.tensors[name])
+            average.steps = saved.state["step"]
         # Both begin anew in a run that goes on with changes.
         if self.scaler is not None and "scaler" in saved.state:
             self.scaler.load_state_dict(saved.state["scaler"])
@@ -83,38 +84,39 @@ class RunState:
 
     def _tensors(self) -> dict[str, dict[str, Tensor]]:
         tensors = {name: dict(module.state_dict()) for name, module in self.modules.items()}
-        for name, (optimizer, module) in self.optimizers.items():
-            tensors[name] = checkpoint.optimizer_tensors(optimizer, module)
-        for part, (averages, decay) in self._averages().items():
-            tensors[part] = averages.state_dict(decay)
-        return tensors
-
-    def _averages(self) -> dict[str, tuple[EMA, float]]:
-        kinds = {"ema": self.ema} | ({} if self.powers is None else {"power": self.powers})
-        return {
-            f"{kind}_{number}": (averages, decay)
-            for kind, averages in kinds.items()
-            for number, decay in enumerate(averages.shadows)
-        }
+        tensors |= {name: moments(optimizer) for name, optimizer in self.optimizers.items()}
+        return tensors | {name: dict(average.module.state_dict()) for name, average in self.averages.items()}
 
     def _check_fits(self, saved: Checkpoint) -> None:
-        own = self._tensors()
-        if own.keys() != saved.tensors.keys():
+        ours = self._tensors()
+        if ours.keys() != saved.tensors.keys():
             raise UserError(
-                f"the checkpoint holds {', '.join(sorted(saved.tensors))} and this run has {', '.join(sorted(own))}: "
-                "resume with the same `loss`, `consistency` and `ema_decays`."
+                f"the checkpoint holds {', '.join(sorted(saved.tensors))} and this run has {', '.join(sorted(ours))}: "
+                "resume with the same `loss`, `objective` and `ema_decays`."
             )
-        for part in own.keys() - self.optimizers.keys():  # an optimizer has no moments before its first step
-            shapes, there = ({k: tuple(t.shape) for k, t in of[part].items()} for of in (own, saved.tensors))
-            if shapes != there:
-                name = next(k for k in sorted({*shapes, *there}) if shapes.get(k) != there.get(k))
+        for part in ours.keys() - self.optimizers.keys():  # an optimizer has no moments before its first step
+            here, there = ({k: tuple(t.shape) for k, t in tensors[part].items()} for tensors in (ours, saved.tensors))
+            if here != there:
+                name = next(k for k in sorted({*here, *there}) if here.get(k) != there.get(k))
                 raise UserError(
                     f"the checkpoint does not fit this run's networks: {part} {name} has the shape {there.get(name)} "
-                    f"there and {shapes.get(name)} here."
+                    f"there and {here.get(name)} here."
                 )
 
 
-def _not_finite(tensors: dict[str, dict[str, Tensor]]) -> str | None:
-    """The name of a tensor with a value that is not finite, or None."""
-    named = ((f"{part} {name}", value) for part, own in tensors.items() for name, value in own.items())
-    return next((name for name, value in named if not value.isfinite().all()), None)
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments and step counts of an optimizer over named parameters, keyed "parameter name|entry"."""
+    state = optimizer.state_dict()
+    names = [name for group in state["param_groups"] for name in group["param_names"]]
+    return {f"{names[index]}|{key}": value for index, entry in state["state"].items() for key, value in entry.items()}
+
+
+def load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `moments` gave; learning rates stay as they are."""
+    groups = optimizer.state_dict()["param_groups"]
+    numbers = {name: number for number, name in enumerate(n for group in groups for n in group["param_names"])}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, entry = key.rsplit("|", 1)
+        state.setdefault(numbers[name], {})[entry] = value.clone()  # the optimizer would keep this very tensor
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

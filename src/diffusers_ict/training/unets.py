@@ -1,4 +1,4 @@
-"""The UNet of a run: a given config, given weights, or one that suits the resolution."""
+"""What is special to UNet2DModel: a config that suits the images, its dropout, time embedding and discriminator."""
 
 import json
 from pathlib import Path
@@ -7,10 +7,11 @@ import torch
 from diffusers import UNet2DModel
 
 from ..conversion import Converted
-from ..data.stream import TrainingImages
+from ..data import TrainingData
+from ..data.draw import GENERATOR, INIT, derive_seed
 from ..errors import UserError, first_line
 from ..formulas.time_embedding import hold_fast_columns, uses_fast_columns, zero_fast_columns
-from ..objectives.methods import METHODS
+from ..objectives.base import Objective
 from .recipe import Recipe, find_shipped
 
 # Width of each level, by image size; the number of levels follows from the size itself.
@@ -84,21 +85,25 @@ def read_config(name_or_path: str) -> dict:
     return config
 
 
-def config_for(recipe: Recipe, images: TrainingImages) -> dict:
+def config_for(recipe: Recipe, images: TrainingData) -> dict:
     """The config of a fresh UNet: the given one, completed by what the data say, or one that suits the resolution.
 
     Raises:
         UserError: the config cannot be read, or none suits the resolution.
     """
-    channels, resolution = images.shape[0], images.shape[1]
-    given = recipe.model_config_name_or_path
-    if given is None:
-        return default_unet_config(resolution, channels, images.num_classes)
+    channels, height, width = images.shape
+    name = recipe.model_config_name_or_path
+    if name is None:
+        if height != width:
+            raise UserError(
+                f"a UNet is chosen for square images, got {width}x{height}; give `model_config_name_or_path`."
+            )
+        return default_unet_config(height, channels, images.num_classes)
     of_the_data = {"in_channels": channels, "out_channels": channels, "num_class_embeds": images.num_classes}
-    return {**of_the_data, **read_config(given), "sample_size": resolution}
+    return {**of_the_data, **read_config(name), "sample_size": height if height == width else [height, width]}
 
 
-def check_fits(config: dict, resolution: int, channels: int, num_classes: int | None) -> None:
+def check_fits(config: dict, shape: tuple[int, int, int], num_classes: int | None) -> None:
     """Check that a UNet of this config takes and returns these images and labels.
 
     Raises:
@@ -110,12 +115,14 @@ def check_fits(config: dict, resolution: int, channels: int, num_classes: int | 
             f"time_embedding_type must be 'positional' (stock diffusers cannot sample consistency models with the "
             f"others), got {kind!r}; change it in the model's config."
         )
+    channels, *sides = shape
     factor = 2 ** (len(config["block_out_channels"]) - 1)
-    if resolution % factor:
-        raise UserError(
-            f"this UNet halves its images {len(config['block_out_channels']) - 1} times, so the resolution must be a "
-            f"multiple of {factor}, got {resolution}."
-        )
+    for side in sides:
+        if side % factor:
+            raise UserError(
+                f"this UNet halves its images {len(config['block_out_channels']) - 1} times, so the resolution must be "
+                f"a multiple of {factor}, got {side}."
+            )
     given = config.get("in_channels", 3), config.get("out_channels", 3)
     if given != (channels, channels):
         raise UserError(
@@ -137,27 +144,27 @@ def build(config: dict, seed: int) -> UNet2DModel:
         return UNet2DModel.from_config(config)
 
 
-def choose_dropout(recipe: Recipe, config: dict) -> float:
+def choose_dropout(recipe: Recipe, config: dict, objective: Objective) -> float:
     """The dropout that is given; else that of the UNet's config; else the one published for the loss."""
-    own = recipe.dropout if recipe.dropout is not None else config.get("dropout")
-    return METHODS[recipe.loss].dropout if own is None else own
+    stated = recipe.dropout if recipe.dropout is not None else config.get("dropout")
+    return objective.dropout if stated is None else stated
 
 
-def describe_dropout(recipe: Recipe, unet: UNet2DModel) -> str:
+def describe_dropout(recipe: Recipe, unet: UNet2DModel, objective: Objective) -> str:
     """The dropout of the UNet to train, and where it comes from."""
     used = unet.config.dropout
     if recipe.dropout is not None:
         return f"{used}, given"
-    if used == METHODS[recipe.loss].dropout:
-        return f"{used}, published for {METHODS[recipe.loss].name}"
+    if used == objective.dropout and objective.method is not None:
+        return f"{used}, published for {objective.method}"
     return f"{used}, of the UNet's config"
 
 
-def with_dropout(given: UNet2DModel, recipe: Recipe) -> UNet2DModel:
+def with_dropout(given: UNet2DModel, recipe: Recipe, objective: Objective) -> UNet2DModel:
     """A UNet with the weights of another one, and with the dropout of `choose_dropout`."""
     unsaid = given.config.get("_use_default_values", ())  # what its file left out
     config = {key: value for key, value in given.config.items() if not key.startswith("_") and key not in unsaid}
-    unet = UNet2DModel.from_config({**config, "dropout": choose_dropout(recipe, config)})
+    unet = UNet2DModel.from_config({**config, "dropout": choose_dropout(recipe, config, objective)})
     unet.load_state_dict(given.state_dict())
     return unet
 
@@ -174,7 +181,8 @@ def limit_dropout(unet: UNet2DModel, largest: int) -> None:
     The size that counts is that of the feature map at the dropout itself: a residual block that halves or doubles the
     size does so before it. The limit is not part of the model's config, because sampling uses no dropout.
     """
-    levels = len(unet.down_blocks)
+    levels, size = len(unet.down_blocks), unet.config.sample_size
+    size = max(size) if isinstance(size, (tuple, list)) else size
     stages = [(level, block) for level, block in enumerate(unet.down_blocks)]
     stages += [(levels - 1 - level, block) for level, block in enumerate(unet.up_blocks)]
     stages += [(levels - 1, unet.mid_block)]
@@ -182,7 +190,7 @@ def limit_dropout(unet: UNet2DModel, largest: int) -> None:
         for name, module in block.named_modules():
             if isinstance(module, torch.nn.Dropout):
                 change = {"downsamplers": 0.5, "upsamplers": 2.0}.get(name.split(".")[0], 1.0)
-                if unet.config.sample_size / 2**level * change > largest:
+                if size / 2**level * change > largest:
                     module.p = 0.0
 
 
@@ -194,7 +202,7 @@ def discriminator_config(unet_config: dict) -> dict:
     return {**config, "layers_per_block": unet_config.get("layers_per_block", 2) + 1}
 
 
-def make_unet(recipe: Recipe, images: TrainingImages, seed: int, start: Converted | None = None) -> UNet2DModel:
+def make_unet(recipe: Recipe, images: TrainingData, objective: Objective, start: Converted | None) -> UNet2DModel:
     """The UNet to train, on the CPU: fresh or that of a start, with an insensitive time embedding.
 
     Weights that already use the fast frequencies keep them.
@@ -202,15 +210,14 @@ def make_unet(recipe: Recipe, images: TrainingImages, seed: int, start: Converte
     Raises:
         UserError: it does not fit the images.
     """
-    channels, resolution = images.shape[0], images.shape[1]
-    fits = resolution, channels, images.num_classes
     if start is not None:
-        unet = with_dropout(start.pipeline.unet, recipe)
-        check_fits(dict(unet.config), *fits)
+        unet = with_dropout(start.pipeline.unet, recipe, objective)
+        check_fits(dict(unet.config), images.shape, images.num_classes)
     else:
         config = config_for(recipe, images)
-        check_fits(config, *fits)
-        unet = build({**config, "dropout": choose_dropout(recipe, config)}, seed)
+        check_fits(config, images.shape, images.num_classes)
+        config = {**config, "dropout": choose_dropout(recipe, config, objective)}
+        unet = build(config, derive_seed(recipe.seed, INIT, GENERATOR))
         if recipe.insensitive_time_embedding:
             zero_fast_columns(unet)
     if recipe.insensitive_time_embedding and not uses_fast_columns(unet):

@@ -1,0 +1,97 @@
+"""The batches of a run: images of the loader, and what is drawn for each of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..formulas.augmentation import NUM_UNIFORM
+from .draw import Draw
+from .images import to_unit
+from .stream import StreamedImages
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro batch on the device.
+
+    Attributes:
+        x: images in [-1, 1], [B, C, H, W]; labels: [B] or None; noise: z, [B, C, H, W].
+        sigma, sigma_next: noise levels of each sample's pair, float64 [B] (float32 on MPS).
+        uniform: uniform numbers for augmentation, [B, NUM_UNIFORM], or None.
+        dropout_seed: of this micro batch.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    noise: Tensor
+    sigma: Tensor
+    sigma_next: Tensor
+    uniform: Tensor | None
+    dropout_seed: int
+
+
+@dataclass
+class Batches:
+    """The micro batches of one player on one process, step after step.
+
+    Noise, levels and flips are those of the global batch, whatever the processes: micro batch i belongs to process
+    i mod n, as the loader has it.
+
+    Attributes:
+        images: gives the next micro batch at each `next`: {"x": [B, C, H, W], "label": [B]}, or without labels.
+        batch_size: images of a step on all processes together; micro_batch_size: of a micro batch.
+        rank, ranks: which of how many processes this is.
+        random_flip: mirror half of the images.
+        augmented: draw uniform numbers for augmentation, too.
+    """
+
+    images: Iterator[dict[str, Any]]
+    batch_size: int
+    micro_batch_size: int
+    rank: int = 0
+    ranks: int = 1
+    random_flip: bool = False
+    augmented: bool = False
+
+    @property
+    def parts(self) -> int:
+        """Micro batches of a step on this process."""
+        return self.batch_size // (self.micro_batch_size * self.ranks)
+
+    def step(self, draw: Draw, sigma: Tensor, sigma_next: Tensor) -> Iterator[Batch]:
+        """The micro batches of the next step, one after another.
+
+        Args:
+            draw: the randomness of that step.
+            sigma, sigma_next: levels of the pairs of the global batch, [batch_size] each.
+        """
+        flips = draw.flips() if self.random_flip else None
+        uniform = draw.augmentation_uniform(NUM_UNIFORM) if self.augmented else None
+        for number in range(self.rank, self.parts * self.ranks, self.ranks):
+            yield self._micro_batch(number, draw, sigma, sigma_next, flips, uniform)
+
+    def _micro_batch(
+        self, number: int, draw: Draw, sigma: Tensor, sigma_next: Tensor, flips: Tensor | None, uniform: Tensor | None
+    ) -> Batch:
+        images = next(self.images)
+        rows = slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
+        x = to_unit(images["x"], None if flips is None else flips[rows], draw.device)
+        labels = images.get("label")
+        return Batch(
+            x,
+            None if labels is None else labels.to(draw.device),
+            draw.noise(tuple(x.shape[1:]), range(rows.start, rows.stop)),
+            sigma[rows],
+            sigma_next[rows],
+            None if uniform is None else uniform[rows],
+            draw.dropout_seed(number),
+        )
+
+
+def streamed(images: StreamedImages, size: int) -> Iterator[dict[str, Any]]:
+    """The next images of a stream, so many at a time; none is read before it is asked for."""
+    while True:
+        pixels, labels = images.take(size)
+        yield {"x": pixels} if labels is None else {"x": pixels, "label": labels}

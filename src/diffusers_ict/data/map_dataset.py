@@ -1,0 +1,74 @@
+"""Any map-style data set as the images of a run."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import UserError
+from .images import Images
+
+SHOWN = 256  # items that stand for the data set: in sample grids, and in its fingerprint
+
+
+class MapDataset(Dataset):
+    """A data set of {"x": [C, H, W], "label": int}, or without labels, and what a run has to know of it.
+
+    Args:
+        dataset: map-style, as PyTorch has it: `len(dataset)` and `dataset[i]`; `dataset.__getitems__(indices)` may give
+            a whole batch at once. x is uint8, which becomes [-1, 1], or floating point, which is trained as it is.
+        num_classes: by default its attribute of this name, else one more than the largest label of the first items.
+
+    Raises:
+        UserError: it is empty, or its items are something else.
+    """
+
+    def __init__(self, dataset: Any, num_classes: int | None = None) -> None:
+        if len(dataset) == 0:
+            raise UserError("the data set holds no images.")
+        self.dataset, self.count = dataset, len(dataset)
+        indices = torch.linspace(0, self.count - 1, min(SHOWN, self.count)).round().long().tolist()
+        items = [_checked(dataset[index], index) for index in indices]
+        labels = torch.tensor([int(item["label"]) for item in items]) if "label" in items[0] else None
+        pixels = torch.stack([item["x"] for item in items])
+        channels, height, width = pixels.shape[1:]
+        self.shape = (channels, height, width)
+        if labels is not None and num_classes is None:
+            num_classes = getattr(dataset, "num_classes", None) or int(labels.max()) + 1
+        self.num_classes = None if labels is None else num_classes
+        names = getattr(dataset, "class_names", None)
+        self.class_names: tuple[str, ...] | None = None if names is None else tuple(names)
+        self.examples = Images(pixels, labels, self.num_classes, self.class_names)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.dataset[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> Any:
+        batch = getattr(self.dataset, "__getitems__", None)
+        return batch(indices) if batch else [self.dataset[index] for index in indices]
+
+    def fingerprint(self) -> str:
+        """What the images are, in 32 hexadecimal digits: their number, and up to 256 of them at even distances."""
+        facts = f"{self.count} {self.examples.fingerprint()}"
+        return hashlib.sha256(facts.encode()).hexdigest()[:32]
+
+    def to(self, device: torch.device | str) -> "MapDataset":
+        """This data set, which stays where it is."""
+        return self
+
+
+def _checked(item: Any, index: int) -> dict[str, Any]:
+    x = item.get("x") if isinstance(item, dict) else None
+    if not isinstance(x, Tensor) or x.ndim != 3 or not (x.dtype == torch.uint8 or x.is_floating_point()):
+        what = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(item).__name__
+        raise UserError(
+            'items of a data set must be {"x": tensor [C, H, W] of uint8 or floats, "label": int}, and number '
+            f"{index} is {what}."
+        )
+    return item

@@ -1,0 +1,86 @@
+"""The networks of a run on their device, with what trains and averages them."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..discriminator import ConsistencyDiscriminator
+from ..formulas.dropout import share_dropout
+from ..formulas.preconditioning import ConsistencyFunction
+from ..objectives.act import ACT
+from ..objectives.base import Objective
+from ..processes import distributed, in_precision
+from ..scheduling_ict import ICTScheduler
+from .adversary import Adversary
+from .captured import can_capture
+from .ema import TRACKED_STDS, Average, exponential_average, power_average
+from .optimization import make_optimizer
+from .recipe import Recipe
+
+
+@dataclass
+class Networks:
+    """The networks of a run.
+
+    Attributes:
+        unet: the student; net: the student as its training passes call it; optimizer: of its weights.
+        teacher: CT's EMA teacher; None where the student is its own teacher.
+        f: the consistency function around `net`; f_student: around the student alone; f_teacher: around the teacher.
+        adversary: ACT's discriminator, or None.
+        averages: EMAs by decay; powers: the averages that snapshots are taken of, by standard deviation.
+    """
+
+    unet: nn.Module
+    net: nn.Module
+    optimizer: Any
+    teacher: nn.Module | None
+    f: ConsistencyFunction
+    f_student: ConsistencyFunction
+    f_teacher: ConsistencyFunction
+    adversary: Adversary | None
+    averages: dict[float, Average]
+    powers: dict[float, Average]
+
+
+def prepare_networks(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    objective: Objective,
+    scheduler: ICTScheduler,
+    unet: nn.Module,
+    discriminator: ConsistencyDiscriminator | None,
+) -> Networks:
+    """Put networks on the device, and give them optimizers, processes, a teacher and averages.
+
+    Args:
+        recipe: resolved; its betas and learning rates are there.
+    """
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    unet.to(accelerator.device, memory_format=layout).train()  # type: ignore[call-overload]
+    capture = can_capture(recipe, accelerator)
+    betas = (recipe.adam_beta1 or 0.0, recipe.adam_beta2 or 0.0)
+    optimizer = accelerator.prepare(make_optimizer(unet, recipe.learning_rate, betas, capture))
+    net = distributed(unet, accelerator)  # before the copies, which begin with the weights of the first process
+    teacher = None
+    if objective.teacher_decay(0, recipe.max_train_steps) is not None:
+        teacher = copy.deepcopy(unet).requires_grad_(False)
+    share_dropout(*(unet, teacher) if teacher is not None else (unet,))
+    averages = {decay: exponential_average(unet, decay, recipe.ema_warmup) for decay in recipe.ema_decays}
+    stds = () if recipe.ema_snapshot_steps is None else TRACKED_STDS
+    powers = {std: power_average(unet, std) for std in stds}
+    adversary = None
+    if discriminator is not None and isinstance(objective, ACT):
+        discriminator.to(memory_format=layout)
+        rate = recipe.discriminator_learning_rate or recipe.learning_rate
+        adversary = Adversary(accelerator, objective, discriminator, rate, recipe.torch_compile, capture)
+    if recipe.torch_compile:
+        for network in (unet, teacher) if teacher is not None else (unet,):
+            network.compile(fullgraph=True)
+    f, f_student, f_teacher = (
+        scheduler.consistency_function(in_precision(network, accelerator)) for network in (net, unet, teacher or unet)
+    )
+    return Networks(unet, net, optimizer, teacher, f, f_student, f_teacher, adversary, averages, powers)
