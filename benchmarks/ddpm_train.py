@@ -17,13 +17,13 @@ from pathlib import Path
 
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from diffusers_ict.data.stream import TrainingImages
-from diffusers_ict.training.optimization import learning_rate_factor, set_learning_rate
+from diffusers_ict.data.images import Images
 from diffusers_ict.training.recipe import Recipe, parse
 from diffusers_ict.training.unets import config_for
 
@@ -33,7 +33,7 @@ SAVING = 60  # seconds between saved states
 class DDPMTraining:
     """What changes in a run: the network, its average and its optimizer; `done` steps and `seconds` so far."""
 
-    def __init__(self, recipe: Recipe, images: TrainingImages, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, images: Images, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.images, self.device = recipe, images, device
         self.unet = UNet2DModel.from_config(config_for(recipe, images)).to(device)
@@ -41,8 +41,8 @@ class DDPMTraining:
         self.optimizer = torch.optim.AdamW(
             self.unet.parameters(), lr=recipe.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6
         )
-        warmup = min(500, recipe.max_train_steps // 10)
-        self.factor = learning_rate_factor("cosine", warmup, recipe.max_train_steps)
+        steps = recipe.max_train_steps
+        self.schedule = get_scheduler("cosine", self.optimizer, min(500, steps // 10), steps)
         self.average = EMAModel(self.unet.parameters(), use_ema_warmup=True, inv_gamma=1.0, power=0.75)
         self.average.to(device)
         self.done, self.seconds = 0, 0.0
@@ -50,7 +50,6 @@ class DDPMTraining:
 
     def step(self) -> Tensor:
         """One optimizer step; the loss."""
-        set_learning_rate(self.optimizer, self.recipe.learning_rate * self.factor(self.done))
         torch.manual_seed(self.recipe.seed + 1000 * (self.done + 1))  # so that no state of it has to be saved
         rows = torch.randint(len(self.images), (self.recipe.train_batch_size,))
         flips = torch.rand(len(rows)) < 0.5 if self.recipe.random_flip else None
@@ -62,6 +61,7 @@ class DDPMTraining:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimizer.step()
+        self.schedule.step()
         self.optimizer.zero_grad()
         self.average.step(self.unet.parameters())
         self.done += 1
@@ -95,6 +95,8 @@ class DDPMTraining:
             header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))["__metadata__"]
         self.done, self.seconds = int(header["done"]), float(header["seconds"])
         self.average.optimization_step = self.done
+        steps = self.recipe.max_train_steps
+        self.schedule = get_scheduler("cosine", self.optimizer, min(500, steps // 10), steps, last_epoch=self.done - 1)
 
 
 def main() -> int:

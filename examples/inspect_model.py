@@ -13,10 +13,13 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from diffusers_ict import karras_sigmas
 from diffusers_ict.commands.program import run_program
@@ -24,9 +27,11 @@ from diffusers_ict.data.images import Images
 from diffusers_ict.data.pictures import as_pictures, labelled_blocks
 from diffusers_ict.data.settings import DataSettings
 from diffusers_ict.errors import UserError
-from diffusers_ict.evaluation import analysis, make_extractor
-from diffusers_ict.evaluation.samples import Model, drawer, labels_of, load_model
-from diffusers_ict.files import write_json
+from diffusers_ict.evaluation import make_extractor
+from diffusers_ict.evaluation.analysis import STAGE_NAMES, stage_key
+from diffusers_ict.evaluation.metrics import neighbour_distances
+from diffusers_ict.evaluation.samples import Model, drawer, load_model
+from diffusers_ict.files import atomic_file, write_json
 from diffusers_ict.hub.card import write_card
 from diffusers_ict.hub.metadata import RunMetadata
 from diffusers_ict.settings import ArgumentParser, add_flags
@@ -69,7 +74,7 @@ def inspect(options: argparse.Namespace, data: DataSettings) -> None:
     report |= neighbours(model, images, extractor, options.num_samples, options.output_dir)
     log = Path(options.model) / "log.jsonl"
     if log.is_file():
-        analysis.plot_losses_by_sigma(read_log(log), options.output_dir / "losses_by_sigma.png")
+        plot_losses_by_sigma(read_log(log), options.output_dir / "losses_by_sigma.png")
     write_json(options.output_dir / "inspection.json", report)
     if Path(options.model).is_dir():
         write_json(Path(options.model) / "inspection.json", report)
@@ -87,12 +92,13 @@ def along_the_noise(model: Model, images: Images, folder: Path) -> dict:
     device = model.pipeline.device
     f = model.pipeline.scheduler.consistency_function(model.pipeline.unet)
     count = min(64, len(images))
-    x, labels = images.batch(torch.arange(count) * (len(images) // count), None, device)
+    pixels, labels = images.part(torch.arange(count) * (len(images) // count))
+    x, labels = pixels.to(device).float() / 127.5 - 1, None if labels is None else labels.to(device)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
     sigmas = karras_sigmas(41)
-    estimates = analysis.estimates_along(f, x, noise, sigmas, labels)
-    gap = analysis.consistency_gap(estimates)
-    analysis.plot_gap(sigmas, gap, folder / "gap.png")
+    estimates = estimates_along(f, x, noise, sigmas, labels)
+    gap = consistency_gap(estimates)
+    plot_gap(sigmas, gap, folder / "gap.png")
     levels, rows = sigmas[::4], 6
     noisy = torch.stack([x[:rows] + sigma.to(x) * noise[:rows] for sigma in levels])
     blocks = {
@@ -112,24 +118,110 @@ def along_the_noise(model: Model, images: Images, folder: Path) -> dict:
 def neighbours(model: Model, images: Images, extractor, count: int, folder: Path) -> dict:
     """neighbours.png: the samples that are nearest to a training image, each above that image, by distance."""
     levels = [float(level) for level in model.pipeline.scheduler.sampling_sigmas(2)]
-    draw = drawer(model, labels_of(model, images if model.classes else None, 0), 0, levels)
-    drawn = torch.cat([draw(start, min(250, count - start)) for start in range(0, count, 250)]).cpu()
+    draw = drawer(model, images if model.classes else None, 0, levels)
+    drawn = torch.cat([draw(numbers).cpu() for numbers in torch.arange(count).split(250)])
     features, training = (
-        torch.cat([extractor.features(part)[0] for part in pixels.split(250)]) for pixels in (drawn, images.pixels)
+        torch.cat([extractor.features(part(numbers))[0] for numbers in torch.arange(total).split(250)])
+        for part, total in ((lambda rows: drawn[rows], count), (lambda rows: images.part(rows)[0], len(images)))
     )
-    found = analysis.memorisation(features, training)
-    first = found.distances.argsort()[:12]
-    pair = {"sample": drawn[first], "nearest image": images.pixels[found.indices[first]]}
+    distances, indices, typical, copies = memorisation(features, training)
+    first = distances.argsort()[:12]
+    pair = {"sample": drawn[first], "nearest image": images.part(indices[first])[0]}
     blocks = {name: as_pictures(pixels.float() / 127.5 - 1) for name, pixels in pair.items()}
-    distances = [f"{distance:.3g}" for distance in found.distances[first].tolist()]
-    labelled_blocks(blocks, len(first), distances).save(folder / "neighbours.png")
+    names = [f"{distance:.3g}" for distance in distances[first].tolist()]
+    labelled_blocks(blocks, len(first), names).save(folder / "neighbours.png")
     return {
         "samples": count,
         "extractor": extractor.name,
-        "copies": found.copies,
-        "nearest_distance_quantiles": np.quantile(found.distances.numpy(), [0, 0.05, 0.5, 0.95]).tolist(),
-        "typical_distance_within_training": found.typical,
+        "copies": copies,
+        "nearest_distance_quantiles": np.quantile(distances.numpy(), [0, 0.05, 0.5, 0.95]).tolist(),
+        "typical_distance_within_training": typical,
     }
+
+
+@torch.no_grad()
+def estimates_along(f, x: Tensor, noise: Tensor, sigmas: Tensor, labels: Tensor | None = None) -> Tensor:
+    """f(x + sigma z, sigma) for every level: what the model makes of ever noisier versions of the same images.
+
+    Args:
+        f: a `ConsistencyFunction`.
+        x, noise: [B, C, H, W], images in [-1, 1]; sigmas: [N]; labels: [B] or None.
+
+    Returns:
+        [N, B, C, H, W]. A perfectly consistent model gives the same for every level of one trajectory; x + sigma z is
+        one only near the data, so estimates drift apart as noise grows, but smoothly.
+    """
+    levels = [sigma.repeat(len(x)).to(x.device) for sigma in sigmas]
+    return torch.stack([f(x + sigma.to(x) * noise, level, labels) for sigma, level in zip(sigmas, levels)])
+
+
+def consistency_gap(estimates: Tensor) -> Tensor:
+    """Root mean square difference between the estimates at neighbouring levels: [N, B, C, H, W] -> [N - 1].
+
+    What training makes small, before weights: iCT (arXiv:2310.14189) Eq. 1 with the squared distance.
+    """
+    return (estimates[1:] - estimates[:-1]).square().flatten(1).mean(1).sqrt()
+
+
+def memorisation(samples: Tensor, training: Tensor) -> tuple[Tensor, Tensor, float, float]:
+    """How near samples [n, d] are to training images [m, d], by features.
+
+    Returns:
+        Distance to the nearest training image, and which it is, for each sample [n]; the median distance of a training
+        image to the nearest other one; the share of samples that are copies: nearer to a training image than half of
+        that image's distance to any other one.
+    """
+    parts = [torch.cdist(rows.float(), training.float()).min(1) for rows in samples.split(1000)]
+    distances, indices = torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
+    (spacing,) = neighbour_distances(training.float(), (1,))
+    copies = (distances < spacing[indices] / 2).double().mean().item()
+    return distances, indices, spacing.median().item(), copies
+
+
+def switches(entries: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """(step, N or stage) wherever it has changed, from the entries of a run's log."""
+    key = stage_key(entries)
+    return [(b["step"], b[key]) for a, b in pairwise(entries) if a.get(key) != b.get(key)]
+
+
+def plot_losses_by_sigma(entries: list[dict[str, Any]], target: Path) -> None:
+    """Loss over the steps, one line for each range of noise levels, with its `switches` marked, as PNG."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure  # no global state and no display
+
+    names = list(dict.fromkeys(name for entry in entries for name in entry["loss_by_sigma"]))
+    names.sort(key=lambda name: float(name.split("-")[0]))
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    for number, name in enumerate(names):
+        points = [(e["step"], e["loss_by_sigma"][name]) for e in entries if name in e["loss_by_sigma"]]
+        axes.plot(*zip(*points), linewidth=0.9, label=name, color=colormaps["viridis"](number / max(1, len(names) - 1)))
+    for step, stage in switches(entries):
+        axes.axvline(step, color="grey", linewidth=0.6, linestyle="dotted")
+        axes.annotate(f"{stage}", (step, 1), xycoords=("data", "axes fraction"), fontsize=7, ha="left", va="bottom")
+    key = stage_key(entries)
+    note = f" (dotted: {STAGE_NAMES[key]} becomes the number above)" if key else ""
+    axes.set(yscale="log", xlabel=f"optimizer step{note}", ylabel="weighted loss")
+    axes.legend(title="sigma", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    with atomic_file(target) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def plot_gap(sigmas: Tensor, gap: Tensor, target: Path) -> None:
+    """The gap between neighbouring levels over sigma, as PNG. A consistent model has a small and smooth one."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(sigmas[1:].cpu(), gap.cpu(), marker=".")
+    worst = int(gap.argmax())
+    axes.annotate(f"largest: {gap[worst]:.2g}", (sigmas[worst + 1].item(), gap[worst].item()), (6, 0),
+                  textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="sigma", ylabel="RMS difference of neighbouring outputs")
+    axes.set_title(f"Gap between neighbours of {len(sigmas)} levels: lower and smoother is better", fontsize=10)
+    axes.margins(x=0.15)
+    with atomic_file(target) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.data.pictures import as_pictures, image_grid
 from diffusers_ict.errors import UserError
-from diffusers_ict.evaluation.samples import drawer, labels_of, load_model
+from diffusers_ict.evaluation.samples import drawer, load_model
 from diffusers_ict.settings import ArgumentParser
 
 
@@ -42,7 +42,8 @@ def sample(argv: Sequence[str] | None) -> None:
     model = load_model(options.model, options.variant, device)
     start = time.perf_counter()
     levels = model.pipeline.scheduler.sampling_sigmas(options.num_inference_steps).tolist()
-    pixels = drawer(model, labels_of(model, None, options.seed), options.seed, levels)(0, options.num_samples)
+    draw = drawer(model, None, options.seed, levels)
+    pixels = draw(torch.arange(options.num_samples))
     taken = time.perf_counter() - start
     images = as_pictures(pixels.float() / 127.5 - 1)
     options.output.parent.mkdir(parents=True, exist_ok=True)

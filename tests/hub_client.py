@@ -1,4 +1,4 @@
-"""Programs that talk to the Hub of `hub_stand_in.py`, each in a process of its own."""
+"""The client of the Hub of `hub_stand_in.py`: in processes of its own, and in this one."""
 
 import os
 import subprocess
@@ -25,3 +25,19 @@ def client(hub: Hub, cache: Path, *arguments, **more) -> subprocess.CompletedPro
 def push(hub: Hub, folder: Path, cache: Path, *flags, **more) -> subprocess.CompletedProcess:
     """The program that publishes `folder` as `NAME`."""
     return client(hub, cache, SCRIPTS / "publish.py", folder, "--hub_model_id", NAME, *flags, **more)
+
+
+def connect(monkeypatch, hub: Hub, cache: Path) -> None:
+    """Let the client of this process, and those of processes that it starts, talk to the stand-in without pauses."""
+    import huggingface_hub.constants as constants
+    import huggingface_hub.utils._http as http
+
+    variables = {"HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    places = {"ENDPOINT": hub.address, "HF_HUB_CACHE": str(cache / "hub"), "HUGGINGFACE_CO_URL_TEMPLATE": template}
+    for name, value in {**places, "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(http.time, "sleep", lambda seconds: None)

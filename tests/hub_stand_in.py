@@ -30,8 +30,7 @@ from urllib.parse import unquote, urlsplit
 
 import yaml
 
-from diffusers_ict.hub.licenses import LICENSES
-
+LICENSES = {"apache-2.0", "cc-by-4.0", "cc0-1.0", "mit", "other", "unknown"}  # some of those that the Hub knows
 LFS_FROM = 10_000  # bytes
 DATASET = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -182,8 +181,11 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
-            errors = [{"message": text} for text in mistakes(json.loads(body)["content"])]
-            return self.answer(400 if errors else 200, {"errors": errors, "warnings": []})
+            errors = mistakes(json.loads(body)["content"])
+            told: object = {"errors": [{"message": text} for text in errors], "warnings": []}
+            if self.headers["Accept"] == "text/plain":
+                told = "\n".join(f"- Error: {text}" for text in errors).encode()
+            return self.answer(400 if errors else 200, told)
         if path.startswith("/storage/"):
             self.hub.objects[path.removeprefix("/storage/")] = body
             return self.answer(200)

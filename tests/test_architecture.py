@@ -87,25 +87,3 @@ def test_no_pickle_is_loaded():
                     assert restricted == [True], f"{path.name}:{node.lineno}"
                     found.append(path.name)
     assert sorted(found) == ["extractors.py", "pipelines.py"]
-
-
-RAISED = ("UserError", "ValueError", "TypeError", "ImportError", "RuntimeError", "TrainingDiverged", "TrainingStopped")
-
-
-def plain(text: str) -> str:
-    """Text without what escapes characters or marks settings."""
-    return re.sub(r"[\\`]|--", "", text)
-
-
-def test_every_sentence_is_looked_for_by_a_test():
-    """Of the words of every error that is raised, some twelve characters stand in a test."""
-    tests = plain("\n".join(path.read_text() for path in (ROOT / "tests").glob("*.py")))
-    forgotten = []
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and ast.unparse(node.exc.func) in RAISED:
-                words = [plain(text) for _, text in strings(node.exc)]
-                pieces = {text[i : i + 12] for text in words for i in range(len(text) - 11)}
-                if pieces and not any(piece in tests for piece in pieces):
-                    forgotten.append(f"{path.name}:{node.lineno} {words}")
-    assert not forgotten, "\n".join(forgotten)

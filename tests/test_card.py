@@ -6,6 +6,7 @@ from pathlib import Path
 import inspect_model
 import numpy as np
 import pytest
+import yaml
 from conftest import ROOT, write_npz
 from hub_stand_in import mistakes
 from huggingface_hub import ModelCard
@@ -13,7 +14,8 @@ from PIL import Image
 
 from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.commands import train as train_ict
-from diffusers_ict.hub.card import TEMPLATES, make_card, merge, write_card
+from diffusers_ict.errors import UserError
+from diffusers_ict.hub.card import PIPELINE, make_card, merge, renewed_card, write_card
 
 
 def python_blocks(card: str) -> list[str]:
@@ -50,8 +52,6 @@ def test_the_card_tells_the_run(folder):
 def test_the_command_in_the_card_parses_to_the_same_recipe(folder):
     import shlex
 
-    import yaml
-
     from diffusers_ict.training.recipe import parse
 
     (command,) = re.findall(r"```text\naccelerate launch \S+ (.*)\n```", (folder / "README.md").read_text())
@@ -68,16 +68,6 @@ def test_usage_blocks_run_as_they_stand(folder, number, monkeypatch):
     monkeypatch.chdir(folder.parent)
     exec(code, {})
     assert (folder.parent / "sample.png").exists()
-
-
-def test_the_card_begins_with_the_installation_and_one_snippet_for_stock_diffusers(folder):
-    usage = re.search(r"## Use\n(.*?)## Training", (folder / "README.md").read_text(), re.S)[1]
-    shown, folded = usage.split("<details>", 1)
-    assert shown.index("pip install .  ") < shown.index("```python")
-    assert "it is not on a package index" in shown
-    (snippet,) = python_blocks(shown)
-    assert snippet.startswith("from diffusers import DiffusionPipeline")
-    assert len(python_blocks(folded)) == 2
 
 
 def test_names_of_classes_go_from_sub_folders_into_the_pipeline_and_the_card(tmp_path, monkeypatch):
@@ -193,6 +183,26 @@ def test_evaluations_become_model_index_and_a_table(folder):
     assert "| 2 | ema5 | 9.25 |" in merge(old, card.content), "an evaluation made later is not shown"
 
 
+def test_settings_of_the_method_may_stand_in_a_block_of_their_own(folder, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "run")
+    recipe = yaml.safe_load((model / "recipe.yaml").read_text())
+    block = {"s0": 10, "s1": 40, "consistency": "ect"}
+    recipe = {key: value for key, value in recipe.items() if key not in block}
+    (model / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "loss": "act", "objective": block}, sort_keys=False))
+    card = make_card(model, "someone/new").content
+    assert "| method's settings | s0 10, s1 40, consistency ect |" in card
+    assert all(paper in card for paper in ("ACT-Diffusion", "Consistency Models Made Easy"))
+    assert "method's settings" not in (folder / "README.md").read_text()
+
+
+def test_a_damaged_card_is_not_renewed(folder, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "run")
+    (model / "README.md").write_bytes(b"\xff")
+    with pytest.raises(UserError, match=r"cannot be renewed: .* must be text in UTF-8"):
+        write_card(model)
+    assert (model / "README.md").read_bytes() == b"\xff"
+
+
 def test_a_card_that_is_renewed_twice_is_that_renewed_once(folder, tmp_path):
     model = shutil.copytree(folder, tmp_path / "renamed")
     (model / "evaluation.json").write_text(json.dumps(REPORT))
@@ -208,7 +218,7 @@ def test_the_card_of_a_committed_model_is_what_its_results_make(name):
     assert make_card(stored, name).content == (stored / "README.md").read_text()
     assert mistakes((stored / "README.md").read_text()) == []
     if (stored / "pipeline.py").is_file():  # saved with the weights
-        assert (stored / "pipeline.py").read_text() == (TEMPLATES / "pipeline.py").read_text()
+        assert (stored / "pipeline.py").read_text() == PIPELINE.read_text()
 
 
 def test_the_figures_of_the_demos_model_are_those_of_its_evaluation():
@@ -246,15 +256,12 @@ def test_a_licence_that_is_given_replaces_the_one_of_the_card(folder, tmp_path):
     card = model / "README.md"
     edited = card.read_text().replace("license: cc-by-4.0", "license: other\nlicense_name: mine\nlicense_link: LICENSE")
     card.write_text(edited.replace("# my-digits", "# My digits"))
-    write_card(model)
-    assert ModelCard(card.read_text()).data.license == "other"
-    write_card(model, license="other")
-    assert ModelCard(card.read_text()).data.license_name == "mine"
-    write_card(model, license="mit")
-    data = ModelCard(card.read_text()).data.to_dict()
-    assert data["license"] == "mit"
-    assert not {"license_name", "license_link"} & set(data)
-    assert "# My digits" in card.read_text()
+    assert ModelCard(renewed_card(model)).data.license == "other"
+    assert ModelCard(renewed_card(model, license="other")).data.license_name == "mine"
+    renewed = ModelCard(renewed_card(model, license="mit"))
+    assert renewed.data.license == "mit"
+    assert not {"license_name", "license_link"} & set(renewed.data.to_dict())
+    assert "# My digits" in renewed.text
 
 
 def test_a_card_written_by_hand_is_kept_whole_and_added_to(folder):

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_unet, write_npz
-from evaluated import SETTINGS, arguments, figures, refused
+from evaluated import SETTINGS, arguments, refused
 from safetensors.torch import load_file, save_file
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import check_repository, evaluate
 from diffusers_ict.evaluation import evaluate as program
-from diffusers_ict.evaluation import report
-from diffusers_ict.evaluation.evaluator import Evaluator
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +34,15 @@ def run_folder(tmp_path_factory) -> Path:
         (["--num_samples", 20], "the metric fid needs at least 65 images of each kind with 64 features, got 20"),
         (["--metrics", "is"], "needs class probabilities, which raw pixels in [0, 1] does not give"),
         (["--metrics", "pr", "--num_samples", 4], "the metric pr needs at least 6 images of each kind, got 4"),
+        (["--steps"], "--steps needs at least one value"),
+        (["--metrics"], "--metrics needs at least one value"),
+        (["--variants"], "--variants needs at least one value"),
         (["--num_samples", 0], "--num_samples must be at least 1 and less than 1e+07, got 0"),
         (["--steps", 0], "--steps must lie within 1 and 40, got [0]"),
         (["--variants", "ema7"], "--variants may be published, ema5 for this model, got ema7"),
         (["--extractor", "vgg"], "--extractor must be pixels, inception, dinov2"),
-        (["--reference", "x.safetensors"], "or their statistics as --reference, one of the three"),
-        (["--tune_sigmas", 1], "--tune_sigmas must be a number of steps from 2 to 8"),
+        (["--reference", "x.safetensors"], "or --reference with statistics, one of the three"),
+        (["--tune_sigmas", 1], "--tune_sigmas must be at least 2 and less than 9, got 1"),
         (["--resolution", 4], "8x8 of 1 channels, and are 4x4 of 1"),
         (["--image_mode", "RGB"], "8x8 of 1 channels, and are 8x8 of 3"),
         (["--dataset_name", "nowhere.npz"], "there is no file nowhere.npz"),
@@ -95,18 +96,16 @@ def test_broken_models_and_data_get_one_sentence(run_folder, tmp_path, capsys):
 
 BAD_EXTRACTORS = {
     "nothing = 1\n": "it must define a function features(images, device)",
-    "features = 5\n": "it must define a function features(images, device)",
     "def features(\n": "cannot be loaded: SyntaxError",
     "raise ValueError('first\\nsecond')\n": "cannot be loaded: ValueError: first",
-    "raise SystemExit(0)\n": "cannot be loaded: SystemExit",
     "def features(images, device):\n    return [[1.0]] * len(images)\n": "got an object of type list as features",
-    "def features(images, device):\n    return images.float()\n": "got (30, 1, 8, 8) as features of 30 images",
-    "def features(images, device):\n    return images.flatten(1)[:0].float()\n": "got (0, 64) as features of 30 images",
+    "def features(images, device):\n    return images.float()\n": "got (1, 1, 8, 8) as features of 1 images",
+    "def features(images, device):\n    return images.flatten(1)[:0].float()\n": "got (0, 64) as features of 1 images",
     "def features(images, device):\n    return images.flatten(1).float(), 5\n": "got an object of type int as logits",
-    "def features(images, device):\n    return images.nothing\n": "fails for images (30, 1, 8, 8): AttributeError",
-    "def features(images, device):\n    raise SystemExit(0)\n": "fails for images (30, 1, 8, 8): SystemExit",
+    "def features(images, device):\n    return images.nothing\n": "fails for images (1, 1, 8, 8): AttributeError",
+    "def features(images, device):\n    raise SystemExit(0)\n": "fails for images (1, 1, 8, 8): SystemExit",
     "def features(images, device):\n    return images.flatten(1)[:, :9].float() / 0\n": "features that are not numbers",
-    "def features(images, device):\n    return images.flatten(1)[:, :len(images)].float()\n":
+    "def features(images, device):\n    return images.flatten(1)[:, :1 + len(images) // 8].float()\n":
         "bad.py must give as many numbers for every image",
 }  # fmt: skip
 
@@ -132,80 +131,42 @@ def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_on_a_full_disk_what_was_sampled_is_kept(run_folder, tmp_path, capsys, monkeypatch):
-    own = ["--steps", 1, "--variants", "published", "--labels", "uniform", "--metrics", "kid", "--num_samples", 20]
-    own += ["--batch_size", 10]
-    words = arguments(run_folder, tmp_path, *own, "--output_dir", tmp_path / "out")
-    with monkeypatch.context() as patch:
-        patch.setattr(report, "write_json", full)
-        refused(capsys, "what was measured is kept in --cache_dir", *words)
-    chunks = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("work/*/chunk-*")}
-    assert len(chunks) == 2
-    with monkeypatch.context() as patch:
-        patch.setattr("diffusers_ict.evaluation.chunks.save_features", None)  # nothing is made again
-        assert evaluate.main(words) == 0
-    assert figures(run_folder, tmp_path / "whole", *own) == figures(run_folder, tmp_path, *own)
-
-
-def test_a_full_disk_among_the_chunks_is_one_sentence(run_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("diffusers_ict.evaluation.chunks.save_file", full)
-    words = arguments(run_folder, tmp_path, "--output_dir", tmp_path / "out")
-    refused(capsys, "No space left on device; what was finished before stays", *words)
-
-
-def damage(name: str, folder: Path) -> None:
-    network = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    if name == "weights cut off":
-        network.write_bytes(network.read_bytes()[:5000])
-    elif name == "garbage as header":
-        network.write_bytes(b"\xff" * 64 + network.read_bytes()[64:])
-    elif name == "no unet":
-        shutil.rmtree(folder / "unet")
-    elif name == "other weights":
-        save_file({"conv_in.weight": torch.zeros(1)}, network)
-    else:
-        file, content = name.split(" ", 1)
-        (folder / file).write_text(content)
-
-
-DAMAGES = ["weights cut off", "garbage as header", "no unet", "other weights", "unet/config.json nonsense",
-           "unet/config.json []", "unet/config.json {}", "model_index.json nonsense", "model_index.json []",
-           "model_index.json {}", "scheduler/scheduler_config.json nonsense"]  # fmt: skip
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("evaluate.write_json", "a file cannot be read or written: No space left on device"),
+        ("features.save_file", "give another --cache_dir"),
+    ],
+)
+def test_a_full_disk_is_one_sentence(run_folder, tmp_path, capsys, monkeypatch, where, message):
+    monkeypatch.setattr(f"diffusers_ict.evaluation.{where}", full)
+    words = arguments(run_folder, tmp_path, "--steps", 1, "--output_dir", tmp_path / "out")
+    refused(capsys, message, *words)
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.filterwarnings("ignore")  # of what diffusers finds
-@pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_model_is_one_sentence_for_every_program(run_folder, tmp_path, capsys, name):
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("unet/diffusion_pytorch_model.safetensors", lambda content: content[:5000]),
+        ("unet/diffusion_pytorch_model.safetensors", lambda content: b"\xff" * 64 + content[64:]),
+        ("unet/config.json", lambda content: b"[]"),
+        ("unet/config.json", lambda content: b"{}"),
+        ("model_index.json", lambda content: b"nonsense"),
+        ("scheduler/scheduler_config.json", lambda content: b"nonsense"),
+    ],
+)
+def test_a_damaged_model_is_one_sentence_for_every_program(run_folder, tmp_path, capsys, file, damage):
     model = shutil.copytree(run_folder, tmp_path / "run")
-    damage(name, model)
+    (model / file).write_bytes(damage((model / file).read_bytes()))
     shutil.copy(run_folder.parent / "data.npz", tmp_path)
-    words = arguments(model, tmp_path, "--output_dir", tmp_path / "out")
-    assert evaluate.main(words) == 2
+    assert evaluate.main(arguments(model, tmp_path, "--output_dir", tmp_path / "out")) == 2
     err = capsys.readouterr().err
     assert len([line for line in err.splitlines() if line.startswith("evaluate.py: ")]) == 1, err
     assert "no consistency pipeline could be loaded" in err
     assert check_repository.main([str(model)]) == 2
     assert "cannot load" in capsys.readouterr().err
-
-
-def test_an_empty_list_is_refused(run_folder, tmp_path, capsys):
-    for name in ("steps", "metrics", "variants"):
-        refused(capsys, f"--{name} needs at least one value", *arguments(run_folder, tmp_path, f"--{name}"))
-
-
-def test_a_plot_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    from matplotlib.figure import Figure
-
-    def cut_off(self, target, **options):
-        Path(target).write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Figure, "savefig", cut_off)
-    row = {"num_inference_steps": 1, "variant": None, "metrics": {"kid": 1.0}}
-    facts = {"reference_images": 1, "dataset": "x", "samples": 1, "extractor": "y", "higher_is_better": []}
-    with pytest.raises(KeyboardInterrupt):
-        report.plot_quality({"rows": [row], **facts}, tmp_path / "evaluation.png")
-    assert not list(tmp_path.iterdir())
 
 
 def test_the_levels_found_are_written_whole_or_not_at_all(run_folder, tmp_path, monkeypatch):
@@ -227,7 +188,8 @@ def test_the_levels_found_are_written_whole_or_not_at_all(run_folder, tmp_path, 
         return stock
 
     monkeypatch.setattr(program.ICTScheduler, "to_stock", cut_off)
-    monkeypatch.setattr(Evaluator, "of_model", lambda self, model, levels, *args: {"fid": {"fid": -len(str(levels))}})
+    worse = iter(range(999, 0, -1))
+    monkeypatch.setattr(program.Evaluator, "figures", lambda *args: ({"fid": next(worse)}, []))
     shutil.copy(run_folder.parent / "data.npz", tmp_path)
     with pytest.raises(Killed):
         evaluate.main(arguments(model, tmp_path, "--tune_sigmas", 2, "--labels", "uniform"))

@@ -1,20 +1,17 @@
-"""The cache of evaluations: what is damaged counts as absent, and two evaluations at once give the figures of one."""
+"""The file of real images' statistics: made once, damaged ones made again, features kept where a metric needs them."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT, write_npz
+from conftest import write_npz
 from evaluated import arguments, figures, refused
+from safetensors.torch import load_file
 
-from diffusers_ict.evaluation import chunks
-from diffusers_ict.evaluation.work import WorkFolders
+from diffusers_ict.data.images import load_images
+from diffusers_ict.evaluation import features, frechet_distance, make_extractor
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +30,12 @@ def flip(content: bytes) -> bytes:
     return content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
 
 
-def zero(content: bytes) -> bytes:
-    """The second half."""
-    return content[: len(content) // 2] + bytes(len(content) - len(content) // 2)
-
-
 DAMAGES = {
     "flipped": flip,
-    "zeroed": zero,
+    "zeroed": lambda content: content[: len(content) // 2] + bytes(len(content) - len(content) // 2),
     "cut off": lambda content: content[: len(content) // 2],
     "empty": lambda content: b"",
-    "other metadata": lambda content: content.replace(b"data.npz", b"date.npz").replace(b'"d": 1', b'"d": 2'),
+    "other metadata": lambda content: content.replace(b"data.npz", b"date.npz"),
 }
 
 
@@ -56,81 +48,37 @@ def test_damaged_statistics_are_told_and_made_again(fakes, tmp_path, capsys, nam
     assert kept.read_bytes() != content
     shared = [fakes, "--reference", kept, *arguments(fakes, tmp_path)[3:]]
     refused(capsys, "is not a file of reference statistics, or a damaged one", *shared)
-    with pytest.warns(UserWarning, match=rf"{kept.name} is damaged and is made again"):
+    with pytest.warns(UserWarning, match=rf"{kept.name} is not a file .* or a damaged one: .* It is made again"):
         assert figures(fakes, tmp_path) == whole
-    assert chunks.is_whole(kept)
+    assert features.read_reference(kept, make_extractor("pixels"), keep=True).count == 100
 
 
-@pytest.mark.parametrize("name", [name for name in DAMAGES if name != "other metadata"])
-def test_a_damaged_chunk_is_told_and_made_again(fakes, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(WorkFolders, "clean", lambda self: None)
-    whole = figures(fakes, tmp_path)
-    damaged = sorted((tmp_path / "cache" / "work").glob("*/chunk-*"))
-    assert len(damaged) == 6, "three of the statistics, three of the samples"
-    for path in damaged:
-        path.write_bytes(DAMAGES[name](path.read_bytes()))
-    next((tmp_path / "cache").glob("reference-*")).unlink()
-    with pytest.warns(UserWarning, match="is damaged") as caught:
-        assert figures(fakes, tmp_path) == whole
-    told = "".join(str(warning.message) for warning in caught)
-    assert all(f"{path} is damaged and is made again" in told for path in damaged)
-    assert figures(fakes, tmp_path) == whole
+def test_features_are_kept_only_where_a_metric_needs_them(fakes, tmp_path, capsys):
+    fid = figures(fakes, tmp_path, "--metrics", "fid")
+    (kept,) = (tmp_path / "cache").glob("reference-*.safetensors")
+    assert sorted(load_file(kept)) == ["covariance", "mean"]
+    shared = [fakes, "--reference", kept, *arguments(fakes, tmp_path, "--output_dir", tmp_path / "out")[3:]]
+    refused(capsys, "holds mean and covariance alone, which fid needs; give the real images", *shared)
+    every = figures(fakes, tmp_path)
+    assert every[0]["metrics"]["frechet"] == pytest.approx(fid[0]["metrics"]["frechet"], rel=1e-9)
+    assert sorted(load_file(kept)) == ["covariance", "features", "mean"]
+    written = kept.stat().st_mtime_ns
+    assert figures(fakes, tmp_path, "--metrics", "fid") == fid
+    assert kept.stat().st_mtime_ns == written
 
 
-def test_an_interrupted_write_leaves_no_file(tmp_path, monkeypatch):
-    def cut_off(tensors, path, metadata):
-        Path(path).write_bytes(b"half")
-        raise KeyboardInterrupt
+def test_batches_of_images_give_the_moments_of_all(fakes):
+    """Images are asked for a batch at a time, and their features forgotten."""
+    images, asked = load_images(dataset_name=str(fakes)), []
 
-    monkeypatch.setattr(chunks, "save_file", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        chunks.save_features({"features": torch.zeros(2, 3)}, tmp_path / "chunk")
-    assert not list(tmp_path.iterdir())
+    def part(numbers):
+        asked.append(numbers)
+        return images.part(numbers)[0]
 
-
-def test_two_evaluations_never_share_a_folder_of_work_and_a_later_one_takes_it_up(tmp_path):
-    with WorkFolders(tmp_path, Accelerator()) as first:
-        folder = first.claim("key")
-        assert first.claim("key") == folder
-        with WorkFolders(tmp_path, Accelerator()) as second:
-            other = second.claim("key")
-            assert other != folder
-            assert second.claim("key") == other
-            assert other.is_dir()
-        with WorkFolders(tmp_path, Accelerator()) as resumed:
-            assert resumed.claim("key") == other, "what the second one left is lost"
-            resumed.clean()
-        assert not other.exists()
-        assert folder.is_dir()
-    with WorkFolders(tmp_path, Accelerator()) as third:
-        assert third.claim("key") == folder
-        third.clean()
-    assert not list((tmp_path / "work").iterdir())
-
-
-SLOW = """
-import time
-
-def features(images, device):
-    time.sleep(0.1)  # so that the other one is in the middle, too
-    return images.float().flatten(1)[:, ::3] / 255
-"""
-
-
-@pytest.mark.slow
-def test_two_at_once_with_a_cold_cache_both_give_the_figures_of_one(fakes, tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW)
-    own = ["--extractor", tmp_path / "slow.py", "--batch_size", 5]
-    whole = figures(fakes, tmp_path / "alone", *own)
-    command = [sys.executable, str(ROOT / "train_scripts" / "evaluate.py"), *arguments(fakes, tmp_path, *own)]
-    running = [
-        subprocess.Popen(
-            [*command, "--output_dir", str(tmp_path / f"{number}")], stderr=subprocess.PIPE, text=True, env=os.environ
-        )
-        for number in range(3)
-    ]
-    for number, process in enumerate(running):
-        _, err = process.communicate()
-        assert process.returncode == 0, err[-3000:]
-        assert json.loads((tmp_path / f"{number}" / "evaluation.json").read_text())["rows"] == whole
-    assert not list((tmp_path / "cache" / "work").iterdir()), "finished work is left"
+    extract = features.Extraction(make_extractor("pixels"), Accelerator(), 30, images.shape)
+    got = extract(part, 100, "", keep=False)
+    assert [len(numbers) for numbers in asked] == [30, 30, 30, 10]
+    assert torch.equal(torch.cat(asked), torch.arange(100))
+    assert got.features is got.logits is None
+    whole = images.part(slice(None))[0].flatten(1).double() / 255
+    assert abs(frechet_distance(got.moments, whole)) < 1e-6

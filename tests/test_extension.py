@@ -14,8 +14,8 @@ from diffusers_ict import ACT, ICTScheduler, Objective, squared_l2
 from diffusers_ict.data.images import read_images
 from diffusers_ict.data.source import Source
 from diffusers_ict.errors import UserError
+from diffusers_ict.evaluation import FID, Metric
 from diffusers_ict.evaluation.evaluate import evaluate
-from diffusers_ict.evaluation.metric import FID, Metric
 from diffusers_ict.evaluation.settings import EvaluationSettings
 from diffusers_ict.training.log import read_log
 from diffusers_ict.training.recipe import Recipe
@@ -94,7 +94,7 @@ def test_the_scheduler_draws_the_levels_of_an_objective_without_a_grid(generator
 
 
 def brightness(samples, reference, extractor, settings):
-    difference = samples["features"].mean() - reference.features.mean()
+    difference = samples.features.mean() - reference.features.mean()
     return {"brightness": settings["scale"] * difference.abs().item()}
 
 

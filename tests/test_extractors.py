@@ -18,18 +18,14 @@ def images() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def inception_state() -> dict[str, torch.Tensor]:
-    """Weights of the right names and shapes, made on the spot."""
-    module = extractors._inception_module()
-    nets = []
-    original = module.FeatureExtractorInceptionV3.load_state_dict
-    module.FeatureExtractorInceptionV3.load_state_dict = lambda self, state: nets.append(self)
-    module.load_state_dict_from_url = lambda *args, **kwargs: {}
-    with torch.random.fork_rng([]):
+def inception():
+    """torch-fidelity's network with weights made on the spot."""
+    network = extractors._inception_class()
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng([]):
         torch.manual_seed(0)
-        module.FeatureExtractorInceptionV3("made", ["2048"])
-    module.FeatureExtractorInceptionV3.load_state_dict = original
-    return {name: tensor.clone() for name, tensor in nets[0].state_dict().items()}
+        patch.setattr(torch, "load", lambda *args, **kwargs: {})
+        patch.setattr(network, "load_state_dict", lambda self, state: None)
+        return network("made", ["2048", "logits_unbiased"], feature_extractor_weights_path="none")
 
 
 def test_pixels_are_themselves(images):
@@ -40,18 +36,15 @@ def test_pixels_are_themselves(images):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
-def test_inception_is_that_of_torch_fidelity_with_local_weights(images, inception_state, tmp_path, kind):
+def test_inception_is_that_of_torch_fidelity_with_local_weights(images, inception, tmp_path, kind):
     path = tmp_path / f"weights.{kind}"
-    (torch.save if kind == "pth" else save_file)(inception_state, path)
+    (torch.save if kind == "pth" else save_file)(inception.state_dict(), path)
     extractor = make_extractor("inception", str(path))
     features, logits = extractor.features(images)
     assert features.shape == (3, 2048)
     assert logits.shape == (3, 1008)
     assert features.std() > 0
-    module = extractors._inception_module()
-    module.load_state_dict_from_url = lambda *args, **kwargs: inception_state
-    theirs = module.FeatureExtractorInceptionV3("theirs", ["2048", "logits_unbiased"])
-    assert all(torch.equal(a, b) for a, b in zip((features, logits), theirs(images)))
+    assert all(torch.equal(a, b) for a, b in zip((features, logits), inception(images)))
     assert extractor.frechet == "fid"
     assert len(extractor.weights) == 64
     grey, _ = extractor.features(images[:, :1])

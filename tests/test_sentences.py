@@ -13,10 +13,7 @@ from diffusers_ict import CT, ICT, ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.data.images import load_images
 from diffusers_ict.errors import UserError
-from diffusers_ict.evaluation import chunks
 from diffusers_ict.evaluation.samples import list_variants
-from diffusers_ict.hub.card import write_card
-from diffusers_ict.hub.publish import stage
 from diffusers_ict.processes import make_accelerator
 from diffusers_ict.training.estimate import stages
 from diffusers_ict.training.recipe import Recipe, parse
@@ -54,24 +51,9 @@ def test_an_array_in_another_version_of_numpys_format_is_refused(tmp_path):
         load_images(dataset_name=str(tmp_path / "data.npz"))
 
 
-def test_a_chunk_that_disappears_while_it_is_needed_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"a chunk in .* was lost or damaged meanwhile: run it again"):
-        chunks._joined([tmp_path / "chunk.safetensors"], None)
-
-
 def test_a_hub_that_cannot_be_reached_is_named():
     with pytest.raises(UserError, match="the files of someone/model cannot be listed: "):
         list_variants("someone/model")
-
-
-def test_a_damaged_card_is_not_renewed(tmp_path, monkeypatch):
-    from diffusers_ict.hub import card
-
-    monkeypatch.setattr(card, "make_card", lambda *args: type("Card", (), {"content": ""}))
-    (tmp_path / "README.md").write_bytes(b"\xff")
-    with pytest.raises(UserError, match=r"cannot be renewed: .* must be text in UTF-8"):
-        write_card(tmp_path)
-    assert (tmp_path / "README.md").read_bytes() == b"\xff"
 
 
 def test_what_accelerate_refuses_is_told(tmp_path):
@@ -131,10 +113,3 @@ def test_an_interrupted_program_says_so(capsys):
 
     assert run_program("train_ict.py", body) == 130
     assert capsys.readouterr().err == "train_ict.py: interrupted.\n"
-
-
-def test_what_cannot_be_published_is_named_where_it_lies(tmp_path):
-    for name in ("model_index.json", "recipe.yaml", "run.json"):
-        (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match=f"{tmp_path.name}/run.json lacks"):
-        stage(tmp_path, "someone/model")

@@ -5,8 +5,7 @@ import math
 import pytest
 
 from diffusers_ict import ICTScheduler
-from diffusers_ict.evaluation import greedy_levels, ternary_search
-from diffusers_ict.evaluation.tuning import tune
+from diffusers_ict.evaluation import ternary_search, tune
 
 
 @pytest.mark.parametrize("best", [0.05, 0.821, 5.0, 30.0])
@@ -17,26 +16,23 @@ def test_ternary_search_finds_the_least_of_a_valley(best):
         asked.append(sigma)
         return abs(math.log(sigma / best))
 
-    found = ternary_search(figure, 0.02, 40.0, tolerance=0.1)
-    assert abs(math.log(found.sigma / best)) < 0.1
-    assert found.figure == figure(found.sigma)
-    assert len(set(asked[:-1])) == len(asked[:-1]), "a level was measured twice"
-    assert [sigma for sigma, _ in found.tried] == sorted(asked[:-1])
+    tried = ternary_search(figure, 0.02, 40.0, tolerance=0.1)
+    assert abs(math.log(min(tried, key=tried.get) / best)) < 0.1
+    assert len(set(asked)) == len(asked), "a level was measured twice"
+    assert list(tried) == sorted(asked)
+    assert all(value == abs(math.log(sigma / best)) for sigma, value in tried.items())
     # Two levels for each third that is cut off, and one in the middle of what is left.
-    assert len(found.tried) <= 2 * math.ceil(math.log(math.log(40 / 0.02) / 0.1) / math.log(1.5)) + 1
+    assert len(tried) <= 2 * math.ceil(math.log(math.log(40 / 0.02) / 0.1) / math.log(1.5)) + 1
 
 
 def test_levels_are_found_one_after_another_each_below_the_last():
     """A figure that a level at 2 and one at 0.3 make least, the first of them more than the second."""
 
-    def figure(levels):
-        want = (2.0, 0.3)
-        nearest = [min(abs(math.log(level / target)) for level in [*levels, 1e-3]) for target in want]
+    def figure(levels, fresh):
+        nearest = [min(abs(math.log(level / target)) for level in [*levels[1:], 1e-3]) for target in (2.0, 0.3)]
         return 3 * nearest[0] + nearest[1]
 
-    first, second = greedy_levels(figure, 3, 0.02, 40.0, tolerance=0.02)
-    assert first.sigma == pytest.approx(2.0, rel=0.05)
-    assert second.sigma == pytest.approx(0.3, rel=0.05)
+    assert tune(figure, ICTScheduler(), 3, tolerance=0.02)["levels"] == pytest.approx([2.0, 0.3], rel=0.05)
 
 
 def test_new_levels_are_compared_with_the_old_on_noise_the_search_did_not_see():
@@ -49,22 +45,27 @@ def test_new_levels_are_compared_with_the_old_on_noise_the_search_did_not_see():
         return sum(abs(math.log(level / 3)) for level in levels[1:])
 
     tuned = tune(figure, ICTScheduler(), 3)
-    assert tuned.levels[0] == pytest.approx(3, rel=0.1)
-    assert tuned.old_levels[2] == [0.821]
+    assert tuned["levels"][0] == pytest.approx(3, rel=0.1)
+    assert tuned["old_levels"]["2"] == [0.821]
     assert [80.0, 0.821] in seen[True]
-    assert [80.0, *tuned.levels] in seen[True]
-    assert tuned.improves
-    assert tuned.before[2] == pytest.approx(abs(math.log(0.821 / 3)))
+    assert [80.0, *tuned["levels"]] in seen[True]
+    assert tuned["adopted"]
+    assert tuned["before"]["2"] == pytest.approx(abs(math.log(0.821 / 3)))
     good = tune(lambda levels, fresh: sum(abs(math.log(s / 0.821)) for s in levels[1:]), ICTScheduler(), 2)
-    assert not good.improves
+    assert not good["adopted"]
 
 
-def test_figures_keep_their_sign_in_the_report():
-    tuned = tune(lambda levels, fresh: abs(math.log(levels[1] / 3)) - 0.5, ICTScheduler(), 2)
-    assert tuned.as_dict()["after"]["2"] == tuned.after[2] < 0, "KID may be negative"
-    assert tuned.as_dict(-1)["after"]["2"] == -tuned.after[2]
-    (tried,) = tuned.as_dict()["tried"]
-    assert min(value for _, value in tried) < 0
+def test_figures_of_which_higher_is_better_keep_their_sign():
+    def figure(levels, fresh):
+        return abs(math.log(levels[1] / 3)) - 0.5  # KID may be negative
+
+    low = tune(figure, ICTScheduler(), 2)
+    high = tune(lambda *args: -figure(*args), ICTScheduler(), 2, higher_is_better=True)
+    assert low["after"]["2"] == -high["after"]["2"] < 0
+    assert low["levels"] == high["levels"]
+    assert low["adopted"]
+    assert high["adopted"]
+    assert low["tried"] == [[[sigma, -value] for sigma, value in search] for search in high["tried"]]
 
 
 @pytest.mark.parametrize("wish", [0.01, 79.0])
@@ -73,9 +74,9 @@ def test_the_first_level_is_one_that_a_saved_scheduler_can_go_through(wish):
         return sum(abs(math.log(level / wish)) for level in levels[1:])
 
     found = tune(figure, ICTScheduler(), 3)
-    stock = ICTScheduler(intermediate_sigmas=found.levels).to_stock()
+    stock = ICTScheduler(intermediate_sigmas=found["levels"]).to_stock()
     stock.set_timesteps(2)
-    assert stock.sigmas[1].item() == pytest.approx(found.levels[0], rel=1e-5)
-    assert found.levels[1] < found.levels[0]
+    assert stock.sigmas[1].item() == pytest.approx(found["levels"][0], rel=1e-5)
+    assert found["levels"][1] < found["levels"][0]
     if wish < 1:
-        assert found.levels[1] < 0.03, "only the first level is bounded by what can be saved"
+        assert found["levels"][1] < 0.03, "only the first level is bounded by what can be saved"

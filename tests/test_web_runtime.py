@@ -1,6 +1,5 @@
 """onnxruntime-web is what its pin says, from wherever it comes, and only the files of the page are unpacked."""
 
-import base64
 import hashlib
 import socket
 
@@ -21,7 +20,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def pin(monkeypatch, content: bytes) -> None:
-    monkeypatch.setattr(runtime, "SHA512", base64.b64encode(hashlib.sha512(content).digest()).decode())
+    monkeypatch.setattr(runtime, "SHA256", hashlib.sha256(content).hexdigest())
 
 
 def names(folder) -> set[str]:
@@ -50,8 +49,8 @@ def test_a_damaged_archive_in_the_cache_is_fetched_again(cache, monkeypatch):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ({"answer": archive({"package/dist/other": b""})}, "must have the SHA-512"),
-        ({"answer": archive(), "cut": 20}, "must have the SHA-512"),
+        ({"answer": archive({"package/dist/other": b""})}, "cannot be fetched from .*invalid hash value"),
+        ({"answer": archive(), "cut": 20}, "cannot be fetched from .*invalid hash value"),
         ({"answer": b"gone", "status": 404}, "cannot be fetched from"),
     ],
     ids=["another file", "truncated", "missing"],
@@ -66,11 +65,10 @@ def test_what_is_not_the_pinned_archive_is_refused_and_not_kept(cache, monkeypat
     assert not names(cache)
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:{free}", "nowhere"])
-def test_without_a_registry_there_is_one_sentence(cache, monkeypatch, address):
+def test_without_a_registry_there_is_one_sentence(cache, monkeypatch):
     with socket.socket() as unused:  # bound, and nobody listens
         unused.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("NPM_CONFIG_REGISTRY", address.format(free=unused.getsockname()[1]))
+        monkeypatch.setenv("NPM_CONFIG_REGISTRY", f"http://127.0.0.1:{unused.getsockname()[1]}")
         with pytest.raises(UserError, match="cannot be fetched from"):
             runtime_archive()
     assert not names(cache)

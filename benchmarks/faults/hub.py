@@ -1,6 +1,5 @@
 """A Hub that misbehaves, and publishing that is killed: training ends as ever, and publishing again finishes it."""
 
-import functools
 import itertools
 import json
 import os
@@ -16,16 +15,14 @@ from hub_stand_in import FAULTS as MISBEHAVIOURS
 from hub_stand_in import Handler, Hub, Repository, serve
 
 from diffusers_ict.commands import publish
-from diffusers_ict.hub.publish import push
-from diffusers_ict.training import run as run_module
+from diffusers_ict.hub.publish import BackgroundPublisher
 
 from .children import Child, Ended, Lost, at_changes, in_child, kill_at
 from .compare import check_same
 from .workshop import LOSSES, Fault, Workshop, copy, load
 
 NAME = "someone/my-digits"
-# Of uploads, to wait less for a Hub that is silent.
-PATIENCE: dict[str, Any] = {"attempts": 2, "pause": 0.05, "timeout": 8.0}
+PATIENCE = 20.0  # seconds for uploads, to wait less for a Hub that is silent
 BOUND = 60.0  # seconds that a training run with such uploads may take longer
 
 
@@ -144,7 +141,7 @@ def misbehaving(shop: Workshop, place: Path, number: int, random: Random) -> int
     hub = HubAside(place / "hub", fault=name)
 
     def body() -> int:
-        run_module.push = functools.partial(push, **PATIENCE)
+        BackgroundPublisher.timeout = PATIENCE
         own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint"]
         return shop.train(loss, place / "out", *slower, *own)
 

@@ -1,14 +1,15 @@
-"""Files that are written atomically or read with a sentence for damage, and names of files as they may be written down.
+"""Files and folders that are written atomically, files that are read with a sentence for damage, and portable names.
 
-A reader of an atomically written file sees the old content or the new, never half of either.
+A reader of what is written atomically sees the old content or the new, never half of either.
 """
 
 import glob
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,97 @@ FILE_SUFFIXES = (".npz", ".parquet", ".arrow", ".pt", ".pth", ".ckpt")
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it takes the place of `path` when the block ends without an error.
+def _temporary(path: Path) -> Iterator[Path]:
+    """A name beside `path` for this process alone. It is free again when the block ends, and folders made in vain go.
 
-    Folders are created. The name is the process's own, so that two processes never write to the same temporary file.
-    Those of processes that were killed are removed.
+    What killed processes left of the same `path` is removed first.
     """
+    import psutil  # sampling, which writes nothing, needs no extra
+
+    made = [parent for parent in path.parents if not parent.exists()]  # the deepest comes first
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if _is_gone(left.suffixes[-2]):
-            left.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    stem = f".{path.name[:40]}"  # with the number of the process it must not be too long for a name
+    for left in path.parent.glob(f"{glob.escape(stem)}.*.tmp"):
+        process = left.suffixes[-2][1:]
+        if process.isdecimal() and not psutil.pid_exists(int(process)):
+            _remove(left)
+    temporary = path.with_name(f"{stem}.{os.getpid()}.tmp")
+    _remove(temporary)
     try:
         yield temporary
-        temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
+        for parent in made:
+            with suppress(OSError):  # it is not empty
+                parent.rmdir()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Ask the operating system to put a file or folder on disk. Windows cannot open folders, and need not."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, which replaces it when the block ends without an error. Makes its folders."""
+    with _temporary(path) as temporary:
+        yield temporary
+        temporary.replace(path)
+
+
+@contextmanager
+def atomic_folder(path: Path, *, fsync: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `path`, which replaces it when the block ends without an error. Makes its parents.
+
+    Args:
+        fsync: put the content on disk before the name, so that a power failure leaves no torn folder.
+    """
+    with _temporary(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+        if fsync:
+            for part in (*temporary.rglob("*"), temporary):
+                _flush(part)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+        if fsync:
+            _flush(path.parent)
+
+
+@contextmanager
+def staged_folder(folder: Path, last: str) -> Iterator[Path]:
+    """A temporary folder whose files replace those of `folder`, one by one, when the block ends without an error.
+
+    Other files of `folder` stay. A reader finds whole files at any moment.
+
+    Args:
+        last: name of the file that completes the folder; it comes last.
+    """
+    with _temporary(folder / last) as temporary:
+        temporary.mkdir()
+        yield temporary
+        for file in sorted(temporary.rglob("*"), key=lambda path: path.name == last):
+            if file.is_file():
+                target = folder / file.relative_to(temporary)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
 
 
 def check_writable(setting: str, folder: Path) -> None:
-    """Check that files can be written into a folder, which need not exist yet. Nothing is created.
-
-    Args:
-        setting: the name of the setting that names the folder.
+    """Check that files can be written into the folder that a setting names; it need not exist. Nothing is created.
 
     Raises:
         UserError: it is a file or within one, or it is read-only.
@@ -55,40 +124,13 @@ def check_writable(setting: str, folder: Path) -> None:
         raise UserError(f"`{setting}` {folder} cannot be written: {existing} is read-only; name another folder.")
 
 
-def _is_gone(suffix: str) -> bool:
-    """Whether the process of a temporary file is known to have ended. Windows cannot be asked without harm."""
-    if os.name == "nt" or not suffix[1:].isdecimal():
-        return False
-    try:
-        os.kill(int(suffix[1:]), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):
-        pass
-    return False
-
-
-@contextmanager
-def staged_folder(folder: Path, last: str) -> Iterator[Path]:
-    """A temporary folder in `folder`, whose files take their places there, one by one, when the block ends well.
-
-    Whoever reads `folder`, at whatever moment, finds whole files, each the old one or the new one.
-
-    Args:
-        last: name of the file that makes the folder complete; it comes last.
-    """
-    temporary = folder / ".staged.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        for file in sorted(temporary.rglob("*"), key=lambda path: path.name == last):
-            if file.is_file():
-                target = folder / file.relative_to(temporary)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                file.replace(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -126,16 +168,16 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: it does not hold a JSON object.
     """
     try:
-        found = json.loads(read_text(path))
+        content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path} cannot be read as JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path} must hold a JSON object, and holds a {type(found).__name__}.")
-    return found
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, and holds a {type(content).__name__}.")
+    return content
 
 
 def portable(word: str) -> str:
-    """A word as it may be written down: of an absolute path the last part, anything else as it is."""
+    """A word without the folders of this machine: the last part of an absolute path, any other word as it is."""
     return Path(word).name if Path(word).is_absolute() else word
 
 

@@ -94,6 +94,18 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         stock = ConsistencyModelPipeline(unet=self.unet, scheduler=self.scheduler.to_stock())
         stock.save_pretrained(save_directory, **kwargs)
 
+    # As diffusers has them, for networks that are no ModelMixin, too.
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return next(self.unet.parameters()).dtype
+
     @property
     def num_timesteps(self) -> int:
         """The number of steps of the last call, as in other pipelines."""
@@ -118,7 +130,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         timesteps = self.scheduler.timesteps
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, t in enumerate(timesteps):
-                scaled = self.scheduler.scale_model_input(sample, t).to(self.unet.dtype)
+                scaled = self.scheduler.scale_model_input(sample, t).to(self.dtype)
                 output = self.unet(scaled, t, class_labels=labels, return_dict=False)[0]
                 # The sample stays in float32 whatever the network computes in.
                 estimate = edit(self.scheduler.estimate(output.float(), sample))
@@ -143,7 +155,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
             raise ValueError("this model has no sample_size in its config: give height and width.")
         native = native if isinstance(native, (tuple, list)) else (native, native)
         height, width = height or native[0], width or native[1]
-        factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        factor = 2 ** (len(getattr(self.unet.config, "block_out_channels", [1])) - 1)
         if height % factor or width % factor or min(height, width) < 1:
             raise ValueError(f"height and width must be multiples of {factor} for this model, got {height}x{width}.")
         return height, width

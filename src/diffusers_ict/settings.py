@@ -156,7 +156,7 @@ def _assignment(word: str) -> tuple[str, Any]:
     name, equals, value = word.partition("=")
     if not (name and equals):
         raise argparse.ArgumentTypeError(f"NAME=VALUE is wanted, got {word!r}")
-    return name, _plain(value)
+    return name, _plain(os.path.expanduser(value))
 
 
 def _plain(word: str) -> Any:

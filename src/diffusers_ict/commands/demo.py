@@ -1,35 +1,32 @@
 """Serve a page on this machine in which the browser draws with a consistency model.
 
-    python train_scripts/demo.py my-model --open                # a folder, or the id of a repository on the Hub
+    diffusers-ict demo my-model --open                # a folder, or the id of a repository on the Hub
 
-The page is the one of a Space that `publish.py --space` makes. Only this machine can reach it. Ctrl-C ends it.
+The page is that of a Space of `diffusers-ict publish --space`. Only this machine can reach it. Ctrl-C ends it.
 Exit codes: 0 ended by Ctrl-C, 2 no page; the reason is printed.
 """
 
+import argparse
 import tempfile
 import webbrowser
-from collections.abc import Sequence
 from pathlib import Path
 
-from ..settings import ArgumentParser
 from .export_onnx import WEIGHTS
-from .program import run_program
+from .program import argument, program
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Serve as the flags say; returns the exit code."""
-    return run_program("demo.py", lambda: _demo(argv))
-
-
-def _demo(argv: Sequence[str] | None) -> None:
-    parser = ArgumentParser("demo.py", __doc__)
-    parser.add_argument("model", help="folder or Hub id of a consistency pipeline")
-    parser.add_argument("--output_dir", type=Path, help="where the page is written, to be kept [a temporary folder]")
-    parser.add_argument("--weights", choices=WEIGHTS, default="fp32", help="how weights are stored [fp32]")
-    parser.add_argument("--webgpu", action="store_true", help="let the page offer WebGPU, too")
-    parser.add_argument("--port", type=int, default=0, help="of 127.0.0.1 [any that is free]")
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    options = parser.parse_args(argv)
+@program(
+    "demo.py",
+    __doc__,
+    argument("model", help="folder or Hub id of a consistency pipeline"),
+    argument("--output_dir", type=Path, help="where the page is written, to be kept [a temporary folder]"),
+    WEIGHTS,
+    argument("--webgpu", action="store_true", help="let the page offer WebGPU, too"),
+    argument("--port", type=int, default=0, help="of 127.0.0.1 [any that is free]"),
+    argument("--open", action="store_true", help="open the page in the browser"),
+)
+def main(options: argparse.Namespace) -> None:
+    """Serve as the flags say."""
     from ..files import check_writable
     from ..web.build import build_page
     from ..web.server import serve

@@ -4,9 +4,9 @@
     accelerate launch --quiet train_scripts/evaluate.py you/my-model --dataset_name cifar10 --metrics fid kid is pr
     python train_scripts/evaluate.py my-model --train_data_dir my_images --tune_sigmas 3
 
-Every step count and every average of the weights is measured on the same noise. A stopped evaluation continues where it
-was, and the figures do not depend on the number of processes (they share --cache_dir). Writes evaluation.json, which
-says what was measured, and evaluation.png; renews the model card. Exit codes: 0 done, 2 bad input.
+Every step count and every average of the weights is measured on the same noise, on any number of processes. Statistics
+of the real images are kept in --cache_dir for later evaluations. Writes evaluation.json, which says what was measured,
+and evaluation.png; renews the model card. Exit codes: 0 done, 2 bad input.
 """
 
 import sys

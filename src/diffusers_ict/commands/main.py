@@ -33,3 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print(f"diffusers-ict: the first word must be one of {', '.join(PROGRAMS)}, got {name}.", file=sys.stderr)
     return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

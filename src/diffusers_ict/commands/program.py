@@ -1,19 +1,51 @@
-"""Exit codes and error messages of all command line programs."""
+"""What all command line programs share: their flags, exit codes and error messages."""
 
+import argparse
+import functools
 import os
 import re
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..errors import TrainingDiverged, TrainingStopped, UserError
+from ..settings import ArgumentParser
 
 SETTING = re.compile(r"`(\w+)`")
 
 # How long the other processes of a machine wait before they complain, too. Bad input is the same for all, and once the
 # first one has ended, its launcher ends them, so that its sentence stands on the screen once.
 PATIENCE_SECONDS = 10.0
+
+
+def argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """An argument of a program, as for `argparse.ArgumentParser.add_argument`."""
+    return names, options
+
+
+def program(name: str, about: str | None, *arguments: tuple[tuple[str, ...], dict[str, Any]]) -> Callable:
+    """A decorator that makes main(argv=None), which returns the exit code, of a body that takes the parsed options.
+
+    Args:
+        name: in messages; about: the docstring of the program, for --help.
+    """
+
+    def decorate(body: Callable[[argparse.Namespace], int | None]) -> Callable[[Sequence[str] | None], int]:
+        def parse_and_run(argv: Sequence[str] | None) -> int | None:
+            parser = ArgumentParser(name, about)
+            for names, options in arguments:
+                parser.add_argument(*names, **options)
+            return body(parser.parse_args(argv))
+
+        @functools.wraps(body)
+        def main(argv: Sequence[str] | None = None) -> int:
+            return run_program(name, lambda: parse_and_run(argv))
+
+        return main
+
+    return decorate
 
 
 def as_flags(message: str) -> str:

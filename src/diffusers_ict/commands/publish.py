@@ -1,6 +1,6 @@
 """Publish a finished run on the Hub, or finish publishing one.
 
-    python train_scripts/publish.py my-model --hub_model_id someone/my-model
+    diffusers-ict publish my-model --hub_model_id someone/my-model
 
 Makes one commit with pipeline, variants, samples, recipe and model card, and none where nothing has changed. Text that
 people wrote into the card stays; --license replaces the licence that the card has. The card in the folder is renewed as
@@ -10,51 +10,73 @@ the next one does not send again what has arrived.
 Exit codes: 0 published, 2 not published.
 """
 
+import argparse
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
-from ..settings import ArgumentParser
-from .program import run_program
+from .program import argument, program
+
+NAME = "publish.py"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Publish as the flags say; returns the exit code."""
-    return run_program("publish.py", lambda: _publish(argv))
-
-
-def _publish(argv: Sequence[str] | None) -> None:
-    parser = ArgumentParser("publish.py", __doc__)
-    parser.add_argument("output_dir", type=Path, help="output folder of train_ict.py or convert.py")
-    parser.add_argument("--hub_model_id", required=True, help="user/name or organisation/name")
-    parser.add_argument("--hub_private_repo", action="store_true", help="create the repository private")
-    parser.add_argument("--license", help="of the weights, an identifier of the Hub such as cc0-1.0 [the card's]")
-    parser.add_argument("--attempts", type=int, default=5, help="tries of each request [5]")
-    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds until an upload is given up [1800]")
-    parser.add_argument("--space", action="store_true", help="also make a Space: a page that draws in the browser")
-    options = parser.parse_args(argv)
-    for name, least in (("attempts", 1), ("timeout", 0)):
-        if not getattr(options, name) >= least:
-            raise UserError(f"`{name}` must be at least {least}, got {getattr(options, name)}.")
+@program(
+    NAME,
+    __doc__,
+    argument("output_dir", type=Path, help="output folder of `diffusers-ict train` or `convert`"),
+    argument("--hub_model_id", required=True, help="user/name or organisation/name"),
+    argument("--hub_private_repo", action="store_true", help="create the repository private"),
+    argument("--license", help="of the weights, an identifier of the Hub such as cc0-1.0 [the card's]"),
+    argument("--timeout", type=float, default=1800.0, help="seconds until an upload is given up [1800]"),
+    argument("--space", action="store_true", help="also make a Space: a page that draws in the browser"),
+)
+def main(options: argparse.Namespace) -> None:
+    """Publish as the flags say."""
+    if not 0 <= options.timeout <= threading.TIMEOUT_MAX:
+        raise UserError(f"`timeout` must be at least 0 and finite, got {options.timeout}.")
     from huggingface_hub.constants import ENDPOINT
+    from huggingface_hub.utils.logging import set_verbosity_error
 
     from ..hub.publish import publish, space_of
     from ..web.space import make_space
 
-    address = publish(
-        options.output_dir,
-        options.hub_model_id,
-        license=options.license,
-        make_space=partial(make_space, repo_id=options.hub_model_id) if options.space else None,
-        token=os.environ.get("HF_TOKEN"),
-        private=options.hub_private_repo or None,
-        attempts=options.attempts,
-        timeout=options.timeout,
-        progress=sys.stderr.isatty(),
-    )
+    set_verbosity_error()  # the client tells of every repeated request
+    repo_id = options.hub_model_id
+    with _deadline(options.timeout, repo_id):
+        address = publish(
+            options.output_dir,
+            repo_id,
+            license=options.license,
+            private=options.hub_private_repo or None,
+            make_space=partial(make_space, repo_id=repo_id) if options.space else None,
+        )
     print(f"Published at {address}")
     if options.space:
-        print(f"Draw with it at {ENDPOINT}/spaces/{space_of(options.hub_model_id)}")
+        print(f"Draw with it at {ENDPOINT}/spaces/{space_of(repo_id)}")
+
+
+@contextmanager
+def _deadline(seconds: float, repo_id: str) -> Iterator[None]:
+    """End the program after so many seconds: what hangs in threads or native code of the client has no other end."""
+
+    def give_up() -> None:
+        print(
+            f"{NAME}: {repo_id} was not published: the upload took longer than {seconds:g} seconds; publish again with "
+            "a larger --timeout, and files that have arrived are not sent again.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from ..errors import UserError, first_line
 from ..formulas.preconditioning import DIFFUSION_SIGMA_DATA
 from ..formulas.time_embedding import fast_columns
-from ..hub.check_repository import file_of
+from ..hub.fetch import fetch_file
 from ..hub.metadata import ConversionMetadata
 from ..pipeline_consistency import ConsistencyPipeline, load_pipeline
 from ..scheduling_ict import ICTScheduler
@@ -99,7 +99,7 @@ def _from_repository(source: str, intermediate_sigmas: list[float] | None) -> Co
 def _prediction(source: str) -> str | None:
     """What a repository says that it was before it was converted, if it is a diffusion model and was not trained."""
     try:
-        file = file_of(source, ConversionMetadata.file_name)
+        file = fetch_file(source, ConversionMetadata.file_name)
     except (UserError, HfHubHTTPError, OfflineModeIsEnabled):  # the pipeline came from the cache
         return None
     return None if file is None else ConversionMetadata.read(file.parent).prediction

@@ -1,18 +1,31 @@
 from .extractors import Extractor, make_extractor
-from .metrics import Moments, frechet_distance, inception_score, kernel_distance
-from .neighbours import Coverage, coverage_measures, precision_recall
-from .tuning import greedy_levels, ternary_search
+from .features import Features
+from .metrics import (
+    Moments,
+    coverage_measures,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+)
+from .selection import FID, IS, KID, PR, Metric
+from .tuning import ternary_search, tune
 
 __all__ = [
-    "Coverage",
+    "FID",
+    "IS",
+    "KID",
+    "PR",
     "Extractor",
+    "Features",
+    "Metric",
     "Moments",
     "coverage_measures",
     "frechet_distance",
-    "greedy_levels",
     "inception_score",
     "kernel_distance",
     "make_extractor",
     "precision_recall",
     "ternary_search",
+    "tune",
 ]

@@ -3,6 +3,8 @@
 import hashlib
 import importlib
 import importlib.util
+import io
+import runpy
 import sys
 import types
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -30,15 +33,40 @@ class Extractor:
 
     Attributes:
         name: in words; weights: SHA-256 of its weights, or of its file; resize: what it does to an image's size.
-        features: uint8 [n, C, H, W] on any device -> (features [n, d], logits [n, classes] or None) on the CPU.
+        network: uint8 [n, C, H, W] on `device` -> features [n, d], or a pair of features and logits [n, classes].
         frechet: the name of a Frechet distance of its features. "fid" is for the network of the papers alone.
     """
 
     name: str
     weights: str
     resize: str
-    features: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    network: Callable[[Tensor], Any]
+    device: torch.device
     frechet: str = "frechet"
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """uint8 [n, C, H, W] on any device -> (features, logits or None), float32 on the CPU.
+
+        Raises:
+            UserError: the network fails, or returns something else.
+        """
+        try:
+            out = self.network(images.to(self.device))
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # a user's file raises what it likes
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"{self.name} fails for images {tuple(images.shape)}: {reason}") from error
+        features, logits = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
+        for what, x in [("features", features)] + ([] if logits is None else [("logits", logits)]):
+            if not isinstance(x, Tensor) or x.is_complex() or x.ndim != 2 or len(x) != len(images):
+                shown = tuple(x.shape) if isinstance(x, Tensor) else f"an object of type {type(x).__name__}"
+                raise UserError(
+                    f"{self.name} must return a tensor of features [n, d], or a pair of features and logits "
+                    f"[n, classes], got {shown} as {what} of {len(images)} images."
+                )
+        return features.float().cpu(), None if logits is None else logits.float().cpu()
 
 
 def make_extractor(name: str, weights: str | None = None, device: torch.device | str = "cpu") -> Extractor:
@@ -65,85 +93,63 @@ def make_extractor(name: str, weights: str | None = None, device: torch.device |
 
 
 def colour(images: Tensor) -> Tensor:
-    """Images of three channels: grey ones are repeated.
-
-    Raises:
-        UserError: neither one channel nor three.
-    """
+    """Images of three channels: grey ones are repeated; others are refused."""
     if images.shape[1] not in (1, 3):
         raise UserError(f"this extractor takes grey or RGB images, got {images.shape[1]} channels.")
     return images.expand(-1, 3, -1, -1)
 
 
 def _pixels(weights: str | None, device: torch.device) -> Extractor:
-    return Extractor(
-        "raw pixels in [0, 1]", "none", "none", lambda images: (images.cpu().flatten(1).float() / 255, None)
-    )
+    return Extractor("raw pixels in [0, 1]", "none", "none", lambda x: x.flatten(1).float() / 255, device)
 
 
 def _inception(weights: str | None, device: torch.device) -> Extractor:
     """The Inception network of published FIDs, with the resize of its TensorFlow original, by torch-fidelity."""
-    layers = ["2048", "logits_unbiased"]
-    module = _inception_module()
-    state = _inception_weights(weights)
-    # Its constructor would unpickle whatever a file holds; here it is handed tensors that were read safely.
-    setattr(module, "load_state_dict_from_url", lambda *args, **kwargs: state)  # noqa: B010
+    network = _inception_class()
+    # Its constructor would download, or unpickle whatever a file holds; here it reads tensors that were read safely.
+    state = io.BytesIO()
+    torch.save(_inception_weights(weights), state)
+    state.seek(0)
     try:
-        net = module.FeatureExtractorInceptionV3("inception", layers).to(device)
+        net = network("inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=state).to(device)
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"`extractor_weights` are not those of the FID Inception network: {reason}") from error
-
-    @torch.no_grad()
-    def features(images: Tensor) -> tuple[Tensor, Tensor]:
-        pooled, logits = net(colour(images).to(device))
-        return pooled.float().cpu(), logits.float().cpu()
-
-    resize = "299x299 bilinear, as TensorFlow 1"
-    return Extractor("Inception v3 (2015-12-05) of torch-fidelity", weights_hash(net), resize, features, "fid")
+    name, resize = "Inception v3 (2015-12-05) of torch-fidelity", "299x299 bilinear, as TensorFlow 1"
+    return Extractor(name, weights_hash(net), resize, lambda x: net(colour(x)), device, "fid")
 
 
-def _inception_module() -> types.ModuleType:
-    """torch-fidelity's Inception module, without the package around it, which needs torchvision."""
-    package = importlib.util.find_spec("torch_fidelity")
-    if package is None or package.submodule_search_locations is None:
-        raise UserError(
-            "`extractor` inception needs torch-fidelity: pip install --no-deps torch-fidelity (without --no-deps it "
-            "brings torchvision, which may replace torch)."
-        )
-
-    def ours(name: str) -> bool:
-        return name.split(".")[0] == "torch_fidelity"
-
-    before = {name: sys.modules.pop(name) for name in list(sys.modules) if ours(name)}
-    bare = types.ModuleType("torch_fidelity")
-    bare.__path__ = list(package.submodule_search_locations)
-    sys.modules["torch_fidelity"] = bare
+def _inception_class() -> Any:
+    """torch-fidelity's Inception, imported without the rest of its package, which needs torchvision."""
+    imported = "torch_fidelity" in sys.modules
+    if not imported:
+        package = importlib.util.find_spec("torch_fidelity")
+        if package is None:
+            raise UserError(
+                "`extractor` inception needs torch-fidelity: pip install --no-deps torch-fidelity (without --no-deps "
+                "it brings torchvision, which may replace torch)."
+            )
+        bare = sys.modules["torch_fidelity"] = types.ModuleType("torch_fidelity")
+        bare.__path__ = list(package.submodule_search_locations or [])
     try:
-        return importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    finally:  # a private copy of the module
-        for name in filter(ours, list(sys.modules)):
+        return importlib.import_module("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
+    finally:
+        for name in [name for name in sys.modules if not imported and name.split(".")[0] == "torch_fidelity"]:
             del sys.modules[name]
-        sys.modules.update(before)
 
 
 def _inception_weights(path: str | None) -> dict[str, Tensor]:
-    if path is None:
-        try:
-            return torch.hub.load_state_dict_from_url(INCEPTION_URL, map_location="cpu", weights_only=True)
-        except OSError as error:
-            raise UserError(
-                f"the Inception weights cannot be downloaded ({error}): fetch {INCEPTION_URL} on a machine that can, "
-                "and give the file as `extractor_weights`."
-            ) from error
     try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each format has its own kinds
-        raise UserError(f"`extractor_weights` {path} cannot be read: {first_line(error)}") from error
+        if path is None:
+            return torch.hub.load_state_dict_from_url(INCEPTION_URL, map_location="cpu", weights_only=True)
+        return load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:  # each format has its own classes
+        if path is not None:
+            raise UserError(f"`extractor_weights` {path} cannot be read: {first_line(error)}") from error
+        raise UserError(
+            f"the Inception weights cannot be downloaded ({first_line(error)}): fetch {INCEPTION_URL} on a machine "
+            "that can, and give the file as `extractor_weights`."
+        ) from error
 
 
 def _dinov2(weights: str | None, device: torch.device) -> Extractor:
@@ -161,62 +167,26 @@ def _dinov2(weights: str | None, device: torch.device) -> Extractor:
             "can, and give its folder as `extractor_weights`."
         ) from error
     mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (MEAN, STD))
-    side = 224
 
-    @torch.no_grad()
-    def features(images: Tensor) -> tuple[Tensor, None]:
-        x = colour(images).to(device).float()
-        x = interpolate(x, (side, side), mode="bicubic", antialias=True, align_corners=False)
+    def class_token(images: Tensor) -> Tensor:
+        x = interpolate(colour(images).float(), (224, 224), mode="bicubic", antialias=True, align_corners=False)
         x = x.round().clamp(0, 255) / 255  # as an image library returns it
-        return net((x - mean) / std).last_hidden_state[:, 0].float().cpu(), None
+        return net((x - mean) / std).last_hidden_state[:, 0]
 
-    resize = f"{side}x{side} bicubic, antialiased"
-    return Extractor(f"DINOv2, {net.config.hidden_size} features", weights_hash(net), resize, features, "fd_dinov2")
+    name, resize = f"DINOv2, {net.config.hidden_size} features", "224x224 bicubic, antialiased"
+    return Extractor(name, weights_hash(net), resize, class_token, device, "fd_dinov2")
 
 
 def _from_file(path: Path, device: torch.device) -> Extractor:
+    """An extractor of a user's own, whose code is run."""
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        call = _callable_of(path, device)
-    except (Exception, SystemExit) as error:  # a user's file raises what it likes
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"`extractor` {path} cannot be loaded: {reason}") from error
-
-    @torch.no_grad()
-    def features(images: Tensor) -> tuple[Tensor, Tensor | None]:
-        try:
-            out = call(images.to(device))
-        except (Exception, SystemExit) as error:
-            shape = tuple(images.shape)
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise UserError(f"{path.name} fails for images {shape}: {reason}") from error
-        found, logits = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
-        return _row_each(path.name, "features", found, len(images)), (
-            None if logits is None else _row_each(path.name, "logits", logits, len(images))
-        )
-
-    return Extractor(path.name, digest, f"as in {path.name}", features)
-
-
-def _row_each(name: str, what: str, found: Any, count: int) -> Tensor:
-    """A result of a user's extractor, float [n, d] on the CPU."""
-    if not isinstance(found, Tensor) or found.is_complex() or found.ndim != 2 or len(found) != count:
-        shown = tuple(found.shape) if isinstance(found, Tensor) else f"an object of type {type(found).__name__}"
-        raise UserError(
-            f"{name} must return a tensor of features [n, d], or a pair of features and logits [n, classes], got "
-            f"{shown} as {what} of {count} images."
-        )
-    return found.float().cpu()
-
-
-def _callable_of(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
-    if path.suffix == ".pt2":
-        return torch.export.load(path).module().to(device)
-    spec = importlib.util.spec_from_file_location(f"extractor_{path.stem}", path)
-    assert spec is not None  # its name ends in .py
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, "features", None)):
-        raise ImportError("it must define a function features(images, device)")
-    return lambda images: module.features(images, device)
+        if path.suffix == ".pt2":
+            network = torch.export.load(path).module().to(device)
+            return Extractor(path.name, digest, f"as in {path.name}", network, device)
+        function = runpy.run_path(str(path)).get("features")
+        if not callable(function):
+            raise ImportError("it must define a function features(images, device)")
+    except (Exception, SystemExit) as error:
+        raise UserError(f"`extractor` {path} cannot be loaded: {type(error).__name__}: {first_line(error)}") from error
+    return Extractor(path.name, digest, f"as in {path.name}", lambda images: function(images, device), device)

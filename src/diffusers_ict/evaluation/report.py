@@ -1,33 +1,16 @@
-"""The report of an evaluation, from which a model card and a plot are made."""
+"""The plot of an evaluation's report."""
 
 import math
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_file, write_json
+from ..files import atomic_file
 
-TITLES = {
-    "fid": "FID",
-    "frechet": "Frechet distance",
-    "fd_dinov2": "FD-DINOv2",
-    "kid": "KID",
-    "inception_score": "Inception score",
-    "precision": "Precision",
-    "recall": "Recall",
-    "density": "Density",
-    "coverage": "Coverage",
-}
-
-
-def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Write evaluation.json, and evaluation.png beside it, each atomically."""
-    write_json(folder / "evaluation.json", report)
-    if any(row["num_inference_steps"] for row in report["rows"]):
-        plot_quality(report, folder / "evaluation.png")
+TITLES = {"fid": "FID", "frechet": "Frechet distance", "fd_dinov2": "FD-DINOv2", "kid": "KID"}
 
 
 def plot_quality(report: dict[str, Any], target: Path) -> None:
-    """Each metric against the number of steps, one line for each average of the weights, as PNG."""
+    """Each metric against the number of steps, one line for each average of the weights, as PNG, atomically."""
     from matplotlib.figure import Figure  # no global state and no display
 
     rows = report["rows"]
@@ -36,26 +19,26 @@ def plot_quality(report: dict[str, Any], target: Path) -> None:
     lines = math.ceil(len(names) / columns)
     figure = Figure(figsize=(4 * columns, 3 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flat
+    variants = list(dict.fromkeys(row["variant"] for row in rows))
     for panel, name in zip(panels, names):
-        for variant in dict.fromkeys(row["variant"] for row in rows):
-            mine = [row for row in rows if row["variant"] == variant]
-            steps = [row["num_inference_steps"] for row in mine]
-            deviations = [row["metrics"].get(f"{name}_std", 0.0) for row in mine]
-            values = [row["metrics"][name] for row in mine]
-            panel.errorbar(steps, values, deviations, marker="o", capsize=3, label=variant or "published")
+        for variant in variants:
+            points = [
+                (row["num_inference_steps"], row["metrics"][name], row["metrics"].get(f"{name}_std", 0.0))
+                for row in rows
+                if row["variant"] == variant
+            ]
+            panel.errorbar(*zip(*points), marker="o", capsize=3, label=variant or "published")
         better = "higher" if name in report["higher_is_better"] else "lower"
         counts = sorted({row["num_inference_steps"] for row in rows})
+        panel.axhline(0, color="none")  # so that differences are seen in proportion
         panel.set(xlabel="sampling steps", xticks=counts, xlim=(counts[0] - 0.4, counts[-1] + 0.4))
-        panel.set_title(f"{TITLES.get(name, name)}\n({better} is better)", fontsize=10)
-        # From 0, so that differences are seen in proportion, with room for markers at either end.
-        low, high = (edge(0, limit) for edge, limit in zip((min, max), panel.get_ylim()))
-        panel.set_ylim(low - 0.04 * (high - low), high + 0.04 * (high - low))
+        title = TITLES.get(name, name.replace("_", " ").capitalize())
+        panel.set_title(f"{title}\n({better} is better)", fontsize=10)
     for panel in list(panels)[len(names) :]:
         panel.remove()
-    variants = len({row["variant"] for row in rows})
-    if variants > 1:
+    if len(variants) > 1:
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(variants, 4), fontsize=8)
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(len(variants), 4), fontsize=8)
     against = f"against {report['reference_images']:,} images of {report['dataset']}"
     figure.suptitle(f"{report['samples']:,} samples {against}, features: {report['extractor']}", fontsize=9)
     with atomic_file(target) as temporary:

@@ -1,10 +1,8 @@
-"""The samples of an evaluation: drawn by a pipeline, or read from a file. Each is a function of its index."""
+"""The samples of an evaluation, drawn by a pipeline. Each is a function of its number."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import list_repo_files
@@ -13,21 +11,14 @@ from torch import Tensor
 from ..data.draw import EVALUATION, derive_seed
 from ..data.images import Images
 from ..errors import UserError, first_line
-from ..hub.provenance import weights_hash
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 
 
 @dataclass(frozen=True)
 class Model:
-    """A pipeline to be sampled, with one of its averages of the weights.
-
-    Attributes:
-        variant: or None for the published weights; weights: SHA-256 of them.
-    """
+    """A pipeline to be sampled."""
 
     pipeline: ConsistencyPipeline
-    variant: str | None
-    weights: str
 
     @property
     def classes(self) -> int | None:
@@ -43,66 +34,64 @@ class Model:
 
 
 def load_model(repository: str, variant: str | None, device: torch.device) -> Model:
-    """A consistency pipeline by path or Hub id.
+    """A consistency pipeline by path or Hub id, with one of its averages of the weights; None is the published one.
 
     Raises:
         UserError: there is none, or a damaged one.
     """
-    pipeline = load_consistency(repository, variant).to(device)
-    return Model(pipeline, variant, weights_hash(pipeline.unet))
+    return Model(load_consistency(repository, variant).to(device))
 
 
 def list_variants(repository: str) -> list[str]:
-    """The variants of the weights that a repository holds."""
+    """The variants of the weights that a folder or a Hub repository holds.
+
+    Raises:
+        UserError: the Hub cannot be asked.
+    """
     folder = Path(repository)
-    names = [p.name for p in (folder / "unet").glob("*")] if folder.is_dir() else _published(repository)
-    parts = [name.split(".") for name in names if name.endswith(".safetensors")]
+    try:
+        files = map(str, folder.glob("unet/*")) if folder.is_dir() else list_repo_files(repository)
+        parts = [Path(name).name.split(".") for name in files if Path(name).match("unet/*.safetensors")]
+    except Exception as error:  # the Hub's classes, and those of its transport
+        raise UserError(f"the files of {repository} cannot be listed: {first_line(error)}") from error
     return sorted({part[1] for part in parts if len(part) == 3})
 
 
-def _published(repository: str) -> list[str]:
-    try:
-        return [name.removeprefix("unet/") for name in list_repo_files(repository) if name.startswith("unet/")]
-    except Exception as error:  # the Hub's kinds, and those of its transport
-        raise UserError(f"the files of {repository} cannot be listed: {first_line(error)}") from error
-
-
-def labels_of(model: Model, images: Images | None, seed: int) -> Callable[[int, int], Tensor | None]:
-    """Labels of samples (first, count): as frequent as in `images`, or each class in turn where that is None.
+def labels_of(model: Model, images: Images | None, seed: int) -> Callable[[Tensor], Tensor | None]:
+    """Labels of samples by their numbers: as frequent as in `images`, or each class in turn where that is None.
 
     Raises:
         UserError: the data has other classes than the model.
     """
     classes = model.classes
     if classes is None:
-        return lambda start, size: None
+        return lambda numbers: None
     if images is None:
-        return lambda start, size: torch.arange(start, start + size) % classes
+        return lambda numbers: numbers % classes
     if images.num_classes != classes or images.labels is None:
         raise UserError(
             f"the model has {classes} classes and the data has {images.num_classes or 'none'}; give "
             "`label_column`, or draw every class equally often with `labels` uniform."
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive_seed(seed, EVALUATION)))
-    shuffled = images.labels[order]
-    return lambda start, size: shuffled[torch.arange(start, start + size) % len(shuffled)]
+    shuffled = images.labels.cpu()[order]
+    return lambda numbers: shuffled[numbers % len(shuffled)]
 
 
-def drawer(
-    model: Model, labels: Callable[[int, int], Tensor | None], seed: int, levels: list[float]
-) -> Callable[[int, int], Tensor]:
-    """A function that draws samples (first, count) through the noise levels `levels`: uint8 [n, C, H, W].
+def drawer(model: Model, images: Images | None, seed: int, levels: list[float]) -> Callable[[Tensor], Tensor]:
+    """A function that draws the samples of given numbers [n] through the noise levels `levels`: uint8 [n, C, H, W].
 
-    Every sample has noise of its own, which depends on the seed and its index alone. So step counts and variants are
-    compared on the same noise, and figures depend neither on the batch size nor on the number of processes.
+    Every sample has noise of its own, which depends on the seed and its number alone, and a label by `labels_of`. So
+    step counts and variants are compared on the same noise, and figures depend neither on the batch size nor on the
+    number of processes.
     """
-    pipeline = model.pipeline
+    pipeline, labels = model.pipeline, labels_of(model, images, seed)
 
-    def draw(start: int, size: int) -> Tensor:
-        seeds = [derive_seed(seed, EVALUATION, index) for index in range(start, start + size)]
+    def draw(numbers: Tensor) -> Tensor:
+        seeds = [derive_seed(seed, EVALUATION, number) for number in numbers.tolist()]
         generators = [torch.Generator(pipeline.device).manual_seed(own) for own in seeds]
         (drawn,) = pipeline(
-            size, labels(start, size), sigmas=levels, generator=generators, output_type="pt", return_dict=False
+            len(seeds), labels(numbers), sigmas=levels, generator=generators, output_type="pt", return_dict=False
         )
         if not drawn.isfinite().all():
             raise UserError(
@@ -111,15 +100,3 @@ def drawer(
         return (drawn * 255).round().to(torch.uint8)  # as PIL images are made
 
     return draw
-
-
-def describe_model(model: Model, seed: int, labels: str) -> dict[str, Any]:
-    """Everything but the noise levels that determines the samples of a model."""
-    config = model.pipeline.scheduler.config
-    constants = {key: config[key] for key in ("sigma_min", "sigma_max", "sigma_data", "s_noise", "clip_denoised")}
-    return {"weights": model.weights, **constants, "seed": seed, "labels": labels}
-
-
-def describe_images(images: Images) -> dict[str, Any]:
-    """The same for images of a file."""
-    return {"pixels": hashlib.sha256(images.pixels.numpy().data).hexdigest(), "shape": list(images.pixels.shape)}

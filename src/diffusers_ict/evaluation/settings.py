@@ -6,7 +6,6 @@ from ..data.settings import DataSettings
 from ..settings import setting
 
 MOST = 10_000_000  # images: the features of so many do not fit into memory
-IMAGE_FILES = (".npz", ".parquet", ".arrow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +20,11 @@ class EvaluationSettings(DataSettings):
     num_samples: int = setting(50_000, "images drawn for each row", at_least=1, below=MOST)
     labels: str = setting("data", "classes as frequent as in the data, or equally", choices=("data", "uniform"))
     seed: int = setting(0, "of the noise and the labels", at_least=0)
-    batch_size: int = setting(250, "images at once", at_least=1)
+    batch_size: int = setting(250, "images at once, on each process", at_least=1)
     extractor: str = setting("inception", "inception, dinov2, pixels, or a .py or .pt2 file, whose code is run")
     extractor_weights: str | None = setting(None, "a local file or folder instead of a download")
-    tune_sigmas: int | None = setting(None, "first search the noise levels for 2 to so many steps")
+    tune_sigmas: int | None = setting(None, "first search the noise levels for 2 to so many steps", at_least=2, below=9)
     tune_metric: str = setting("fid", "what the levels are chosen by", choices=("fid", "kid", "is"))
     tune_samples: int | None = setting(None, "images for each level tried [num_samples]", at_least=1, below=MOST)
     output_dir: str | None = setting(None, "where evaluation.json goes [the model, if it is a folder]")
-    cache_dir: str | None = setting(None, "reference statistics and unfinished work [~/.cache/diffusers-ict]")
+    cache_dir: str | None = setting(None, "where reference statistics are kept [~/.cache/diffusers-ict]")

@@ -14,15 +14,19 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from jinja2 import TemplateError
 
 from ..errors import UserError, first_line
 from ..files import read_text, write_text
 from ..objectives import objective_class
-from ..stock_key import STOCK_KEY
+from ..objectives.base import Objective
 from . import sections
 from .metadata import ConversionMetadata, RunMetadata
 
 TEMPLATES = resources.files(__package__) / "templates"
+PIPELINE = TEMPLATES / "pipeline.py"  # sampling at any noise levels for those who have diffusers only
+COMMON = {"library_name": "diffusers", "pipeline_tag": "unconditional-image-generation"}
+TAGS = ["diffusers", "consistency-models", "diffusers-ict", "image-generation"]
 SPACE = "space"  # the section with the link to a Space, which other cards do not have
 SECTION = re.compile(r"<!-- diffusers-ict:(\w+)(?: ([0-9a-f]{12}))? -->\n(.*?)<!-- /diffusers-ict -->\n?", re.S)
 
@@ -41,19 +45,18 @@ def make_card(folder: Path, repo_id: str, license: str | None = None, space_id: 
     """
     trained = (folder / RunMetadata.file_name).is_file()
     name = repo_id.rstrip("/").split("/")[-1]
+    template = (TEMPLATES / ("trained.md" if trained else "converted.md")).read_text("utf-8")
     try:
-        data, text = _trained(folder, name, license) if trained else _converted(folder, license)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:  # entries of other kinds than we write
-        if isinstance(error, UserError):
-            raise
+        data, facts = _trained(folder, name, license) if trained else _converted(folder, license)
+        facts |= {"model_name": name, "repo_id": repo_id, "space_id": space_id}
+        return ModelCard(sealed(ModelCard.from_template(data, template_str=template, **facts).content))
+    except UserError:
+        raise
+    except (AttributeError, LookupError, TypeError, ValueError, TemplateError) as error:  # entries of other types
         raise UserError(
             f"no model card can be made of the files in {folder}, one of which has other entries than it should "
             f"({type(error).__name__}: {first_line(error)}); restore them."
         ) from error
-    template = (TEMPLATES / ("trained.md" if trained else "converted.md")).read_text("utf-8")
-    names = {"model_name": name, "repo_id": repo_id, "space_id": space_id}
-    card = ModelCard.from_template(data, template_str=template, **names, **text)
-    return ModelCard(sealed(card.content))
 
 
 def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardData, dict[str, Any]]:
@@ -61,62 +64,43 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
     run = RunMetadata.read(folder)
     recipe = _read_recipe(folder)
     report = sections.entries(folder / "evaluation.json")
-    levels = sections.read_levels(folder, STOCK_KEY, recipe)
-    used = [objective_class(loss) for loss in _losses(run, recipe)]
-    method = f"an objective of its own, `{run.objective}`" if run.objective else f"[{used[0].method}]({used[0].paper})"
-    grids = sorted((folder / "samples").glob("*.png")) if (folder / "samples").is_dir() else []
+    grids = sorted((folder / "samples").glob("*.png"))
+    papers = _papers(run, recipe)
     data = ModelCardData(
         license=license or recipe.get("license"),
-        library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
-        tags=["diffusers", "consistency-models", "diffusers-ict", recipe["loss"], "image-generation"],
+        **COMMON,
+        tags=[*TAGS[:3], recipe["loss"], *TAGS[3:]],
         datasets=[run.dataset] if run.dataset_on_hub else None,
         base_model=run.base_model if run.base_model_on_hub else None,
         model_name=name,
         eval_results=sections.results(report) or None,
     )
     return data, {
-        **sections.describe_network(run.shape, run.classes, run.parameters, sections.class_names(folder)),
-        "resolution": run.shape[2],
-        "method": method,
-        "sample_grid": f"samples/{grids[-1].name}" if grids else None,
-        "second_sigma": sections.second_level(folder, levels),
-        "levels_note": sections.levels_note(levels),
+        **dataclasses.asdict(run),
+        **sections.describe_model(folder, _settings(recipe)),
+        "papers": papers,
+        "method_settings": recipe.get("objective") or {},
+        "sample_grid": grids[-1].name if grids else None,
         "variants": sorted(p.name.split(".")[1] for p in (folder / "unet").glob("*.*.safetensors")),
-        **_training(run),
-        "results": sections.table(report),
-        "quality_plot": "evaluation.png" if (folder / "evaluation.png").is_file() else None,
-        "inspection": sections.inspection(folder),
-        "citation": "\n".join(f"- {method.citation}" for method in used),
-    }
-
-
-def _losses(run: RunMetadata, recipe: dict[str, Any]) -> list[str]:
-    """The losses whose papers a card cites, its own first."""
-    if run.objective:
-        return ["ct"]
-    consistency = recipe.get("objective", recipe).get("consistency", "ct")  # older recipes have it beside the loss
-    own = [recipe["loss"], consistency] if recipe["loss"] == "act" else [recipe["loss"]]
-    return list(dict.fromkeys([*own, "ct"]))
-
-
-def _training(run: RunMetadata) -> dict[str, Any]:
-    """The values of the section on training."""
-    return {
-        "dataset": run.dataset,
-        "image_count": f"{run.images:,} images" if run.images else "a stream of images",
-        "classes": f"{run.classes} classes" if run.classes else "classes not used",
-        "base_model": run.base_model,
-        "steps": f"{run.steps:,}",
-        "batch_size": run.batch_size,
-        "images_seen": f"{run.images_seen:,}",
-        "hardware": run.hardware,
         "train_time": sections.duration(run.train_seconds),
-        "version": run.version,
-        "commit": f", commit {run.commit[:10]}" if run.commit else "",
-        "command": run.command,
-        "changes": [f"after step {c['step']}, `{c['setting']}` from {c['from']} to {c['to']}" for c in run.changes],
+        "report": report,
+        "metrics": [name for row in report.get("rows", [])[:1] for name in row["metrics"] if not name.endswith("_std")],
+        "quality_plot": (folder / "evaluation.png").is_file(),
+        "inspection": sections.entries(folder / "inspection.json"),
     }
+
+
+def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe by name, those of its block `objective` among the others."""
+    return {**recipe, **(recipe.get("objective") or {})}
+
+
+def _papers(run: RunMetadata, recipe: dict[str, Any]) -> list[type[Objective]]:
+    """The methods whose papers a card cites, the run's first."""
+    losses = [] if run.objective else [recipe["loss"]]
+    if losses == ["act"]:
+        losses.append(_settings(recipe).get("consistency", "ct"))
+    return [objective_class(loss) for loss in dict.fromkeys([*losses, "ct"])]
 
 
 def _converted(folder: Path, license: str | None) -> tuple[ModelCardData, dict[str, Any]]:
@@ -124,19 +108,11 @@ def _converted(folder: Path, license: str | None) -> tuple[ModelCardData, dict[s
     conversion = ConversionMetadata.read(folder)
     data = ModelCardData(
         license=license or conversion.license,
-        library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
-        tags=["diffusers", "consistency-models", "diffusers-ict", "image-generation"],
+        **COMMON,
+        tags=TAGS,
         base_model=conversion.source if conversion.source_on_hub else None,
     )
-    text = dataclasses.asdict(conversion)
-    if note := sections.levels_note(sections.read_levels(folder, STOCK_KEY, {})):
-        text["notes"] = [*conversion.notes, note]
-    names = sections.class_names(folder)
-    return data, {
-        **text,
-        **sections.describe_network(conversion.shape, conversion.classes, conversion.parameters, names),
-    }
+    return data, {**sections.describe_model(folder, {}), **dataclasses.asdict(conversion)}
 
 
 def read_card(text: str) -> ModelCard:
@@ -165,53 +141,59 @@ def merge(edited: str, fresh: str, license: str | None = None) -> str:
     Raises:
         UserError: the metadata of `edited` cannot be read.
     """
-    new = {match[1]: match for match in SECTION.finditer(fresh)}
+    new = {match[1]: match[0] for match in SECTION.finditer(fresh)}
     old = {match[1] for match in SECTION.finditer(edited)}
 
     def renewed(match: re.Match) -> str:
         untouched = match[2] == _hash(match[3])
-        return new[match[1]][0] if untouched and match[1] in new else match[0]
+        return new.get(match[1], match[0]) if untouched else match[0]
 
-    ours, theirs = read_card(fresh), read_card(edited)
-    body = SECTION.sub(renewed, theirs.text)
+    made, card = read_card(fresh).data.to_dict(), read_card(edited)
+    body, known = SECTION.sub(renewed, card.text), card.data.to_dict()
     if not old:  # written by hand or by another program: what we have to say comes after it
-        body = body.rstrip() + "\n\n" + "\n".join(match[0] for match in new.values())
+        body = body.rstrip() + "\n\n" + "\n".join(new.values())
     elif SPACE in new.keys() - old:
         start = next(SECTION.finditer(body)).start()
-        body = f"{body[:start]}{new[SPACE][0]}\n{body[start:]}"
-    known, made = theirs.data.to_dict(), ours.data.to_dict()
-    if license is not None and license != known.get("license"):
-        known = {key: value for key, value in known.items() if key not in ("license_name", "license_link")}
-        known["license"] = license
+        body = f"{body[:start]}{new[SPACE]}\n{body[start:]}"
+    replaced = {"license", "license_name", "license_link"} if license not in (None, known.get("license")) else set()
     if "model-index" in made:  # which holds the name, and is read back as such
-        known = {key: value for key, value in known.items() if key != "model_name"}
-        known["model-index"] = made["model-index"]
-    metadata = {**made, **known}
+        replaced |= {"model_name", "model-index"}
+    kept = {key: value for key, value in known.items() if key not in replaced}
+    metadata = {**made, **({"license": license} if "license" in replaced else {}), **kept}
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}"
 
 
-def write_card(
+def renewed_card(
     folder: Path, repo_id: str | None = None, license: str | None = None, space_id: str | None = None
-) -> None:
-    """Write the README.md of a trained or converted model, or renew it, and the pipeline.py that it speaks of.
+) -> str:
+    """The card of a trained or converted model, merged with the README.md of its folder, if there is one.
 
     Without `repo_id` it is the recipe's, or the folder's name. `license` replaces the one that the card has. A link to
     a Space stays where no `space_id` is given.
 
     Raises:
-        UserError: a file that the card is made from, or the card itself, is damaged; nothing is written.
+        UserError: a file that the card is made from, or the card itself, is damaged.
     """
     repo_id = repo_id or _read_recipe(folder).get("hub_model_id") or folder.resolve().name
     card = folder / "README.md"
     content = make_card(folder, repo_id, license, space_id).content
-    if card.exists():
-        try:
-            content = merge(read_text(card), content, license)
-        except UserError as error:
-            raise UserError(f"the model card {card} cannot be renewed: {error}") from error
-    # Sampling at any noise levels for those who have diffusers only.
-    write_text(folder / "pipeline.py", (TEMPLATES / "pipeline.py").read_text("utf-8"))
-    write_text(card, content)
+    if not card.exists():
+        return content
+    try:
+        return merge(read_text(card), content, license)
+    except UserError as error:
+        raise UserError(f"the model card {card} cannot be renewed: {error}") from error
+
+
+def write_card(folder: Path, repo_id: str | None = None) -> None:
+    """Write the README.md of a model's folder, or renew it as `renewed_card` does, and the pipeline.py it speaks of.
+
+    Raises:
+        UserError: as `renewed_card`; nothing is written.
+    """
+    content = renewed_card(folder, repo_id)
+    write_text(folder / "pipeline.py", PIPELINE.read_text("utf-8"))
+    write_text(folder / "README.md", content)
 
 
 def _read_recipe(folder: Path) -> dict[str, Any]:

@@ -23,16 +23,15 @@ class Metadata:
         """The metadata of a folder; entries of other versions are ignored.
 
         Raises:
-            FileNotFoundError: the folder has none.
             UserError: its file is no JSON object, or lacks an entry.
         """
-        items = dataclasses.fields(cls)  # type: ignore[arg-type]
+        names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
         entries = read_json(folder / cls.file_name)
-        defaults = {item.name: (item.default, item.default_factory) for item in items}
-        required = {name for name, default in defaults.items() if default == (dataclasses.MISSING,) * 2}
-        if missing := required - entries.keys():
-            raise UserError(f"{folder / cls.file_name} lacks {', '.join(sorted(missing))}.")
-        return cls(**{item.name: entries[item.name] for item in items if item.name in entries})
+        try:
+            return cls(**{name: entries[name] for name in names if name in entries})
+        except TypeError as error:
+            lacking = str(error).partition("argument")[2].lstrip("s: ")
+            raise UserError(f"{folder / cls.file_name} lacks {lacking}.") from error
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,16 @@ def hardware(accelerator: Accelerator) -> str:
 
 def code_commit() -> str | None:
     """Commit of this package's own checkout, or None where it was installed from elsewhere."""
-    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    file = Path(__file__).resolve()
+    tracked, head = ["ls-files", "--error-unmatch", file.name], ["rev-parse", "HEAD"]
     try:
-        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=False)
-        if tracked.returncode:
-            return None
-        found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git
+        said = [
+            subprocess.run(["git", "-C", file.parent, *words], capture_output=True, text=True, check=True).stdout
+            for words in (tracked, head)
+        ]
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no checkout
         return None
-    return found.stdout.strip() or None
+    return said[-1].strip()
 
 
 def weights_hash(module: nn.Module) -> str:

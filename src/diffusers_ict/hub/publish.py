@@ -7,36 +7,40 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
-from ..errors import UserError
-from .card import write_card
-from .licenses import check_license
-from .upload import PublishError
-
-# What others need of an output folder. Checkpoints and trackers' files are not uploaded.
-UPLOADED_FILES = (
-    "model_index.json",
-    "labels.json",
-    "recipe.yaml",
-    "run.json",
-    "conversion.json",
-    "log.jsonl",
-    "training.png",
-    "evaluation.json",
-    "evaluation.png",
-    "inspection.json",
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
 )
-UPLOADED_FOLDERS = ("unet", "scheduler", "samples", "discriminator")
-TIMEOUT_SECONDS = 1800.0  # of an upload, and of uploads that are under way when training ends
-UPLOAD = "from diffusers_ict.hub.upload import main; main()"
+from huggingface_hub.utils import get_session, validate_repo_id
+
+from ..errors import UserError, first_line
+from ..files import read_text, write_text
+from .card import PIPELINE, merge, read_card, renewed_card
+from .run_files import published_files
+
+# What the client's HTTP errors derive from, whichever transport it uses.
+TRANSPORT_ERRORS = (*HfHubHTTPError.__bases__, OSError)
+REASONS = {
+    401: "the token is missing or not valid; log in with `hf auth login`, or set HF_TOKEN",
+    403: "the token may not write there; use one with write access, or another name",
+    404: "there is no such user or organisation, or the token does not show it",
+}
+PROGRAM = "diffusers_ict.commands.main"
+SILENCE_SECONDS = 60.0  # of a Hub that takes a request and does not answer, or takes no more bytes
+
+
+class PublishError(UserError):
+    """Publishing failed. The message says why and what to do in one sentence, and never holds the token."""
 
 
 def check_repo_id(name: str | None) -> None:
@@ -57,163 +61,50 @@ def check_repo_id(name: str | None) -> None:
         )
 
 
-def stage(folder: Path, repo_id: str, license: str | None = None, space_id: str | None = None) -> Path:
-    """Copy what is to be published into a temporary folder, with its card renewed; the caller removes it.
-
-    Args:
-        license, space_id: as in `make_card`.
-
-    Raises:
-        UserError: `folder` holds neither a finished run nor a converted model, or one whose files cannot be read.
-        PublishError: the copy fails, as on a full disk; nothing of it is left.
-    """
-    kinds = [("run.json", "recipe.yaml"), ("conversion.json",)]
-    known = any(all((folder / name).is_file() for name in names) for names in kinds)
-    if not known or not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"{folder} must be the output folder of a training run or a conversion; it has no model_index.json, or "
-            "neither run.json with recipe.yaml nor conversion.json."
-        )
-    staged = None
-    try:
-        staged = Path(tempfile.mkdtemp(prefix="publish-"))
-        _copy(folder, staged)
-        write_card(staged, repo_id, license, space_id)
-        return staged
-    except BaseException as error:
-        if staged is not None:
-            shutil.rmtree(staged, ignore_errors=True)
-            if isinstance(error, UserError):  # the copy is gone, the original is to be mended
-                raise UserError(str(error).replace(str(staged), str(folder))) from error
-        if isinstance(error, OSError):
-            place = tempfile.gettempdir()
-            raise PublishError(f"{folder} could not be copied into {place} for publishing: {error}.") from error
-        raise
-
-
-def _copy(folder: Path, staged: Path) -> None:
-    for name in (*UPLOADED_FILES, "README.md"):
-        if (folder / name).is_file():
-            shutil.copy2(folder / name, staged / name)
-    for name in UPLOADED_FOLDERS:
-        if (folder / name).is_dir():
-            shutil.copytree(folder / name, staged / name)
-
-
-def push(
-    staged: Path,
-    repo_id: str,
-    *,
-    license: str | None = None,
-    token: str | None = None,
-    private: bool | None = None,
-    message: str = "Upload consistency model",
-    attempts: int = 5,
-    pause: float = 2.0,
-    timeout: float = TIMEOUT_SECONDS,
-    progress: bool = False,
-    space: bool = False,
-) -> str:
-    """Upload a staged folder as one commit, or none if the repository already holds it. Returns its address.
-
-    The client of the Hub runs in a process of its own, which is ended where it hangs, and ends with this process.
-
-    Args:
-        license: replaces the licence of the card that the repository has.
-        private: of a repository that has to be created.
-        attempts, pause: tries of each request, and seconds before the second, doubled each time.
-        timeout: seconds until the upload is given up.
-        progress: show the client's progress bars.
-        space: it is that of a static Space, not of a model.
-
-    Raises:
-        PublishError: after the last attempt, at once where another attempt is useless, or after `timeout`.
-    """
-    job = {
-        "staged": str(staged),
-        "repo_id": repo_id,
-        "license": license,
-        "token": token,  # neither in the arguments nor in the environment, which other users may see
-        "private": private,
-        "message": message,
-        "attempts": attempts,
-        "pause": pause,
-        "space": space,
-    }
-    answer = _ask(json.dumps(job), timeout, progress)
-    if answer is None:
-        raise PublishError(
-            f"{repo_id} was not published: the upload took longer than {timeout:g} seconds; publish again with a "
-            "larger `timeout`, and files that have arrived are not sent again."
-        )
-    if "failure" in answer:
-        raise PublishError(answer["failure"])
-    return answer["address"]
-
-
-def _ask(job: str, timeout: float, progress: bool) -> dict[str, str] | None:
-    """The answer of an upload process to a job, or None where it took too long."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HF_HUB_VERBOSITY": "error"}
-    with subprocess.Popen(
-        [sys.executable, "-c", UPLOAD],
-        stdin=subprocess.PIPE,  # stays open: the process ends with us
-        stdout=subprocess.PIPE,
-        stderr=None if progress else subprocess.DEVNULL,
-        env=environment,
-        encoding="utf-8",
-        start_new_session=True,  # Ctrl-C comes to us alone
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(f"{job}\n")
-            process.stdin.flush()
-            process.wait(timeout)
-            return json.loads(process.stdout.read())
-        except subprocess.TimeoutExpired:
-            return None
-        except (OSError, json.JSONDecodeError):
-            return {"failure": f"the upload ended before its time, with exit code {process.wait()}; publish again."}
-        finally:
-            process.kill()
-
-
 def publish(
     folder: Path,
     repo_id: str,
     *,
     license: str | None = None,
-    make_space: Callable[[Path, Path], None] | None = None,
-    **options: Any,
+    private: bool | None = None,
+    make_space: Callable[[Path, Path, str | None], None] | None = None,
 ) -> str:
-    """Stage and push a trained or converted model, then renew the card in its folder.
+    """Upload a trained or converted model as one commit, or none if the repository already holds it.
+
+    The card is merged with the one of the repository, and renewed in the folder. Returns the address.
 
     Args:
         license: of the weights; wins over the licence that the cards in the folder and on the Hub have.
-        make_space: make_space(model, folder) writes the files of a static Space for a staged model into an empty
+        private: of a repository that has to be created.
+        make_space: make_space(model, folder, license) writes the files of a static Space for a model into an empty
             folder. The Space, `space_of(repo_id)`, is pushed before the model, whose card links to it.
-        options: those of `push`.
 
     Raises:
-        UserError: a name or a licence that the Hub does not take, a folder without a model, or what `make_space`
-            raises; nothing is sent.
-        PublishError: as `stage` and `push`.
+        UserError: a name that the Hub does not take, a folder without a model, or what `make_space` raises; nothing is
+            sent.
+        PublishError: the Hub refuses the upload or does not answer. Large files that arrived are not sent again.
     """
     space_id = None if make_space is None else space_of(repo_id)
     check_repo_id(repo_id)
     check_repo_id(space_id or repo_id)
-    if license is not None:
-        check_license(license)
-    staged = stage(folder, repo_id, license, space_id)
-    try:
-        if make_space is not None:
-            _push_space(make_space, staged, repo_id, license=license, **options)
-        address = push(staged, repo_id, license=license, **options)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+    files: dict[str, Path | bytes] = {**published_files(folder)}
+    known = {"run.json", "recipe.yaml"} <= files.keys() or "conversion.json" in files
+    if not known or "model_index.json" not in files:
+        raise UserError(
+            f"{folder} must be the output folder of a training run or a conversion; it has no model_index.json, or "
+            "neither run.json with recipe.yaml nor conversion.json."
+        )
+    card = renewed_card(folder, repo_id, license, space_id)
+    if make_space is not None:
+        with tempfile.TemporaryDirectory(prefix="space-") as page:
+            make_space(folder, Path(page), ModelCard(card).data.license)
+            parts = {p.relative_to(page).as_posix(): p for p in Path(page).rglob("*") if p.is_file()}
+            _upload(parts, read_text(parts["README.md"]), space_of(repo_id), "space", private, license)
+    files["pipeline.py"] = PIPELINE.read_bytes()
+    address = _upload(files, card, repo_id, "model", private, license)
     if os.access(folder, os.W_OK):
         try:
-            write_card(folder, repo_id, license, space_id)
+            write_text(folder / "README.md", card)
         except OSError as error:
             warnings.warn(f"{repo_id} was published, but the card in {folder} was not renewed: {error}.", stacklevel=2)
     return address
@@ -224,61 +115,146 @@ def space_of(repo_id: str) -> str:
     return f"{repo_id}-demo"
 
 
-def _push_space(make_space: Callable[[Path, Path], None], staged: Path, repo_id: str, **options: Any) -> None:
-    with tempfile.TemporaryDirectory(prefix="space-") as folder:
-        make_space(staged, Path(folder))
-        push(Path(folder), space_of(repo_id), space=True, **{**options, "message": "Upload the page of a model"})
+def _upload(
+    files: Mapping[str, Path | bytes], card: str, repo_id: str, kind: str, private: bool | None, license: str | None
+) -> str:
+    """Create the repository, merge its card, and commit the files, by name. Returns the address of the repository."""
+    api, space = HfApi(), kind == "space"
+    with _told_in_one_sentence(repo_id):
+        get_session().timeout = SILENCE_SECONDS  # the client waits for ever by default
+        read_card(card).validate(repo_type=kind)  # an unknown licence is refused before the repository is made
+        sdk = "static" if space else None
+        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=kind, space_sdk=sdk)
+        contents = {**files, "README.md": _merged(card, repo_id, kind, api, license).encode()}
+        # Not `upload_folder`, which may spread many files over several commits.
+        operations = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
+        message = "Upload the page of a model" if space else "Upload consistency model"
+        api.create_commit(repo_id, operations, commit_message=message, repo_type=kind)
+    return f"{api.endpoint}/{'spaces/' * space}{repo_id}"
+
+
+def _merged(card: str, repo_id: str, kind: str, api: HfApi, license: str | None) -> str:
+    """The card of the repository with what is new in `card`."""
+    try:
+        path = api.hf_hub_download(repo_id, "README.md", repo_type=kind, force_download=True)
+    except LocalEntryNotFoundError:  # the Hub did not answer: it may have a card
+        raise
+    except EntryNotFoundError:
+        return card
+    try:
+        return merge(read_text(Path(path), f"the card of {repo_id} on the Hub"), card, license)
+    except UserError as error:
+        raise UserError(f"the card of {repo_id} on the Hub cannot be merged: {error}") from error
+
+
+@contextmanager
+def _told_in_one_sentence(repo_id: str) -> Iterator[None]:
+    """Raise PublishError for whatever goes wrong with the Hub, without the token."""
+    token = get_token() or ""
+    if not (token.isascii() and token.isprintable()):
+        raise PublishError(f"{repo_id} was not published: the token has characters that no token has; copy it again.")
+    try:
+        yield
+    except Exception as error:  # the client passes on what it meets in answers that it does not expect
+        sentence = f"{repo_id} was not published: {_reason(error).rstrip('.')}."
+        raise PublishError(sentence.replace(token, "(token)") if token else sentence) from None
+
+
+def _reason(caught: Exception) -> str:
+    """What went wrong, in some words."""
+    # The client wraps what goes wrong in its upload threads and in a forced download.
+    wrapped = isinstance(caught, (RuntimeError, ValueError)) and isinstance(caught.__cause__, TRANSPORT_ERRORS)
+    error = caught.__cause__ if wrapped else caught
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set"
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{Path(error.filename).name} cannot be read or written here: {error.strerror}"
+    if status is not None:
+        return REASONS.get(status, f"the Hub answered {status}; publish again later")
+    if isinstance(error, (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError)):
+        return "the Hub's answer cannot be read; publish again later"  # of a proxy in between, or without an entry
+    if isinstance(error, TRANSPORT_ERRORS):
+        return "the Hub cannot be reached; publish again later"
+    if type(error) is ValueError:  # by `validate`, and by the client's own test of the card
+        return f"the Hub refuses the card: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {first_line(error)}" if error else "the upload failed"
 
 
 class BackgroundPublisher:
-    """Pushes staged folders in a thread, one at a time; a newer one waiting replaces an older one."""
+    """Publishes the folder of a run that goes on: copies of it, by `diffusers-ict publish` in a process of its own.
 
-    def __init__(self, push_staged: Callable[[Path], str]) -> None:
-        self.push_staged = push_staged
-        self.lock = threading.Lock()
-        self.waiting: Path | Exception | None = None
-        self.thread: threading.Thread | None = None
+    There is one upload at a time. Whatever fails or hangs stays in that process, which ends with this one.
+
+    Args:
+        folder: output folder of the run.
+        private: of a repository that has to be created.
+    """
+
+    timeout = 1800.0  # seconds for an upload, and for what is under way when training ends
+
+    def __init__(self, folder: Path, repo_id: str, private: bool = False) -> None:
+        self.folder, self.repo_id, self.private = folder, repo_id, private
+        self.due = False
         self.failure: str | None = None
+        self.copy: tempfile.TemporaryDirectory | None = None
+        self.process: subprocess.Popen | None = None
+        atexit.register(self._wait, 0.0)
 
-    def submit(self, make_staged: Callable[[], Path]) -> None:
-        """Stage a folder and hand it over, without waiting for the upload. `finish` tells if staging failed."""
-        staged: Path | Exception
-        try:
-            staged = make_staged()
-            atexit.register(shutil.rmtree, staged, ignore_errors=True)  # where the program ends before the upload
-        except Exception as error:  # on a full disk training goes on
-            staged = error
-        with self.lock:
-            if isinstance(self.waiting, Path):
-                shutil.rmtree(self.waiting, ignore_errors=True)
-            self.waiting = staged
-            if self.thread is None:
-                self.thread = threading.Thread(target=self._work, daemon=True)
-                self.thread.start()
+    def submit(self) -> None:
+        """Publish the folder as it is now; while an upload is under way, as it is at the next call or at the end."""
+        self.due = True
+        if self.process is None or self.process.poll() is not None:
+            self._wait(0.0)
+            self._start()
 
-    def finish(self, timeout: float = TIMEOUT_SECONDS) -> str | None:
+    def finish(self) -> str | None:
         """Wait until nothing is under way, for `timeout` seconds at most; the last failure in one sentence, or None."""
-        thread = self.thread
-        if thread is not None:
-            thread.join(timeout)
-            if thread.is_alive():
-                return f"publishing did not end within {timeout:g} seconds."
+        end = time.monotonic() + self.timeout
+        self._wait(self.timeout)
+        if self.due:
+            self._start()
+            self._wait(end - time.monotonic())
         return self.failure
 
-    def _work(self) -> None:
-        while True:
-            with self.lock:
-                staged, self.waiting = self.waiting, None
-                if staged is None:
-                    self.thread = None
-                    return
-            try:
-                if isinstance(staged, Exception):
-                    raise staged
-                self.push_staged(staged)
-                self.failure = None
-            except Exception as error:  # a failed upload must never end the thread, whatever failed
-                self.failure = str(error) if isinstance(error, UserError) else f"publishing failed: {error!r}."
-            finally:
-                if isinstance(staged, Path):
-                    shutil.rmtree(staged, ignore_errors=True)
+    def _start(self) -> None:
+        """Copy the folder, whose files may change, and begin to publish the copy."""
+        self.due, self.failure = False, None
+        self.copy = tempfile.TemporaryDirectory(prefix="publish-")
+        model = Path(self.copy.name, "model")
+        words = ["publish", model, "--hub_model_id", self.repo_id, "--timeout", self.timeout]
+        try:
+            for name, file in published_files(self.folder).items():
+                (model / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, model / name)
+            with open(f"{self.copy.name}/said", "w", encoding="utf-8") as said:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", PROGRAM, *map(str, words), *["--hub_private_repo"] * self.private],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=said,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                    start_new_session=True,  # Ctrl-C comes to the run alone
+                )
+        except OSError as error:  # a full disk
+            self.failure = f"{self.repo_id} was not published: a copy of it cannot be made: {first_line(error)}."
+            self.copy.cleanup()
+
+    def _wait(self, seconds: float) -> None:
+        """Wait for the upload that is under way, if there is one, and end it if it takes longer."""
+        if self.process is None or self.copy is None:
+            return
+        try:
+            code = self.process.wait(max(0.0, seconds))
+            said = Path(self.copy.name, "said").read_text("utf-8").replace(f"{self.copy.name}/model", str(self.folder))
+            sentence = said.strip().rpartition("\n")[2].removeprefix("publish.py: ")
+            self.failure = (sentence or f"{self.repo_id} was not published: exit code {code}.") if code else None
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            self.failure = f"{self.repo_id} was not published: it took longer than {self.timeout:g} seconds."
+        finally:
+            self.process = None
+            self.copy.cleanup()

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 from diffusers import UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.batches import Batch
 from ..data.draw import FAKES, INIT, derive_seed
@@ -33,12 +33,16 @@ from .recipe import Recipe, find_shipped
 from .unets import discriminator_config
 
 
-def build_discriminator(recipe: Recipe, unet: UNet2DModel) -> ConsistencyDiscriminator:
+def build_discriminator(recipe: Recipe, unet: nn.Module) -> ConsistencyDiscriminator:
     """A fresh discriminator for the images of a UNet: of the recipe's config, or one like the UNet's encoder.
 
     Raises:
         UserError: no such config, or it does not fit the images or the classes.
     """
+    if not isinstance(unet, UNet2DModel):
+        raise UserError(
+            f"the discriminator of ACT is made for a UNet2DModel, got {type(unet).__name__}: use another loss."
+        )
     config = discriminator_config(dict(unet.config))
     name_or_path = recipe.discriminator_config_name_or_path
     if name_or_path is not None:

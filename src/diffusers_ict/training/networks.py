@@ -1,6 +1,7 @@
 """The networks of a run on their device, with what trains and averages them."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,12 @@ class Networks:
     adversary: Adversary | None
     averages: dict[float, Average]
     powers: dict[float, Average]
+
+
+def config_of(net: nn.Module) -> dict[str, Any]:
+    """The config of a network: that of diffusers' models is a mapping, others have objects or none."""
+    config = getattr(net, "config", {})
+    return dict(config) if isinstance(config, Mapping) else vars(config)
 
 
 def prepare_networks(

@@ -12,7 +12,6 @@ from ..files import public_name, staged_folder
 from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
 from ..hub.provenance import code_commit, hardware
-from ..hub.publish import stage
 from ..version import __version__
 from .checkpoint import describe_newest
 from .plots import plot_training
@@ -103,9 +102,10 @@ def export_run(run: Run, step: int) -> None:
         command=recipe.command(),
         changes=run.identity.changes,
     ).write(folder)
-    write_card(folder)
+    if (folder / "model_index.json").is_file():  # else nobody could follow what the card says of loading it
+        write_card(folder)
 
 
 def publish_run(run: Run) -> None:
     """Publish what was exported, in the background."""
-    run.publisher.submit(lambda: stage(run.output_dir, run.recipe.hub_model_id))
+    run.publisher.submit()

@@ -11,6 +11,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from diffusers import ModelMixin
 from filelock import BaseFileLock
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -24,7 +25,7 @@ from ..data.sampler import StepSampler, step_loader
 from ..data.stream import StreamedImages, stream_images
 from ..errors import TrainingStopped, UserError
 from ..files import write_text
-from ..hub.publish import BackgroundPublisher, check_repo_id, push
+from ..hub.publish import BackgroundPublisher, check_repo_id
 from ..objectives.act import ACT
 from ..objectives.base import Objective
 from ..pipeline_consistency import ConsistencyPipeline
@@ -35,7 +36,7 @@ from .adversary import build_discriminator
 from .ema import note_on_equal_averages
 from .estimate import describe
 from .log import Metrics
-from .networks import Networks, prepare_networks
+from .networks import Networks, config_of, prepare_networks
 from .optimization import make_schedule
 from .output_dir import check_output_dir, lock_output_dir
 from .recipe import Recipe
@@ -145,6 +146,11 @@ def open_run(
     _check_images(objective, data, batch_size)
 
     unet = make_unet(recipe, data, objective, start) if model is None else model
+    if recipe.push_to_hub and not isinstance(unet, ModelMixin):
+        raise UserError(
+            f"`push_to_hub` needs a model of diffusers, a ModelMixin whose repository others can load, got "
+            f"{type(unet).__name__}: leave it out."
+        )
     discriminator = build_discriminator(recipe, unet) if isinstance(objective, ACT) else None
     for note in () if start is None else start.notes:
         accelerator.print(note)
@@ -156,7 +162,7 @@ def open_run(
     networks = prepare_networks(recipe, accelerator, objective, scheduler, unet, discriminator)
     state = _state(networks, accelerator, data)
 
-    configs = {"unet": {**dict(getattr(unet, "config", {})), **unusual_constants(scheduler)}}
+    configs = {"unet": {**config_of(unet), **unusual_constants(scheduler)}}
     if discriminator is not None:
         configs["discriminator"] = dict(discriminator.config)
     facts = decisive(recipe, objective, own_objective, data.fingerprint(), batch_size, configs)
@@ -189,9 +195,7 @@ def open_run(
         steps=steps,
         identity=identity,
         metrics=_open_log(recipe, accelerator, first_step, seconds),
-        publisher=BackgroundPublisher(
-            lambda staged: push(staged, recipe.hub_model_id, private=recipe.hub_private_repo or None)
-        ),
+        publisher=BackgroundPublisher(Path(recipe.output_dir), recipe.hub_model_id, recipe.hub_private_repo),
         lock=lock,
     )
 

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from ..errors import UserError
-from ..hub.licenses import check_license
 from ..settings import setting
 
 
@@ -33,12 +32,10 @@ class RunSettings:
     hub_strategy: str = setting("end", "publish at the end, or at every checkpoint too", choices=("end", "checkpoint"))
 
     def check_publishing(self) -> None:
-        """Check the repository and the licence.
+        """Check the repository.
 
         Raises:
-            UserError: a repository without owner or name, or no licence that the Hub knows.
+            UserError: it has no owner or no name.
         """
         if self.push_to_hub and "/" not in (self.hub_model_id or ""):
             raise UserError(f"`push_to_hub` needs `hub_model_id` USER/NAME, got {self.hub_model_id or 'none'}.")
-        if self.license is not None:
-            check_license(self.license)

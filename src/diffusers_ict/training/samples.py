@@ -39,7 +39,7 @@ def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, se
         images: the data; its first images of each class are shown.
         count: images in a row; classes go round in order.
     """
-    device, classes = pipeline.unet.device, pipeline.unet.config.num_class_embeds
+    device, classes = pipeline.device, pipeline.unet.config.num_class_embeds
     labels = torch.arange(count) % classes if classes else None
     drawn = {}
     for steps in (1, 2):

@@ -10,7 +10,7 @@ import torch
 from ..errors import UserError
 from ..files import public_name, read_text, staged_folder, write_json
 from ..hub.card import read_card
-from ..hub.check_repository import file_of
+from ..hub.fetch import fetch_file
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 from .onnx import Exported, make_onnx
 from .runtime import runtime_archive, unpack_runtime
@@ -27,6 +27,7 @@ def build_page(
     dtype: str = "fp32",
     title: str | None = None,
     hub_model_id: str | None = None,
+    license: str | None = None,
     webgpu: bool = False,
 ) -> Exported:
     """Write the page of a model: the files of `page/`, model.onnx, model.json, check.bin and onnxruntime-web.
@@ -37,6 +38,7 @@ def build_page(
         dtype: how the ONNX file stores weights, "fp32" or "fp16".
         title: what the page is called, by default the name of the model.
         hub_model_id: the repository that the page links to, by default the model where it is one of the Hub.
+        license: of the weights, by default that of the model's card.
         webgpu: also the files that let visitors choose WebGPU.
 
     Returns:
@@ -54,7 +56,7 @@ def build_page(
         "repository": hub_model_id or (model if on_hub else None),
         **_images(pipeline),
         **_levels(pipeline),
-        "license": license_of(model),
+        "license": license or _license_of(model),
         "weights": dtype,
         "webgpu": webgpu,
         "check": {"file": CHECK, "sigma": pipeline.scheduler.config.sigma_max, "class_label": _label(pipeline)},
@@ -111,10 +113,10 @@ def _levels(pipeline: ConsistencyPipeline) -> dict[str, Any]:
     return {**known, "sampling_sigmas": [scheduler.sampling_sigmas(count).tolist() for count in steps]}
 
 
-def license_of(model: str) -> str | None:
+def _license_of(model: str) -> str | None:
     """The licence of a model's card, or None where nothing tells it."""
     try:
-        card = file_of(model, "README.md")
+        card = fetch_file(model, "README.md")
         return None if card is None else read_card(read_text(card)).data.license
     except UserError:  # the Hub does not answer, or people broke the card
         return None

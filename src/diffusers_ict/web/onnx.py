@@ -10,14 +10,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError, first_line
-from ..files import atomic_file
 from ..pipeline_consistency import ConsistencyPipeline
 from ..version import __version__
 
@@ -52,18 +50,6 @@ class Function(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
         return self.function(x, sigma, class_labels)
-
-
-def export_onnx(pipeline: ConsistencyPipeline, file: Path, dtype: str = "fp32", name: str = "model") -> Exported:
-    """Write what `make_onnx` makes into a file. There is none unless it agrees with the pipeline.
-
-    Raises:
-        UserError: as `make_onnx`.
-    """
-    exported = make_onnx(pipeline, dtype, name)
-    with atomic_file(file) as temporary:
-        temporary.write_bytes(exported.content)
-    return exported
 
 
 def make_onnx(pipeline: ConsistencyPipeline, dtype: str = "fp32", name: str = "model") -> Exported:

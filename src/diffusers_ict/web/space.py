@@ -6,7 +6,7 @@ from huggingface_hub import SpaceCard, SpaceCardData
 
 from ..files import write_text
 from ..hub.card import TEMPLATES, merge, sealed
-from .build import build_page, license_of
+from .build import build_page
 
 # With these the page is isolated, so that WebAssembly may use threads.
 HEADERS = {
@@ -16,24 +16,24 @@ HEADERS = {
 }
 
 
-def make_space(model: Path, folder: Path, *, repo_id: str) -> None:
-    """Write the page of a staged model and its README.md into an empty folder, as `publish` wants it.
+def make_space(model: Path, folder: Path, license: str | None, *, repo_id: str) -> None:
+    """Write the page of a model and its README.md into an empty folder, as `publish` wants it.
 
     Args:
-        repo_id: where the model is published.
+        license: of the weights; repo_id: where the model is published.
 
     Raises:
         UserError: as `build_page`.
     """
     title = repo_id.split("/")[-1]
-    build_page(str(model), folder, title=title, hub_model_id=repo_id)
+    build_page(str(model), folder, title=title, hub_model_id=repo_id, license=license)
     data = SpaceCardData(
         title=title,
         emoji="🎲",
         colorFrom="indigo",
         colorTo="pink",
         sdk="static",
-        license=license_of(str(model)),
+        license=license,
         models=[repo_id],
         tags=["consistency-models", "diffusers-ict", "image-generation", "onnx"],
         custom_headers=HEADERS,

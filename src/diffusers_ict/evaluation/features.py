@@ -1,0 +1,210 @@
+"""Features of images, extracted in batches by all processes; those of the real images are kept in one file."""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from ..data.images import Images
+from ..errors import UserError, first_line
+from ..files import atomic_file
+from ..hub.provenance import tensors_hash
+from ..progress import progress_bar
+from .extractors import Extractor
+from .metrics import Moments
+
+FORMAT = 4  # of what determines a reference
+ImagesByNumber = Callable[[Tensor], Tensor]  # numbers [n] -> images, uint8 [n, C, H, W]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What metrics read of a set of images.
+
+    Attributes:
+        moments: mean and covariance of the features.
+        features: [n, d] in the order of the images, or None where moments are enough.
+        logits: [n, classes], or None where the extractor gives none.
+    """
+
+    moments: Moments
+    features: Tensor | None = None
+    logits: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """An extractor that runs on all processes, on `batch_size` images of `shape`, (C, H, W), at once on each."""
+
+    extractor: Extractor
+    accelerator: Accelerator
+    batch_size: int
+    shape: tuple[int, int, int]
+
+    @cached_property
+    def widths(self) -> list[int]:
+        """Numbers of features, and of logits where there are any, of an image; a black one shows them."""
+        return [output.shape[1] for output in self._outputs(torch.zeros(1, *self.shape, dtype=torch.uint8))]
+
+    def __call__(self, images: ImagesByNumber, count: int, label: str, keep: bool) -> Features:
+        """Features of `count` images on the main process, and of none on the others.
+
+        Args:
+            label: of the progress bar.
+            keep: whether features and logits are kept. Otherwise memory does not grow with the number of images.
+
+        Raises:
+            UserError: the extractor gives numbers that are not finite, or not as many for each image.
+        """
+        accelerator, moments, kept = self.accelerator, Moments.of(torch.zeros(0, self.widths[0])), []
+        loader = accelerator.prepare(DataLoader(TensorDataset(torch.arange(count)), self.batch_size))
+        shown = accelerator.is_main_process
+        with progress_bar(count, "image", shown=shown, desc=label, delay=2, leave=False) as progress:
+            for (numbers,) in loader:
+                outputs = self._outputs(images(numbers.cpu()))
+                if [output.shape[1] for output in outputs] != self.widths:
+                    raise UserError(f"{self.extractor.name} must give as many numbers for every image.")
+                # In the order of the images, less those that fill up the last batch of the last process.
+                outputs = accelerator.gather_for_metrics([output.to(accelerator.device) for output in outputs])
+                progress.update(len(outputs[0]))
+                if accelerator.is_main_process:
+                    moments.update(outputs[0])
+                    kept += [[output.cpu() for output in outputs]] if keep else []
+        return Features(moments, *map(torch.cat, zip(*kept)))
+
+    def _outputs(self, images: Tensor) -> list[Tensor]:
+        outputs = [output for output in self.extractor.features(images) if output is not None]
+        if not all(output.isfinite().all() for output in outputs):
+            raise UserError(f"{self.extractor.name} gives features that are not numbers for these images.")
+        return outputs
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The real images of an evaluation.
+
+    Attributes:
+        description: dataset, split, images, shape, flipped, extractor, weights, resize, ...
+        features: of the images, on the main process; if `flipped`, every image counts twice.
+    """
+
+    description: dict[str, Any]
+    features: Features | None = None
+
+    @property
+    def hash(self) -> str:
+        """Of everything that determines the features; what a data set is called does not."""
+        facts = {name: value for name, value in self.description.items() if name not in ("dataset", "split")}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:20]
+
+    @property
+    def count(self) -> int:
+        """Images, counting mirrored ones."""
+        return self.description["images"] * (1 + self.description["flipped"])
+
+
+def describe_reference(images: Images, name: str, split: str, flipped: bool, extractor: Extractor) -> Reference:
+    """The reference of these images, without features as yet."""
+    facts = {"version": FORMAT, "dataset": name, "split": split, "images": len(images), "shape": list(images.shape)}
+    facts |= {"flipped": flipped, "fingerprint": images.fingerprint()}
+    return Reference(facts | {"extractor": extractor.name, "weights": extractor.weights, "resize": extractor.resize})
+
+
+def add_features(reference: Reference, images: Images, extract: Extraction, cache: Path, keep: bool) -> Reference:
+    """The reference with features, from `cache/reference-HASH.safetensors`, or computed and kept there.
+
+    Args:
+        keep: whether features are needed beside their mean and covariance.
+
+    Raises:
+        UserError: the file cannot be written; or see `Extraction`.
+    """
+    path, stored = cache / f"reference-{reference.hash}.safetensors", None
+    if extract.accelerator.is_main_process and path.exists():
+        try:
+            stored = _load(path).features
+        except UserError as error:
+            warnings.warn(f"{error} It is made again.", stacklevel=2)
+        if keep and stored is not None and stored.features is None:
+            stored = None
+    if broadcast_object_list([stored is not None])[0]:  # so that all processes take the same path
+        return replace(reference, features=stored)
+
+    def real(numbers: Tensor) -> Tensor:
+        pixels, _ = images.part(numbers % len(images))
+        mirrored = (numbers >= len(images)).to(pixels.device)
+        return torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+
+    reference = replace(reference, features=extract(real, reference.count, "reference", keep))
+    if extract.accelerator.is_main_process:
+        _save(path, reference)
+    return reference
+
+
+def read_reference(path: Path, extractor: Extractor, keep: bool) -> Reference:
+    """Read a reference of an earlier evaluation.
+
+    Raises:
+        UserError: no such file, a damaged one, one made with another extractor, or one without features where they
+            are needed.
+    """
+    reference = _load(path)
+    name, weights = (reference.description[key] for key in ("extractor", "weights"))
+    if (name, weights) != (extractor.name, extractor.weights):
+        raise UserError(
+            f"{path.name} holds features of {name} ({weights[:12]}) and samples would be measured with "
+            f"{extractor.name} ({extractor.weights[:12]}); use the same `extractor` and weights."
+        )
+    if keep and (reference.features is None or reference.features.features is None):
+        raise UserError(
+            f"{path.name} holds mean and covariance alone, which fid needs; give the real images for other `metrics`."
+        )
+    return reference
+
+
+def _save(path: Path, reference: Reference) -> None:
+    """Write a safetensors file, atomically, with a checksum of all it holds."""
+    assert reference.features is not None
+    moments, features = reference.features.moments, reference.features.features
+    tensors = {"mean": moments.mean, "covariance": moments.covariance}
+    tensors |= {} if features is None else {"features": features}
+    metadata = {"description": json.dumps(reference.description), "hash": reference.hash}
+    try:
+        with atomic_file(path) as temporary:
+            save_file(tensors, temporary, {**metadata, "checksum": _checksum(tensors, metadata)})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written: {first_line(error)}; give another `cache_dir`.") from error
+
+
+def _load(path: Path) -> Reference:
+    if not path.exists():
+        raise UserError(f"there is no file {path} of reference statistics.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata.pop("checksum", None) != _checksum(tensors, metadata):
+            raise KeyError("its checksum does not fit")
+        reference = Reference(json.loads(metadata["description"]))
+        moments = Moments(reference.count, tensors["mean"], tensors["covariance"] * (reference.count - 1))
+        return replace(reference, features=Features(moments, tensors.get("features")))
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(
+            f"{path} is not a file of reference statistics, or a damaged one: {first_line(error)}."
+        ) from error
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    return hashlib.sha256(f"{tensors_hash(tensors)} {json.dumps(metadata, sort_keys=True)}".encode()).hexdigest()

@@ -1,0 +1,22 @@
+"""The files of a model's folder: who writes them, and which of them are published."""
+
+from pathlib import Path
+
+WRITTEN_BY_RUNS = (
+    *("recipe.yaml", "run.json", "log.jsonl", "training.png", "samples", "labels.json", "README.md", "pipeline.py"),
+    *("model_index.json", "unet", "scheduler", "discriminator"),
+)
+WRITTEN_LATER = ("conversion.json", "evaluation.json", "evaluation.png", "inspection.json")
+NOT_PUBLISHED = ("checkpoint-*", "averages")  # of a run, too
+
+
+def run_contents(folder: Path) -> set[str]:
+    """The names in a folder that a run may have written; not the lock, nor files of others."""
+    return {path.name for pattern in (*WRITTEN_BY_RUNS, *NOT_PUBLISHED) for path in folder.glob(pattern)}
+
+
+def published_files(folder: Path) -> dict[str, Path]:
+    """The files of a run or a conversion that are published, by their paths within the repository."""
+    paths = [folder / name for name in (*WRITTEN_BY_RUNS, *WRITTEN_LATER)]
+    files = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
+    return {file.relative_to(folder).as_posix(): file for file in files}
