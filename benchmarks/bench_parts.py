@@ -87,7 +87,7 @@ def _png(pixels: np.ndarray, rng: np.random.Generator) -> bytes:
 def bench_checkpoint(options: argparse.Namespace) -> Iterator[Row]:
     """How long a checkpoint stops a run, against writing as many bytes to the same disk."""
     recipe, images = run_of(options, "iCT", "fp32", options.batch_sizes[0], False)
-    with open_run(recipe, images=images) as run, tempfile.TemporaryDirectory() as folder:
+    with open_run(recipe, dataset=images) as run, tempfile.TemporaryDirectory() as folder:
         tensors = run.state._tensors()
         size = sum(t.nbytes for part in tensors.values() for t in part.values())
         data = os.urandom(1 << 20)

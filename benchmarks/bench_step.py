@@ -27,8 +27,8 @@ from diffusers_ict.training.unets import read_config
 METHODS = {
     "iCT": {"loss": "ict"},
     "CT": {"loss": "ct"},
-    "ACT on CT": {"loss": "act", "consistency": "ct"},
-    "ACT on iCT": {"loss": "act", "consistency": "ict"},
+    "ACT on CT": {"loss": "act", "objective": {"consistency": "ct"}},
+    "ACT on iCT": {"loss": "act", "objective": {"consistency": "ict"}},
 }
 PRECISIONS = {
     "fp32": {},
@@ -218,7 +218,7 @@ def step_seconds(
     AcceleratorState._reset_state(reset_partial_state=True)  # it would keep the precision of the run before
     plain, Metrics.count_step = Metrics.count_step, count  # type: ignore[method-assign]
     try:
-        with open_run(recipe, images=images) as run:
+        with open_run(recipe, dataset=images) as run:
             train._train_steps(run, Interruption(run.accelerator))
     except TimingOver:
         pass

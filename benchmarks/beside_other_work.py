@@ -8,7 +8,6 @@ takes longer than --limit is stopped, and counted as far as it came. The machine
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -18,9 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from provenance import ROOT, heading, provenance
-from sklearn.datasets import load_digits
+from compare import write_digits
+from provenance import ROOT, heading, provenance, write_report
 
 from diffusers_ict.training.log import read_log
 
@@ -45,9 +43,7 @@ def main() -> None:
     options = parser.parse_args()
     rates: dict[str, dict[int, list[float]]] = {name: {n: [] for n in options.others} for name in options.settings}
     with tempfile.TemporaryDirectory() as temporary:
-        data = Path(temporary) / "digits.npz"
-        digits = load_digits()
-        np.savez(data, images=(digits.images * 255 / 16).round().astype(np.uint8), labels=digits.target)
+        data = write_digits(Path(temporary) / "digits.npz")
         for _ in range(options.repeats):
             for others in options.others:
                 for name in options.settings:
@@ -55,10 +51,7 @@ def main() -> None:
                         rates[name][others].append(steps_a_second(SETTINGS[name], data, options.steps, options.limit))
                     print(f"{name} beside {others}: {rates[name][others][-1]:.3g} steps a second", flush=True)
     report = {**provenance(), "steps_a_second": rates}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    options.output.with_suffix(".md").write_text("\n".join([f"{heading(report)}.", "", *table(rates)]) + "\n")
-    print("\n".join(table(rates)))
+    write_report(options.output, report, "\n".join([f"{heading(report)}.", "", *table(rates)]))
 
 
 def table(rates: dict[str, dict[int, list[float]]]) -> list[str]:

@@ -28,7 +28,7 @@ import yaml
 from compare_report import plot, table
 from diffusers import ConsistencyModelPipeline, DiffusionPipeline
 from measure import Extractor, evaluate, load_extractor
-from provenance import ROOT, provenance
+from provenance import ROOT, provenance, write_report
 from torch import Tensor
 
 from diffusers_ict import ConsistencyPipeline
@@ -41,21 +41,13 @@ METHODS = {
     PEER: [],
     "CT": ["--loss", "ct"],
     "iCT": ["--loss", "ict"],
-    "ACT on CT": ["--loss", "act", "--consistency", "ct"],
-    "ACT on CT, augmented": ["--loss", "act", "--consistency", "ct", "--augment"],
-    "ACT on iCT": ["--loss", "act", "--consistency", "ict"],
-    "ACT on iCT, augmented": ["--loss", "act", "--consistency", "ict", "--augment"],
+    "ACT on CT": "--loss act --objective consistency=ct".split(),
+    "ACT on CT, augmented": "--loss act --objective consistency=ct augment=true".split(),
+    "ACT on iCT": "--loss act --objective consistency=ict".split(),
+    "ACT on iCT, augmented": "--loss act --objective consistency=ict augment=true".split(),
 }
 # Settings that change what a step costs.
-COSTS = (
-    "--model_config_name_or_path",
-    "--train_batch_size",
-    "--loss",
-    "--consistency",
-    "--augment",
-    "--dropout",
-    "--coupling",
-)
+COSTS = "--model_config_name_or_path --train_batch_size --loss consistency augment --dropout --coupling".split()
 
 
 def arguments() -> argparse.Namespace:
@@ -92,8 +84,9 @@ def read_trials(path: Path) -> dict[str, list[str]]:
 
 
 def value_of(flag: str, flags: list[str]) -> str | None:
-    """The last value that is given for a flag."""
+    """The last value that is given for a flag, or as NAME=VALUE for a setting of the objective."""
     given = [value for word, value in zip(flags, [*flags[1:], "on"]) if word == flag]
+    given += [word.partition("=")[2] for word in flags if word.startswith(f"{flag}=")]
     return given[-1] if given else None
 
 
@@ -113,7 +106,7 @@ def steps_for(flags: list[str], options: argparse.Namespace, work: Path, threads
 
     Remembered in the work folder for all methods whose steps cost the same, so that they take equally many.
     """
-    cost = [program.stem, *(f"{flag[2:]} {value}" for flag in COSTS if (value := value_of(flag, flags)))]
+    cost = [program.stem, *(f"{flag.strip('-')} {value}" for flag in COSTS if (value := value_of(flag, flags)))]
     folder = work / ("calibrate " + ", ".join(cost).replace("/", "_"))
     known = work / f"{folder.name}.steps"
     if not known.exists():
@@ -253,11 +246,8 @@ def main() -> None:
         "methods": options.methods,
         "rows": rows,
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    options.output.with_suffix(".md").write_text(table(report))
+    write_report(options.output, report, table(report))
     plot(report, options.output.with_suffix(".png"))
-    print(table(report))
 
 
 def write_digits(path: Path) -> Path:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from provenance import ROOT, heading, provenance
+from provenance import ROOT, heading, provenance, write_report
 
 COLUMNS = {
     "recognised_1_all": "recognised, 1 step",
@@ -44,10 +44,7 @@ def main() -> None:
     lines.append("|" + "---|" * (len(COLUMNS) + 1))
     for row in rows:
         lines.append(f"| {row['seed']} | " + " | ".join(f"{row[key]:.4g}" for key in COLUMNS) + " |")
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    options.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_report(options.output, report, "\n".join(lines))
 
 
 if __name__ == "__main__":

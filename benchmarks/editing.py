@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from features import accuracy, fit_classifier
-from provenance import heading, provenance
+from provenance import heading, provenance, write_report
 from torch import Tensor
 
 from diffusers_ict import Colorize, ConsistencyEditPipeline, Edit, Inpaint, SuperResolve
@@ -38,9 +38,7 @@ def main() -> None:
     for model, data, name in zip(options.models, options.data, options.names):
         rows += measure(model, data, name, options.samples, options.seed)
     report = {**provenance(), "samples": options.samples, "seed": options.seed, "rows": rows}
-    options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    options.output.with_suffix(".md").write_text(table(report))
-    print(table(report))
+    write_report(options.output, report, table(report))
 
 
 def measure(model: str, data: str, name: str, count: int, seed: int) -> list[dict]:

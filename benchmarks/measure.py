@@ -16,7 +16,7 @@ import torch
 from diffusers import DiffusionPipeline
 from features import features as classifier_features
 from features import fit_classifier
-from provenance import heading, provenance
+from provenance import heading, provenance, write_report
 from torch import Tensor
 
 from diffusers_ict import ConsistencyPipeline
@@ -93,7 +93,6 @@ def main() -> None:
         "features": features,
         "rows": [{**training_of(Path(options.model)), "results": results}],
     }
-    options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     lines = [
         f"{heading(report)}, {options.samples} samples, {features}.",
         "",
@@ -101,8 +100,7 @@ def main() -> None:
     ]
     lines.append("|---|---|---|---|")
     lines += [f"| {n} | {r['frechet']:.3g} | {r['precision']:.2f} | {r['recall']:.2f} |" for n, r in results.items()]
-    options.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    write_report(options.output, report, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Where a figure comes from: every result file begins with this."""
 
+import json
 import os
 import platform
 import subprocess
@@ -28,3 +29,11 @@ def provenance() -> dict[str, str]:
 def heading(report: dict) -> str:
     """The same in one line of Markdown."""
     return f"`{report['command']}`, commit {report['commit'][:10]}, {report['hardware']}, torch {report['torch']}"
+
+
+def write_report(output: Path, report: dict, text: str) -> None:
+    """Write OUTPUT.json and OUTPUT.md, and print the text."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    output.with_suffix(".md").write_text(text.rstrip("\n") + "\n")
+    print(text)

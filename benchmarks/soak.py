@@ -6,7 +6,6 @@ python benchmarks/soak.py --minutes 120 --output benchmarks/results/soak
 
 import argparse
 import gc
-import json
 import os
 import shutil
 import sys
@@ -24,7 +23,7 @@ import psutil
 from faults.children import Child, Lost, adopt_orphans, end_descendants
 from faults.compare import check_nothing_left, check_same
 from faults.workshop import LOSSES, Workshop
-from provenance import heading, provenance
+from provenance import heading, provenance, write_report
 
 WARM_UP = 0.3  # share of a process's life in which memory may grow
 GROWTH = 0.05  # that memory may grow by over the rest, as a share of itself
@@ -108,7 +107,7 @@ def main() -> int:
     parser.add_argument("--every", type=float, default=20.0, help="seconds between checkpoints [20]")
     parser.add_argument("--loss", choices=list(LOSSES), default="act")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--output", type=Path, help="path of the results, without ending")
+    parser.add_argument("--output", type=Path, required=True, help="path of the results, without ending")
     options = parser.parse_args()
     adopt_orphans()
     gc.freeze()
@@ -129,11 +128,7 @@ def main() -> int:
         f"Memory of the undisturbed one after the warm-up: {100 * report['growth']['memory']:+.2f} % from "
         f"{report['memory'][len(report['memory']) // 3]} MiB; open files: {100 * report['growth']['files']:+.2f} %.",
     ]
-    print("\n".join(lines))
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-        options.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    write_report(options.output, report, "\n".join(lines))
     return 0
 
 

@@ -10,7 +10,6 @@ Each time is a median over loads of the page. Seconds of CPU are those of all pr
 
 import argparse
 import io
-import json
 import os
 import statistics
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from browser import browser_program, chromium, running
 from PIL import Image
-from provenance import heading, provenance
+from provenance import heading, provenance, write_report
 
 from diffusers_ict.web.build import build_page
 from diffusers_ict.web.server import serve
@@ -57,9 +56,7 @@ def main() -> None:
             if options.output:
                 report = {**provenance(), "browser": f"Chromium {browser.version}", **sizes(Path(folder))}
                 report |= measure(browser, address, options.repeats)
-                options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-                options.output.with_suffix(".md").write_text(table(report))
-                print(table(report))
+                write_report(options.output, report, table(report))
 
 
 def sizes(folder: Path) -> dict[str, int]:

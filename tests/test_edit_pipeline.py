@@ -400,7 +400,7 @@ class Smaller(Edit):
         ({"sigmas": []}, "sigmas must descend"),
         ({"num_inference_steps": 0}, "num_inference_steps must be an integer from 1"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be a positive integer, got 0"),
-        ({"generator": [seeded()]}, "one for each of the 2 images, got 1"),
+        ({"generator": [seeded()]}, "one for each of 2 images, got 1"),
         ({"latents": torch.zeros(1, 3, 8, 8)}, r"shape \(2, 3, 8, 8\), got \(1, 3, 8, 8\)"),
         ({"class_labels": [0, 1, 2]}, "one integer or 2 of them"),
         ({"class_labels": 9}, "within 0 and 4"),

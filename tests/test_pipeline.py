@@ -233,7 +233,7 @@ def test_variants_are_saved_and_loaded(tmp_path):
         ({"sigmas": [90.0]}, "sigmas must descend and lie within"),
         ({"sigmas": [80.0], "timesteps": [0]}, "give timesteps or sigmas, not both"),
         ({"latents": torch.zeros(2, 3, 8, 8)}, r"shape \(2, 1, 8, 8\), got \(2, 3, 8, 8\)"),
-        ({"generator": [torch.Generator()]}, "one for each of the 2 images, got 1"),
+        ({"generator": [torch.Generator()]}, "one for each of 2 images, got 1"),
         ({"class_labels": [0, 7]}, "within 0 and 4"),
         ({"class_labels": [0, 1, 2]}, "one integer or 2 of them"),
         ({"class_labels": [0.5, 1.0]}, "one integer or 2 of them"),

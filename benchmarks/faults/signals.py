@@ -24,17 +24,7 @@ from .workshop import LOSSES, STEPS, Fault, Workshop
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # A checkpoint of the step at which it was stopped takes the place of a regular one.
 CHECKPOINTS = r"^checkpoint-"
-LAUNCHED = [
-    "--quiet",
-    "--num_processes",
-    "1",
-    "--num_machines",
-    "1",
-    "--mixed_precision",
-    "no",
-    "--dynamo_backend",
-    "no",
-]
+LAUNCHED = "--quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
 
 
 def to_the_process(shop: Workshop, place: Path, number: int, random: Random) -> int:

@@ -32,13 +32,13 @@ LATEST = ["--resume_from_checkpoint", "latest"]
 LOSSES = {
     "ict": ["--loss", "ict", "--dropout", "0.3"],
     "ct": ["--loss", "ct", "--dropout", "0.3"],
-    "act": ["--loss", "act", "--consistency", "ict", "--dropout", "0.3", "--augment", "--augment_tau", "1e-6",
-            "--augment_horizon", "300", "--r1_interval", "4"],
+    "act": "--loss act --dropout 0.3 --objective consistency=ict augment=true augment_tau=1e-6 augment_horizon=300 "
+           "r1_interval=4".split(),
 }  # fmt: skip
 STEPS = 12
 TRAIN = [
     *("--train_batch_size", "4", "--max_train_steps", str(STEPS)),
-    *("--s0", "2", "--s1", "16", "--learning_rate", "1e-3", "--ema_decays", "0.9", "0.5", "--random_flip"),
+    *("--objective", "s0=2", "s1=16", "--learning_rate", "1e-3", "--ema_decays", "0.9", "0.5", "--random_flip"),
     *("--checkpointing_steps", "2", "--checkpoints_total_limit", "3", "--logging_steps", "1"),
     *("--num_validation_images", "2", "--validation_steps", "6"),
 ]

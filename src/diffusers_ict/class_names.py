@@ -61,22 +61,16 @@ def class_numbers(class_labels: Any, names: dict[int, str] | None) -> Any:
     Raises:
         ValueError: a name that no class has.
     """
-    if isinstance(class_labels, str):
-        return _number(class_labels, names)
     if isinstance(class_labels, np.ndarray) and class_labels.dtype.kind == "U":
         class_labels = class_labels.reshape(-1).tolist()
     if isinstance(class_labels, (list, tuple)):
-        return [_number(label, names) if isinstance(label, str) else label for label in class_labels]
-    return class_labels
-
-
-def _number(name: str, names: dict[int, str] | None) -> int:
+        return [class_numbers(label, names) for label in class_labels]
+    if not isinstance(class_labels, str):
+        return class_labels
     if not names:
-        raise ValueError(f"this model does not name its classes: give class_labels as integers, got {name!r}.")
-    for number, known in names.items():
-        if known == name:
-            return int(number)
-    known_names = list(names.values())
-    more = f" and {len(known_names) - 10} more" if len(known_names) > 10 else ""
-    shown = ", ".join(map(repr, known_names[:10]))
-    raise ValueError(f"class_labels by name must be among {shown}{more}, got {name!r}.")
+        raise ValueError(f"this model does not name its classes: give class_labels as integers, got {class_labels!r}.")
+    if class_labels not in (known := list(names.values())):
+        more = f" and {len(known) - 10} more" if len(known) > 10 else ""
+        shown = ", ".join(map(repr, known[:10]))
+        raise ValueError(f"class_labels by name must be among {shown}{more}, got {class_labels!r}.")
+    return int(list(names)[known.index(class_labels)])

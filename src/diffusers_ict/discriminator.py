@@ -56,14 +56,9 @@ class ConsistencyDiscriminator(ModelMixin, ConfigMixin):
                 f"a discriminator of {len(block_out_channels)} levels needs images of at least {smallest} pixels, got "
                 f"{sample_size}; give it fewer levels."
             )
-        width = block_out_channels[0]
-        embedding = 4 * width
+        width, embedding = block_out_channels[0], 4 * block_out_channels[0]
         common = {"resnet_eps": norm_eps, "resnet_act_fn": act_fn, "resnet_groups": norm_num_groups,
                   "temb_channels": embedding}  # fmt: skip
-
-        def head_dim(width: int) -> int:
-            return width if attention_head_dim is None else attention_head_dim  # None: one head
-
         self.conv_in = nn.Conv2d(in_channels, width, kernel_size=3, padding=1)
         self.time_proj = Timesteps(width, flip_sin_to_cos, freq_shift)
         self.time_embedding = TimestepEmbedding(width, embedding)
@@ -76,14 +71,14 @@ class ConsistencyDiscriminator(ModelMixin, ConfigMixin):
                 out_channels=block_out_channels[level],
                 add_downsample=level < len(block_out_channels) - 1,
                 downsample_padding=1,
-                attention_head_dim=head_dim(block_out_channels[level]),
+                attention_head_dim=attention_head_dim or block_out_channels[level],  # None: one head
                 **common,
             )
             for level, kind in enumerate(down_block_types)
         )
         last = block_out_channels[-1]
         self.mid_block = UNetMidBlock2D(
-            in_channels=last, resnet_time_scale_shift="default", attention_head_dim=head_dim(last), **common
+            in_channels=last, resnet_time_scale_shift="default", attention_head_dim=attention_head_dim or last, **common
         )
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, last, eps=norm_eps) if norm_out else nn.Identity()
         self.conv_act = nn.SiLU()
@@ -96,10 +91,8 @@ class ConsistencyDiscriminator(ModelMixin, ConfigMixin):
             ValueError: labels missing, or given to a model without classes.
         """
         if (class_labels is None) != (self.class_embedding is None):
-            raise ValueError(
-                f"this discriminator has {self.config.num_class_embeds or 'no'} classes: class_labels must be "
-                f"{'left out' if self.class_embedding is None else 'given'}."
-            )
+            count, rule = (self.config.num_class_embeds, "given") if class_labels is None else ("no", "left out")
+            raise ValueError(f"this discriminator has {count} classes: class_labels must be {rule}.")
         embedding = self.time_embedding(self.time_proj(timestep).to(sample.dtype))
         if self.class_embedding is not None:
             embedding = embedding + self.class_embedding(class_labels).to(sample.dtype)

@@ -145,7 +145,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
 
     def _call_back(self, callback: Callback, step: int, t: Tensor, sample: Tensor) -> Tensor:
         """The sample, or what `callback_on_step_end` returns in its place."""
-        returned = callback(self, step, t, {"latents": sample}) if callback is not None else None
+        returned = None if callback is None else callback(self, step, t, {"latents": sample})
         return (returned or {}).get("latents", sample)
 
     def _image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
@@ -162,9 +162,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
 
     def _check_inputs(self, batch_size, generator, output_type, tensor_inputs) -> None:
         if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(
-                f"a list of generators needs one for each of the {batch_size} images, got {len(generator)}."
-            )
+            raise ValueError(f"a list of generators needs one for each of {batch_size} images, got {len(generator)}.")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
         channels = self.unet.config.out_channels
@@ -280,11 +278,7 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
 
 
 def load_pipeline(repository: str) -> DiffusionPipeline:
-    """A repository, by path or Hub id, as stock diffusers loads it.
-
-    Raises:
-        UserError: nothing to be loaded.
-    """
+    """A repository, by path or Hub id, as stock diffusers loads it, or a UserError."""
     try:
         return DiffusionPipeline.from_pretrained(repository)
     except Exception as error:  # damaged files raise what they like
@@ -304,11 +298,7 @@ def load_stock(repository: str) -> ConsistencyModelPipeline:
 
 
 def load_consistency(repository: str, variant: str | None = None) -> ConsistencyPipeline:
-    """A consistency repository, by path or Hub id, as this package loads it, without a progress bar.
-
-    Raises:
-        UserError: there is none, or a damaged one.
-    """
+    """A consistency repository, by path or Hub id, as this package loads it, without a progress bar, or a UserError."""
     try:
         pipeline = ConsistencyPipeline.from_pretrained(repository, variant=variant)
     except Exception as error:  # damaged files raise what they like

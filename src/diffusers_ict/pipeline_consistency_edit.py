@@ -62,11 +62,8 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
             num_images_per_prompt: variations that are drawn of each given image, next to each other.
             generator: one, or a list with one for each drawn image.
             latents: standard normal noise for the first level, [images, C, H, W], instead of drawn noise.
-            output_type: "pil", "np" ([B, H, W, C] in [0, 1]), "pt" ([B, C, H, W] in [0, 1]) or "latent" (in [-1, 1]).
-            return_dict: an ImagePipelineOutput, or else a tuple with the images.
-            callback_on_step_end: callback(pipe, step, timestep, {"latents": ...}) after each step; a "latents" entry in
-                the dictionary it returns replaces the sample.
-            callback_on_step_end_tensor_inputs: which tensors it is handed; only "latents" exists.
+            output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: as `ConsistencyPipeline`
+                takes them.
 
         Raises:
             ValueError: an argument out of range or of a wrong shape; the message says what is allowed.
@@ -82,11 +79,9 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
 
         start = y if levels[0] < self.scheduler.config.sigma_max else known
         sample = start + self._noise(y.shape, generator, latents) * self.scheduler.sigmas[0]
-        if class_labels is None:
-            labels = self._labels(len(y), None, generator)
-        else:
-            labels = self._labels(len(given), class_labels, generator)
-            labels = labels if labels is None else labels.repeat_interleave(num_images_per_prompt)
+        labels = self._labels(len(y if class_labels is None else given), class_labels, generator)
+        if labels is not None and class_labels is not None:
+            labels = labels.repeat_interleave(num_images_per_prompt)
 
         def after_step(step: int, t: Tensor, sample: Tensor) -> Tensor:
             if step == self.num_timesteps - 1:  # the scheduler's last noise is rounding, and rounding is not exact
@@ -107,12 +102,10 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
     def _given(self, image: PipelineImageInput) -> Tensor:
         """Images of the model's size and channels: float32 [B, C, H, W] in [-1, 1]."""
         pixels = self._pixels(image)
-        own = tuple(pixels.shape[-2:])
-        height, width = self._image_size(*own) if self.unet.config.sample_size is None else self._image_size()
-        if own != (height, width):
-            raise ValueError(
-                f"images must be {height}x{width} for this model, got {own[0]}x{own[1]}: resize them first."
-            )
+        h, w = pixels.shape[-2:]
+        height, width = self._image_size(h, w) if self.unet.config.sample_size is None else self._image_size()
+        if (h, w) != (height, width):
+            raise ValueError(f"images must be {height}x{width} for this model, got {h}x{w}: resize them first.")
         return VaeImageProcessor.normalize(pixels)
 
     def _pixels(self, image: PipelineImageInput) -> Tensor:
@@ -166,12 +159,8 @@ class ConsistencyImg2ImgPipeline(ConsistencyEditPipeline):
         """Draw images like the given ones: strokes become pictures, pictures become variations of themselves.
 
         Args:
-            image: as for `ConsistencyEditPipeline`.
             strength: from 0, which keeps the image, to 1, which forgets it. 0.59 is noise of 5.39.
-            options: other arguments of `ConsistencyEditPipeline`.
-
-        Raises:
-            ValueError: as `ConsistencyEditPipeline`.
+            image, options: as for `ConsistencyEditPipeline`, and so are errors.
         """
         return super().__call__(image, NOTHING, strength=strength, **options)
 
@@ -184,18 +173,14 @@ class ConsistencyUpscalePipeline(ConsistencyEditPipeline):
 
         Args:
             image: as for `ConsistencyEditPipeline`, but smaller than the model's by a whole number.
-            options: other arguments of `ConsistencyEditPipeline`.
-
-        Raises:
-            ValueError: as `ConsistencyEditPipeline`, and for images that are not smaller by a whole number.
+            options: other arguments of `ConsistencyEditPipeline`, whose errors are raised, too.
         """
         pixels = self._pixels(image)
-        (height, width), (own_height, own_width) = self._image_size(), pixels.shape[-2:]
-        factor = height // own_height
-        if factor < 2 or (own_height * factor, own_width * factor) != (height, width):
+        (height, width), (h, w) = self._image_size(), pixels.shape[-2:]
+        factor = height // h
+        if factor < 2 or (h * factor, w * factor) != (height, width):
             raise ValueError(
-                f"images to be upscaled must be {height}x{width} divided by a whole number from 2, got "
-                f"{own_height}x{own_width}."
+                f"images to be upscaled must be {height}x{width} divided by a whole number from 2, got {h}x{w}."
             )
         pixels = pixels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
         return super().__call__(pixels, SuperResolve(factor), **options)
@@ -208,8 +193,7 @@ class ConsistencyColorizePipeline(ConsistencyEditPipeline):
         """Draw images in colour with the luminance of the given ones.
 
         Args:
-            image: as for `ConsistencyEditPipeline`: grey PIL images, or three equal channels. Of colours, the
-                luminance is kept.
+            image: as for `ConsistencyEditPipeline`: grey PIL images, or three channels whose luminance is kept.
             options: other arguments of `ConsistencyEditPipeline`.
 
         Raises:
@@ -242,25 +226,19 @@ class ConsistencyDenoisePipeline(ConsistencyEditPipeline):
         Raises:
             ValueError: as `ConsistencyEditPipeline`, and for a level outside [sigma_min, sigma_max).
         """
-        config = self.scheduler.config
-        if not config.sigma_min <= sigma < config.sigma_max:
-            raise ValueError(f"sigma must be at least {config.sigma_min} and below {config.sigma_max}, got {sigma}.")
+        least, most = self.scheduler.config.sigma_min, self.scheduler.config.sigma_max
+        if not least <= sigma < most:
+            raise ValueError(f"sigma must be at least {least} and below {most}, got {sigma}.")
         noisy = self._pixels(image)
-        unchanged = torch.zeros_like(noisy)  # the noise is in the image already
+        options: dict[str, Any] = {"generator": generator, "output_type": output_type, "return_dict": return_dict}
+        # The noise is in the image already.
         return super().__call__(
-            noisy,
-            NOTHING,
-            class_labels,
-            sigmas=[sigma],
-            generator=generator,
-            latents=unchanged,
-            output_type=output_type,
-            return_dict=return_dict,
+            noisy, NOTHING, class_labels, sigmas=[sigma], latents=torch.zeros_like(noisy), **options
         )
 
 
 def _known_part(edit: Edit, y: Tensor) -> Tensor:
-    """P y, after a test that P is a projector of images."""
+    """P y, once P has proved to be a projector."""
     if not isinstance(edit, Edit):
         raise ValueError(f"edit must be an Edit, such as Inpaint(mask), got {type(edit).__name__}.")
     known = edit.project(y)
@@ -285,10 +263,7 @@ def _mask(mask_image: PipelineImageInput) -> Tensor:
 
 
 def _read(images: PipelineImageInput, name: str, limits: tuple[float, float], **options: bool) -> Tensor:
-    """Images of one type and size, as they are but for their channels: float32 [B, C, h, w] within the limits.
-
-    What VaeImageProcessor would refuse in other words, or misread, is refused here.
-    """
+    """Images of one type and size: float32 [B, C, h, w] within the limits; refuses what diffusers would misread."""
     listed = images if isinstance(images, list) else [images]
     forms = {_form(one, name) for one in listed}
     if len(forms) != 1:

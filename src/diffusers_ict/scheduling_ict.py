@@ -35,11 +35,10 @@ LEAST_SIGMA, LARGEST_SIGMA = 1e-6, 1e6  # far beyond any use, and their squares 
 class ICTScheduler(CMStochasticIterativeScheduler):
     """Multistep consistency sampling (CM, arXiv:2303.01469, Algorithm 1) at chosen noise levels, and the training side.
 
-    There are two Karras grids of `num_train_timesteps` levels. Integer `timesteps` index the one of curvature `rho`,
-    as the authors of CM and stock diffusers' own conversions count them: of 201 levels with rho 7, [106, 0] is 80 and
-    1.913. The stock twin has one grid for everything, so its rho (`stock_rho`) is the one whose middle is the first
-    intermediate sigma: it draws the same images with one and two steps, and integer `timesteps` are other levels there.
-    Without intermediate sigmas both grids are the same.
+    Integer `timesteps` index a Karras grid of curvature `rho`, as the authors of CM and stock diffusers' conversions
+    count them: of 201 levels with rho 7, [106, 0] is 80 and 1.913. The stock twin has one grid for everything, so its
+    rho (`stock_rho`) is the one whose middle is the first intermediate sigma: it draws the same images with one and two
+    steps, and integer `timesteps` are other levels there. Without intermediate sigmas both grids are the same.
 
     Args:
         num_train_timesteps: levels of the grids.
@@ -89,8 +88,6 @@ class ICTScheduler(CMStochasticIterativeScheduler):
             )
         self.register_to_config(intermediate_sigmas=middle)  # a list, as it is read back from a file
         self.stock_rho = rho_through(middle[0], num_train_timesteps, sigma_min, sigma_max) if middle else rho
-
-    # ------------------------------------------------------------------ sampling
 
     def sampling_sigmas(self, num_inference_steps: int) -> np.ndarray:
         """The descending noise levels of an n-step sampler, float64 [n]: sigma_max, then the intermediate ones.
@@ -157,15 +154,9 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         return levels
 
     def _checked_indices(self, timesteps: Sequence[int]) -> np.ndarray:
-        indices = np.atleast_1d(np.asarray(timesteps))
-        grid = self.config.num_train_timesteps
-        if (
-            not np.issubdtype(indices.dtype, np.integer)
-            or len(indices) == 0
-            or (np.diff(indices) >= 0).any()
-            or indices[-1] < 0
-            or indices[0] >= grid
-        ):
+        indices, grid = np.atleast_1d(np.asarray(timesteps)), self.config.num_train_timesteps
+        within = len(indices) > 0 and indices[-1] >= 0 and indices[0] < grid
+        if not np.issubdtype(indices.dtype, np.integer) or not within or (np.diff(indices) >= 0).any():
             raise ValueError(
                 f"timesteps must be descending integer indices from {grid - 1} to 0, got {list(timesteps)}; "
                 "give noise levels as sigmas=."
@@ -180,7 +171,7 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         return scale_input(sample, self.sigmas[self.step_index], self.config.sigma_data)
 
     def get_scalings_for_boundary_condition(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """(c_skip, c_out) of CM Appendix C, through the library's one formula for each."""
+        """(c_skip, c_out) of CM Appendix C."""
         constants = self.config.sigma_min, self.config.sigma_data
         return c_skip(sigma, *constants), c_out(sigma, *constants)
 
@@ -202,8 +193,6 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         # At the last level rounding may make this negative, for which `step` of stock diffusers gives images of NaN.
         added = (self.sigmas[self.step_index] ** 2 - self.config.sigma_min**2).clamp(min=0) ** 0.5
         return estimate + noise * self.config.s_noise * added
-
-    # ------------------------------------------------------------------ training
 
     def consistency_function(self, unet: Callable) -> ConsistencyFunction:
         """f(x, sigma, class_labels) around `unet`, with this scheduler's constants."""
@@ -257,26 +246,15 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         sigma = sigma_of(timesteps) if timesteps.is_floating_point() else self.sigmas.to(timesteps.device)[timesteps]
         return original_samples + noise * per_image(sigma, noise).to(noise)
 
-    # ------------------------------------------------------------------ to and from stock diffusers
-
     def to_stock(self) -> CMStochasticIterativeScheduler:
         """The stock scheduler that draws the same images with one and two steps, by `num_inference_steps`.
 
         With more steps too, unless several intermediate sigmas were set: stock has no list of levels, only a grid,
         whose rho is chosen here so that its middle is the first intermediate sigma.
         """
-        config = self.config
-        stock = CMStochasticIterativeScheduler(
-            num_train_timesteps=config.num_train_timesteps,
-            sigma_min=config.sigma_min,
-            sigma_max=config.sigma_max,
-            sigma_data=config.sigma_data,
-            s_noise=config.s_noise,
-            rho=self.stock_rho,
-            clip_denoised=config.clip_denoised,
-        )
-        carried = {"rho": config.rho, "intermediate_sigmas": list(config.intermediate_sigmas)}
-        stock.register_to_config(**{STOCK_KEY: carried})
+        shared = {key: value for key, value in self.config.items() if key not in CARRIED and not key.startswith("_")}
+        stock = CMStochasticIterativeScheduler(**shared, rho=self.stock_rho)
+        stock.register_to_config(**{STOCK_KEY: {key: self.config[key] for key in CARRIED}})
         return stock
 
     @classmethod
@@ -299,11 +277,7 @@ class ICTScheduler(CMStochasticIterativeScheduler):
 def _check_constants(
     num_train_timesteps: int, sigma_min: float, sigma_max: float, sigma_data: float, s_noise: float, rho: float
 ) -> None:
-    """Check that every level of the grids is a positive float32, and that they descend.
-
-    Raises:
-        ValueError: naming the first constant that is out of range.
-    """
+    """Refuse the first constant with which a level of the grids is no positive float32, or they do not descend."""
     if not isinstance(num_train_timesteps, int) or num_train_timesteps < 2:
         raise ValueError(f"num_train_timesteps must be an integer of at least 2, got {num_train_timesteps}.")
     ranges = {
