@@ -10,7 +10,6 @@ when it is called again.
 Exit codes: 0 done, 3 stopped by --max_train_minutes.
 """
 
-import dataclasses
 import json
 import sys
 import time
@@ -24,12 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-<<<<<<< HEAD
 from diffusers_ict.data.dataset import Images
-from diffusers_ict.training.optimization import make_schedule
-=======
-from diffusers_ict.data.images import Images
->>>>>>> l-first
 from diffusers_ict.training.recipe import Recipe, parse
 from diffusers_ict.training.unets import config_for
 
@@ -47,14 +41,10 @@ class DDPMTraining:
         self.optimizer = torch.optim.AdamW(
             self.unet.parameters(), lr=recipe.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6
         )
-<<<<<<< HEAD
-        warmup = min(500, recipe.max_train_steps // 10)
-        self.recipe = dataclasses.replace(recipe, lr_scheduler="cosine", lr_warmup_steps=warmup)
-        self.schedule = make_schedule(self.recipe, self.optimizer, recipe.learning_rate, 0)
-=======
         steps = recipe.max_train_steps
-        self.schedule = get_scheduler("cosine", self.optimizer, min(500, steps // 10), steps)
->>>>>>> l-first
+        self.schedule = get_scheduler(
+            "cosine", self.optimizer, num_warmup_steps=min(500, steps // 10), num_training_steps=steps
+        )
         self.average = EMAModel(self.unet.parameters(), use_ema_warmup=True, inv_gamma=1.0, power=0.75)
         self.average.to(device)
         self.done, self.seconds = 0, 0.0
@@ -108,12 +98,8 @@ class DDPMTraining:
             header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))["__metadata__"]
         self.done, self.seconds = int(header["done"]), float(header["seconds"])
         self.average.optimization_step = self.done
-<<<<<<< HEAD
-        self.schedule = make_schedule(self.recipe, self.optimizer, self.recipe.learning_rate, self.done)
-=======
         steps = self.recipe.max_train_steps
         self.schedule = get_scheduler("cosine", self.optimizer, min(500, steps // 10), steps, last_epoch=self.done - 1)
->>>>>>> l-first
 
 
 def main() -> int:
