@@ -27,7 +27,6 @@ from diffusers_ict.data.dataset import Images
 from diffusers_ict.data.settings import DataSettings
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import make_extractor
-from diffusers_ict.evaluation.analysis import STAGE_NAMES, stage_key
 from diffusers_ict.evaluation.metrics import neighbour_distances
 from diffusers_ict.evaluation.samples import Model, drawer, load_model
 from diffusers_ict.files import atomic_file, write_json
@@ -36,6 +35,8 @@ from diffusers_ict.hub.metadata import RunMetadata
 from diffusers_ict.image_grid import as_pictures, labelled_blocks
 from diffusers_ict.settings import ArgumentParser, add_flags
 from diffusers_ict.training.log import read_log
+
+STAGES = {"num_levels": "N", "stage": "stage"}  # what logs count the stages of a run by, and its name in plots
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -180,8 +181,8 @@ def memorisation(samples: Tensor, training: Tensor) -> tuple[Tensor, Tensor, flo
 
 def switches(entries: list[dict[str, Any]]) -> list[tuple[int, int]]:
     """(step, N or stage) wherever it has changed, from the entries of a run's log."""
-    key = stage_key(entries)
-    return [(b["step"], b[key]) for a, b in pairwise(entries) if a.get(key) != b.get(key)]
+    pairs = list(pairwise(entries))
+    return [(b["step"], b[key]) for key in STAGES for a, b in pairs if key in b and a.get(key) != b[key]]
 
 
 def plot_losses_by_sigma(entries: list[dict[str, Any]], target: Path) -> None:
@@ -199,8 +200,8 @@ def plot_losses_by_sigma(entries: list[dict[str, Any]], target: Path) -> None:
     for step, stage in switches(entries):
         axes.axvline(step, color="grey", linewidth=0.6, linestyle="dotted")
         axes.annotate(f"{stage}", (step, 1), xycoords=("data", "axes fraction"), fontsize=7, ha="left", va="bottom")
-    key = stage_key(entries)
-    note = f" (dotted: {STAGE_NAMES[key]} becomes the number above)" if key else ""
+    name = "".join(name for key, name in STAGES.items() if entries and key in entries[0])
+    note = f" (dotted: {name} becomes the number above)" if name else ""
     axes.set(yscale="log", xlabel=f"optimizer step{note}", ylabel="weighted loss")
     axes.legend(title="sigma", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     with atomic_file(target) as temporary:

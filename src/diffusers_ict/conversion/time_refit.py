@@ -27,10 +27,10 @@ TEST_LEVELS = 3001  # of the embedding; none of them but the ends is a level of 
 NETWORK_LEVELS = 64
 MARGIN = 0.3  # of ln(sigma) on both sides of a smooth fit, because fits are worst at their ends
 SMOOTH_GAIN = 2.0  # slope of the hinges per unit of ln(sigma)
+NONE = torch.empty(0)
 # Weights of the penalties on large coefficients, relative to the mean square of a residual. The first keeps weights
 # small enough for half precision, the second only makes the solution unique, and the third smooths away the wiggle
 # that trained networks do not use.
-NONE = torch.empty(0)
 HEIGHT_RIDGE, EXACT_RIDGE, SMOOTH_RIDGE = 1e-9, 1e-10, 1e-4
 
 

@@ -25,14 +25,14 @@ from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
 from ..version import __version__
 from .extractors import make_extractor
-from .features import Extraction, ImagesByNumber, Reference, add_features, describe_reference, read_reference
+from .features import Extraction, ImagesByNumber, Reference, measure_reference, read_reference
 from .report import plot_quality
 from .samples import Model, drawer, labels_of, list_variants, load_model
-from .selection import METRICS, Figures, Metric, check_metric
+from .selection import METRICS, Figures, Metric
 from .settings import EvaluationSettings
 from .tuning import tune
 
-PUBLISHED_WEIGHTS = "published"  # the name of the weights that are no variant
+PUBLISHED = "published"  # the name of the weights that are no variant
 IMAGE_FILES = (".npz", ".parquet", ".arrow")
 
 
@@ -43,8 +43,7 @@ def evaluate(
 
     Args:
         model_name: folder or Hub id of a consistency pipeline, or a file or folder of images.
-        words: the command line, for the report.
-        metrics: instead of those that the settings name.
+        words: the command line, for the report; metrics: instead of those that the settings name.
 
     Returns:
         The report, as written to evaluation.json.
@@ -69,13 +68,17 @@ def evaluate(
         report["tuned"] = _tune(settings.tune_sigmas, subject, evaluator, folder)
     report["rows"] = []
     for images, variant, sigmas in _rows(model_name, subject, variants, evaluator):
-        steps = None if sigmas is None else len(sigmas)
-        name = "images" if steps is None else f"{variant or PUBLISHED_WEIGHTS}, steps {steps}"
+        steps = sigmas and len(sigmas)
+        name = f"{variant or PUBLISHED}, steps {steps}" if steps else "images"
         figures, report["higher_is_better"] = evaluator.figures(images, evaluator.count, metrics, name)
         report["rows"].append({"num_inference_steps": steps, "variant": variant, "sigmas": sigmas, "metrics": figures})
         accelerator.print(f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in figures.items()))
     if accelerator.is_main_process:
-        _write(output_dir, report)
+        write_json(output_dir / "evaluation.json", report)
+        if variants:
+            plot_quality(report, output_dir / "evaluation.png")
+        if (output_dir / RunMetadata.file_name).is_file():
+            write_card(output_dir)
         print(f"Written: {output_dir / 'evaluation.json'}")
     accelerator.end_training()
     return report
@@ -83,31 +86,25 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measures images against a reference.
-
-    Attributes:
-        count: images of each row of the report; metrics: of each row.
-        label_source: data whose classes samples are drawn as frequently as, or None for each class in turn.
-    """
+    """Measures images against a reference."""
 
     settings: EvaluationSettings
-    count: int
-    metrics: Sequence[Metric]
+    count: int  # images of each row of the report
+    metrics: Sequence[Metric]  # of each row
     extract: Extraction
     reference: Reference
-    label_source: Images | None
+    label_source: Images | None  # data whose classes samples are drawn as frequently as, or None for each class in turn
 
     def figures(
         self, images: ImagesByNumber, count: int, metrics: Sequence[Metric], label: str
     ) -> tuple[Figures, list[str]]:
         """(figures of `count` images, names of those of which higher is better), the same on all processes."""
         samples = self.extract(images, count, label, any(metric.needs_features for metric in metrics))
-        figures: Figures = {}
-        higher: list[str] = []
+        figures, higher = Figures(), list[str]()
         if self.reference.features is not None and self.extract.accelerator.is_main_process:
             for metric in metrics:
-                settings = metric.settings(count, self.reference.count)
-                values = metric.compute(samples, self.reference.features, self.extract.extractor, settings)
+                chosen = metric.settings(count, self.reference.count)
+                values = metric.compute(samples, self.reference.features, self.extract.extractor, chosen)
                 figures |= values
                 higher += values if metric.higher_is_better else []
         return tuple(broadcast_object_list([figures, higher]))
@@ -116,11 +113,7 @@ class Evaluator:
 def _evaluator(
     settings: EvaluationSettings, subject: Images | Model, metrics: Sequence[Metric], accelerator: Accelerator
 ) -> Evaluator:
-    """Read the real images, or their statistics, after a check that all metrics can be computed.
-
-    Raises:
-        UserError: they cannot.
-    """
+    """Read the real images, or their statistics, after a check that all metrics can be computed, or a UserError."""
     cache = Path(settings.cache_dir or "~/.cache/diffusers-ict").expanduser()
     check_writable("cache_dir", cache)
     extractor = make_extractor(settings.extractor, settings.extractor_weights, accelerator.device)
@@ -136,23 +129,25 @@ def _evaluator(
     images = None
     if settings.reference is not None:
         reference = read_reference(Path(settings.reference), extractor, keep)
+        shape, real = reference.description["shape"], reference.count
     else:
         images = settings.load(by_class, accelerator)
-        name, _ = public_name(settings.data_name)
-        reference = describe_reference(images, name, settings.dataset_split, settings.flip_reference, extractor)
-    if (real := tuple(reference.description["shape"])) != extract.shape:
-        (c, h, w), (channels, height, width) = real, extract.shape
+        shape, real = images.shape, len(images) * (1 + settings.flip_reference)
+    if tuple(shape) != subject.shape:
+        (c, h, w), (channels, height, width) = shape, subject.shape
         raise UserError(
             f"real images must be like the ones to be measured, {width}x{height} of {channels} channels, and are "
             f"{w}x{h} of {c}; give `resolution`, `center_crop` and `image_mode` as in training."
         )
     for metric, samples in wanted:
-        check_metric(metric, min(samples, reference.count), extract.widths, extractor)
+        metric.check(min(samples, real), extract.widths, extractor)
     label_source = images if by_class else None
     if isinstance(subject, Model):
         labels_of(subject, label_source, settings.seed)  # refuses other classes before anything is computed
     if images is not None:
-        reference = add_features(reference, images, extract, cache, keep)
+        name, _ = public_name(settings.data_name)
+        facts = {"dataset": name, "split": settings.dataset_split, "flipped": settings.flip_reference}
+        reference = measure_reference(images, facts, extract, cache, keep)
     return Evaluator(settings, count, metrics, extract, reference, label_source)
 
 
@@ -169,22 +164,11 @@ def _rows(
             yield drawer(model, evaluator.label_source, evaluator.settings.seed, sigmas), variant, sigmas
 
 
-def _write(output_dir: Path, report: dict[str, Any]) -> None:
-    """Write evaluation.json and evaluation.png, and renew the card of a run."""
-    write_json(output_dir / "evaluation.json", report)
-    if any(row["num_inference_steps"] for row in report["rows"]):
-        plot_quality(report, output_dir / "evaluation.png")
-    if (output_dir / RunMetadata.file_name).is_file():
-        write_card(output_dir)
-
-
 def _images_to_measure(path: Path) -> DataSettings | None:
-    """Images that are measured as they are, or None where `path` is a model.
-
-    A run that has published no model yet has grids of samples in its folder, which are no images to be measured.
-    """
+    """Images that are measured as they are, or None where `path` is a model."""
     if path.suffix in IMAGE_FILES:
         return DataSettings(dataset_name=str(path))
+    # A run without a model as yet has grids of samples in its folder.
     model = any((path / name).is_file() for name in ("model_index.json", "recipe.yaml"))
     return DataSettings(train_data_dir=str(path)) if path.is_dir() and not model and holds_images(path) else None
 
@@ -209,33 +193,30 @@ def _checked_metrics(
 
 
 def _variants(settings: EvaluationSettings, model_name: str) -> list[str | None]:
-    """The averages of the weights to be measured; None stands for the published one."""
-    names = [PUBLISHED_WEIGHTS, *list_variants(model_name)]
+    """The averages of the weights to be measured; None is the published one."""
+    names = [PUBLISHED, *list_variants(model_name)]
     chosen = names if settings.variants is None else settings.variants
     if unknown := set(chosen) - set(names):
         raise UserError(f"`variants` may be {', '.join(names)} for this model, got {', '.join(sorted(unknown))}.")
-    return [None if name == PUBLISHED_WEIGHTS else name for name in chosen]
+    return [None if name == PUBLISHED else name for name in chosen]
 
 
 def _tune(steps: int, model: Model, evaluator: Evaluator, folder: Path) -> dict[str, Any]:
     """Search noise levels for up to so many steps, write them if they are better, and describe the search.
 
-    The search has noise of its own. The old levels and the new are compared on the noise of the report's rows, so that
-    no reported figure is one that the levels were chosen by.
+    It has noise of its own, so that no reported figure is one that the levels were chosen by.
     """
     settings, scheduler, accelerator = evaluator.settings, model.pipeline.scheduler, evaluator.extract.accelerator
     metric, count = METRICS[settings.tune_metric], settings.tune_samples or settings.num_samples
     search_seed = derive_seed(settings.seed, EVALUATION)
-    name = ""
+    figures = Figures()
 
     def figure(levels: list[float], fresh: bool) -> float:
-        nonlocal name
         images = drawer(model, evaluator.label_source, settings.seed if fresh else search_seed, levels)
-        figures, _ = evaluator.figures(images, count, [metric], f"{len(levels)} steps")
-        name = next(iter(figures))  # a deviation stands behind its figure
-        return figures[name]
+        figures.update(evaluator.figures(images, count, [metric], f"{len(levels)} steps")[0])
+        return next(iter(figures.values()))  # a deviation stands behind its figure
 
-    tuned = tune(figure, scheduler, steps, metric.higher_is_better)
+    tuned, name = tune(figure, scheduler, steps, metric.higher_is_better), next(iter(figures))
     for n, levels in tuned["old_levels"].items():
         old, new = [float(f"{level:.4g}") for level in levels], tuned["levels"][: len(levels)]
         before, after = (f"{tuned[key][n]:.5g} through" for key in ("before", "after"))

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import list_repo_files
@@ -34,20 +35,12 @@ class Model:
 
 
 def load_model(repository: str, variant: str | None, device: torch.device) -> Model:
-    """A consistency pipeline by path or Hub id, with one of its averages of the weights; None is the published one.
-
-    Raises:
-        UserError: there is none, or a damaged one.
-    """
+    """A consistency pipeline by path or Hub id, with an average of its weights (None: published), or a UserError."""
     return Model(load_consistency(repository, variant).to(device))
 
 
 def list_variants(repository: str) -> list[str]:
-    """The variants of the weights that a folder or a Hub repository holds.
-
-    Raises:
-        UserError: the Hub cannot be asked.
-    """
+    """The variants of the weights that a folder or a Hub repository holds, or a UserError."""
     folder = Path(repository)
     try:
         files = map(str, folder.glob("unet/*")) if folder.is_dir() else list_repo_files(repository)
@@ -79,20 +72,18 @@ def labels_of(model: Model, images: Images | None, seed: int) -> Callable[[Tenso
 
 
 def drawer(model: Model, images: Images | None, seed: int, levels: list[float]) -> Callable[[Tensor], Tensor]:
-    """A function that draws the samples of given numbers [n] through the noise levels `levels`: uint8 [n, C, H, W].
+    """A function that draws the samples of some numbers [n] through the noise levels `levels`: uint8 [n, C, H, W].
 
-    Every sample has noise of its own, which depends on the seed and its number alone, and a label by `labels_of`. So
-    step counts and variants are compared on the same noise, and figures depend neither on the batch size nor on the
-    number of processes.
+    The noise of a sample depends on the seed and its number alone, its label is that of `labels_of`. So step counts and
+    variants are compared on the same noise, whatever the batch size and the number of processes.
     """
     pipeline, labels = model.pipeline, labels_of(model, images, seed)
 
     def draw(numbers: Tensor) -> Tensor:
         seeds = [derive_seed(seed, EVALUATION, number) for number in numbers.tolist()]
-        generators = [torch.Generator(pipeline.device).manual_seed(own) for own in seeds]
-        (drawn,) = pipeline(
-            len(seeds), labels(numbers), sigmas=levels, generator=generators, output_type="pt", return_dict=False
-        )
+        generators = [torch.Generator(pipeline.device).manual_seed(seed) for seed in seeds]
+        options: dict[str, Any] = {"sigmas": levels, "generator": generators, "output_type": "pt"}
+        (drawn,) = pipeline(len(seeds), labels(numbers), **options, return_dict=False)
         if not drawn.isfinite().all():
             raise UserError(
                 f"the model draws images that are not numbers at noise levels {levels}; its weights are broken."
