@@ -36,7 +36,7 @@ def recognises(checkpoint: dict) -> bool:
 
 
 def read(checkpoint: dict) -> tuple[dict[str, Tensor], list[str]]:
-    """(the weights by UNet2DModel's names, what was done) of the averaged network of a training state, or a UserError."""
+    """(weights by UNet2DModel's names, what was done) of the averaged network of a training state, or a UserError."""
     averaged = {key: value for key, value in checkpoint["state_dict"].items() if str(key).startswith(PREFIX)}
     state = check_tensors({key.removeprefix(PREFIX).removeprefix("_orig_mod."): averaged[key] for key in averaged})
     if "conv_out.weight" not in state:

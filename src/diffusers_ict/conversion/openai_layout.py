@@ -77,7 +77,7 @@ def recognises(checkpoint: dict) -> bool:
 
 
 def read(checkpoint: dict) -> tuple[dict[str, Tensor], list[str]]:
-    """(the weights by UNet2DModel's names, what was done) of a state dict, or a UserError."""
+    """(weights by UNet2DModel's names, what was done) of a state dict, or a UserError."""
     state = check_tensors(checkpoint)
     names, weights = _module_names(*_count(state)), dict[str, Tensor]()
     for key, tensor in state.items():
