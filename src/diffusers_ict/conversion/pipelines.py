@@ -118,8 +118,7 @@ def _problem(pipeline: DiffusionPipeline) -> str | None:
     unet, scheduler = (getattr(pipeline, name, None) for name in ("unet", "scheduler"))
     if not isinstance(unet, UNet2DModel):
         return f"must hold a UNet2DModel, and holds a {type(pipeline).__name__}."
-    if others := sorted(pipeline.components.keys() - {"unet", "scheduler"}):
-        others = ", ".join(others)
+    if others := ", ".join(sorted(pipeline.components.keys() - {"unet", "scheduler"})):
         return f"must draw pixels with a UNet alone, and it also holds {others}: its network knows latents, not images."
     if not isinstance(pipeline, ConsistencyModelPipeline) and type(scheduler).__name__ not in diffusion.SCHEDULERS:
         allowed = ", ".join(diffusion.SCHEDULERS)

@@ -21,19 +21,21 @@ from ..files import check_writable, portable, public_name, staged_folder, write_
 from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
 from ..hub.provenance import code_commit, hardware
+from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
 from ..version import __version__
 from .extractors import make_extractor
 from .features import Extraction, ImagesByNumber, Reference, measure_reference, read_reference
 from .report import plot_quality
-from .samples import Model, drawer, labels_of, list_variants, load_model
+from .samples import drawer, image_shape, labels_of, list_variants
 from .selection import METRICS, Figures, Metric
 from .settings import EvaluationSettings
 from .tuning import tune
 
 PUBLISHED = "published"  # the name of the weights that are no variant
 IMAGE_FILES = (".npz", ".parquet", ".arrow")
+Subject = Images | ConsistencyPipeline  # what is measured
 
 
 def evaluate(
@@ -60,11 +62,12 @@ def evaluate(
     output_dir = Path(settings.output_dir) if settings.output_dir else folder or Path("evaluation")
     check_writable("output_dir", output_dir)
     variants = [] if measured else _variants(settings, model_name)
-    subject = measured.load(False, accelerator) if measured else load_model(model_name, variants[0], accelerator.device)
+    device = accelerator.device
+    subject = measured.load(False, accelerator) if measured else load_consistency(model_name, variants[0]).to(device)
     evaluator = _evaluator(settings, subject, metrics, accelerator)
 
     report = _describe(evaluator, words)
-    if settings.tune_sigmas is not None and isinstance(subject, Model) and folder is not None:
+    if settings.tune_sigmas is not None and isinstance(subject, ConsistencyPipeline) and folder is not None:
         report["tuned"] = _tune(settings.tune_sigmas, subject, evaluator, folder)
     report["rows"] = []
     for images, variant, sigmas in _rows(model_name, subject, variants, evaluator):
@@ -111,30 +114,33 @@ class Evaluator:
 
 
 def _evaluator(
-    settings: EvaluationSettings, subject: Images | Model, metrics: Sequence[Metric], accelerator: Accelerator
+    settings: EvaluationSettings, subject: Subject, metrics: Sequence[Metric], accelerator: Accelerator
 ) -> Evaluator:
     """Read the real images, or their statistics, after a check that all metrics can be computed, or a UserError."""
     cache = Path(settings.cache_dir or "~/.cache/diffusers-ict").expanduser()
     check_writable("cache_dir", cache)
     extractor = make_extractor(settings.extractor, settings.extractor_weights, accelerator.device)
-    extract = Extraction(extractor, accelerator, settings.batch_size, subject.shape)
-    count = len(subject) if isinstance(subject, Images) else settings.num_samples
+    if isinstance(subject, Images):
+        count, shape, classes = len(subject), subject.shape, None
+    else:
+        count, shape, classes = settings.num_samples, image_shape(subject), subject.unet.config.num_class_embeds
+    extract = Extraction(extractor, accelerator, settings.batch_size, shape)
     wanted = [(metric, count) for metric in metrics]
     if settings.tune_sigmas is not None:
         wanted.append((METRICS[settings.tune_metric], settings.tune_samples or count))
     keep = any(metric.needs_features for metric, _ in wanted)
-    by_class = isinstance(subject, Model) and subject.classes is not None and settings.labels == "data"
+    by_class = classes is not None and settings.labels == "data"
     if by_class and settings.reference is not None:
         raise UserError("`reference` does not say how frequent classes are: give the data, or `labels` uniform.")
     images = None
     if settings.reference is not None:
         reference = read_reference(Path(settings.reference), extractor, keep)
-        shape, real = reference.description["shape"], reference.count
+        real_shape, real = reference.description["shape"], reference.count
     else:
         images = settings.load(by_class, accelerator)
-        shape, real = images.shape, len(images) * (1 + settings.flip_reference)
-    if tuple(shape) != subject.shape:
-        (c, h, w), (channels, height, width) = shape, subject.shape
+        real_shape, real = images.shape, len(images) * (1 + settings.flip_reference)
+    if tuple(real_shape) != shape:
+        (c, h, w), (channels, height, width) = real_shape, shape
         raise UserError(
             f"real images must be like the ones to be measured, {width}x{height} of {channels} channels, and are "
             f"{w}x{h} of {c}; give `resolution`, `center_crop` and `image_mode` as in training."
@@ -142,7 +148,7 @@ def _evaluator(
     for metric, samples in wanted:
         metric.check(min(samples, real), extract.widths, extractor)
     label_source = images if by_class else None
-    if isinstance(subject, Model):
+    if isinstance(subject, ConsistencyPipeline):
         labels_of(subject, label_source, settings.seed)  # refuses other classes before anything is computed
     if images is not None:
         name, _ = public_name(settings.data_name)
@@ -152,16 +158,16 @@ def _evaluator(
 
 
 def _rows(
-    model_name: str, subject: Images | Model, variants: Sequence[str | None], evaluator: Evaluator
+    model_name: str, subject: Subject, variants: Sequence[str | None], evaluator: Evaluator
 ) -> Iterator[tuple[ImagesByNumber, str | None, list[float] | None]]:
     """(images, variant, noise levels) of each row of the report."""
     if isinstance(subject, Images):
         yield lambda numbers: subject.part(numbers)[0], None, None
     for variant in variants:
-        model = load_model(model_name, variant, evaluator.extract.accelerator.device)  # with levels just written
+        pipeline = load_consistency(model_name, variant).to(evaluator.extract.accelerator.device)  # with tuned levels
         for steps in evaluator.settings.steps:
-            sigmas = [float(sigma) for sigma in model.pipeline.scheduler.sampling_sigmas(steps)]
-            yield drawer(model, evaluator.label_source, evaluator.settings.seed, sigmas), variant, sigmas
+            sigmas = [float(sigma) for sigma in pipeline.scheduler.sampling_sigmas(steps)]
+            yield drawer(pipeline, evaluator.label_source, evaluator.settings.seed, sigmas), variant, sigmas
 
 
 def _images_to_measure(path: Path) -> DataSettings | None:
@@ -201,18 +207,18 @@ def _variants(settings: EvaluationSettings, model_name: str) -> list[str | None]
     return [None if name == PUBLISHED else name for name in chosen]
 
 
-def _tune(steps: int, model: Model, evaluator: Evaluator, folder: Path) -> dict[str, Any]:
+def _tune(steps: int, pipeline: ConsistencyPipeline, evaluator: Evaluator, folder: Path) -> dict[str, Any]:
     """Search noise levels for up to so many steps, write them if they are better, and describe the search.
 
     It has noise of its own, so that no reported figure is one that the levels were chosen by.
     """
-    settings, scheduler, accelerator = evaluator.settings, model.pipeline.scheduler, evaluator.extract.accelerator
+    settings, scheduler, accelerator = evaluator.settings, pipeline.scheduler, evaluator.extract.accelerator
     metric, count = METRICS[settings.tune_metric], settings.tune_samples or settings.num_samples
     search_seed = derive_seed(settings.seed, EVALUATION)
     figures = Figures()
 
     def figure(levels: list[float], fresh: bool) -> float:
-        images = drawer(model, evaluator.label_source, settings.seed if fresh else search_seed, levels)
+        images = drawer(pipeline, evaluator.label_source, settings.seed if fresh else search_seed, levels)
         figures.update(evaluator.figures(images, count, [metric], f"{len(levels)} steps")[0])
         return next(iter(figures.values()))  # a deviation stands behind its figure
 

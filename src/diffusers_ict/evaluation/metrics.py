@@ -136,12 +136,6 @@ def coverage_measures(real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5
     return {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
-    """Precision and recall alone; see `coverage_measures`."""
-    measures = coverage_measures(real, fake, k, k)
-    return measures["precision"], measures["recall"]
-
-
 def neighbour_distances(points: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
     """For each k the distance of every point to its k-th nearest neighbour among the others: [n] each."""
     # The nearest of all is the point itself, at distance 0.
