@@ -14,7 +14,7 @@ from diffusers_step import DiffusersStep
 from timing import CUDA, DEVICE, in_turns, matrix_peak, median_ratio, now, once, seconds
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusers_ict.data.images import Images
+from diffusers_ict.data.dataset import Images
 from diffusers_ict.discriminator import ConsistencyDiscriminator
 from diffusers_ict.training import train
 from diffusers_ict.training.interruption import Interruption

@@ -32,7 +32,8 @@ from provenance import ROOT, provenance, write_report
 from torch import Tensor
 
 from diffusers_ict import ConsistencyPipeline
-from diffusers_ict.data.images import Images, load_images
+from diffusers_ict.data.dataset import Images
+from diffusers_ict.data.load import load_images
 from diffusers_ict.training.checkpoint import list_checkpoints
 
 PEER = "diffusers' step"

@@ -22,8 +22,9 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import mse_loss
+from torch.optim.lr_scheduler import LambdaLR
 
-from diffusers_ict.data.images import Images
+from diffusers_ict.data.dataset import Images
 from diffusers_ict.training.recipe import Recipe, parse
 from diffusers_ict.training.unets import config_for
 
@@ -41,12 +42,18 @@ class DDPMTraining:
         self.optimizer = torch.optim.AdamW(
             self.unet.parameters(), lr=recipe.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6
         )
-        steps = recipe.max_train_steps
-        self.schedule = get_scheduler("cosine", self.optimizer, min(500, steps // 10), steps)
+        self.schedule = self._schedule(0)
         self.average = EMAModel(self.unet.parameters(), use_ema_warmup=True, inv_gamma=1.0, power=0.75)
         self.average.to(device)
         self.done, self.seconds = 0, 0.0
         self.predict = torch.compile(self.unet) if recipe.torch_compile else self.unet
+
+    def _schedule(self, done: int) -> LambdaLR:
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = self.recipe.learning_rate
+        steps = self.recipe.max_train_steps
+        counts = {"num_warmup_steps": min(500, steps // 10), "num_training_steps": steps}
+        return get_scheduler("cosine", self.optimizer, **counts, last_epoch=done - 1)
 
     def step(self) -> Tensor:
         """One optimizer step; the loss."""
@@ -96,7 +103,7 @@ class DDPMTraining:
         self.done, self.seconds = int(header["done"]), float(header["seconds"])
         self.average.optimization_step = self.done
         steps = self.recipe.max_train_steps
-        self.schedule = get_scheduler("cosine", self.optimizer, min(500, steps // 10), steps, last_epoch=self.done - 1)
+        self.schedule = self._schedule(self.done)
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from provenance import heading, provenance, write_report
 from torch import Tensor
 
 from diffusers_ict import Colorize, ConsistencyEditPipeline, Edit, Inpaint, SuperResolve
-from diffusers_ict.data.images import load_images
+from diffusers_ict.data.load import load_images
 from diffusers_ict.hub.provenance import weights_hash
 
 STEPS = (1, 2, 4, 10)

@@ -81,7 +81,7 @@ class Exported(nn.Module):
 
 def main(data: str, file: str) -> None:
     """Fit on labelled images, and export."""
-    from diffusers_ict.data.images import load_images
+    from diffusers_ict.data.load import load_images
 
     images = load_images(dataset_name=data, class_conditional=True)
     net = fit_classifier(images.pixels, images.labels)

@@ -20,10 +20,11 @@ from provenance import heading, provenance, write_report
 from torch import Tensor
 
 from diffusers_ict import ConsistencyPipeline
-from diffusers_ict.data.images import Images, load_images
-from diffusers_ict.data.pictures import image_grid
+from diffusers_ict.data.dataset import Images
+from diffusers_ict.data.load import load_images
 from diffusers_ict.evaluation import frechet_distance, precision_recall
 from diffusers_ict.evaluation.extractors import make_extractor
+from diffusers_ict.image_grid import image_grid
 
 Extractor = Callable[[Tensor], Tensor]  # uint8 images on the CPU -> features [n, d]
 

@@ -22,8 +22,8 @@ from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
 from diffusers_ict import ConsistencyPipeline
-from diffusers_ict.data.pictures import image_grid
 from diffusers_ict.evaluation import frechet_distance
+from diffusers_ict.image_grid import image_grid
 from diffusers_ict.training.log import read_log
 
 ROOT = Path(__file__).resolve().parent.parent

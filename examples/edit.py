@@ -17,9 +17,9 @@ from PIL import Image
 
 from diffusers_ict import Colorize, ConsistencyEditPipeline, Edit, Inpaint, SuperResolve
 from diffusers_ict.commands.program import run_program
-from diffusers_ict.data.pictures import as_pictures, labelled_blocks
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation.samples import load_model
+from diffusers_ict.image_grid import as_pictures, labelled_blocks
 from diffusers_ict.settings import ArgumentParser
 
 

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from diffusers_ict import karras_sigmas
 from diffusers_ict.commands.program import run_program
-from diffusers_ict.data.images import Images
-from diffusers_ict.data.pictures import as_pictures, labelled_blocks
+from diffusers_ict.data.dataset import Images
 from diffusers_ict.data.settings import DataSettings
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import make_extractor
@@ -34,6 +33,7 @@ from diffusers_ict.evaluation.samples import Model, drawer, load_model
 from diffusers_ict.files import atomic_file, write_json
 from diffusers_ict.hub.card import write_card
 from diffusers_ict.hub.metadata import RunMetadata
+from diffusers_ict.image_grid import as_pictures, labelled_blocks
 from diffusers_ict.settings import ArgumentParser, add_flags
 from diffusers_ict.training.log import read_log
 

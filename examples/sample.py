@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from diffusers_ict.commands.program import run_program
-from diffusers_ict.data.pictures import as_pictures, image_grid
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation.samples import drawer, load_model
+from diffusers_ict.image_grid import as_pictures, image_grid
 from diffusers_ict.settings import ArgumentParser
 
 

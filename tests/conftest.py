@@ -13,6 +13,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # tests run beside each other, and th
 import json
 import sys
 import sysconfig
+import tempfile
 import venv
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +23,8 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
+DATASETS_CACHE = tempfile.TemporaryDirectory(prefix="datasets-")  # no test fills the user's
+os.environ["HF_DATASETS_CACHE"] = DATASETS_CACHE.name
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "train_scripts"), str(ROOT / "examples"), str(ROOT / "benchmarks")]
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

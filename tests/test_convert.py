@@ -9,8 +9,7 @@ import guided_unet
 import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import make_unet, write_npz
+from conftest import make_unet
 from diffusers import (
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
@@ -18,11 +17,9 @@ from diffusers import (
     UNet2DModel,
 )
 from hub_stand_in import mistakes
-from short_run import run
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import check_repository, convert
-from diffusers_ict.conversion.time_refit import refit_time_embedding
 
 
 def f_by_formula(network, x, sigma, told):
@@ -54,6 +51,19 @@ def images_by_pipeline(folder, kind, count, labels, **options):
     return pipeline(count, labels, generator=generator, output_type="np", **options).images
 
 
+def converted(path, checkpoint, *flags):
+    """The folder that a checkpoint saved under this path is converted into."""
+    torch.save(checkpoint, path)
+    folder = path.with_name(f"{path.stem}-converted")
+    assert convert.main([str(path), str(folder), *flags]) == 0
+    return folder
+
+
+def small():
+    """A checkpoint of openai/consistency_models with one level, and what its weights do not tell."""
+    return guided_unet.make((32,), (True,), 1), "--resolution", "8", "--attention_head_dim", "8"
+
+
 GUIDED = {
     "class-conditional, as for ImageNet 64x64": {"classes": 5, "scale_shift": True, "attends": (False, True, True)},
     "unconditional, as for LSUN": {"scale_shift": False, "attends": (False, False, True)},
@@ -68,9 +78,8 @@ def test_a_checkpoint_of_the_consistency_models_repository_draws_the_images_of_i
 ):
     options = {"widths": (32, 64, 96), "layers": 2, **GUIDED[name]}
     state = guided_unet.make(**options)
-    torch.save(collections.OrderedDict(state), tmp_path / "model.pt")
     flags = ["--resolution", "16", "--attention_head_dim", "16", "--intermediate_sigmas", "0.821", "--license", "mit"]
-    assert convert.main([str(tmp_path / "model.pt"), str(tmp_path / "model"), *flags]) == 0
+    folder = converted(tmp_path / "model.pt", collections.OrderedDict(state), *flags)
     assert "Converted from a checkpoint of openai/consistency_models" in capsys.readouterr().out
 
     labels = torch.tensor([0, 4]) if "classes" in options else None
@@ -84,10 +93,10 @@ def test_a_checkpoint_of_the_consistency_models_repository_draws_the_images_of_i
         expected = images_by_formula(network, 2, 16, path)
         assert expected.std() > 0.05, "a constant image proves nothing"
         for kind in (ConsistencyPipeline, DiffusionPipeline):
-            drawn = images_by_pipeline(tmp_path / "model", kind, 2, labels, num_inference_steps=steps)
+            drawn = images_by_pipeline(folder, kind, 2, labels, num_inference_steps=steps)
             np.testing.assert_allclose(drawn, expected, atol=2e-4)
-    assert check_repository.main([str(tmp_path / "model")]) == 0, capsys.readouterr().out
-    card = (tmp_path / "model" / "README.md").read_text()
+    assert check_repository.main([str(folder)]) == 0, capsys.readouterr().out
+    card = (folder / "README.md").read_text()
     assert mistakes(card) == []
     monkeypatch.chdir(tmp_path)
     for code in re.findall(r"```python\n(.*?)```", card, re.S):
@@ -116,71 +125,54 @@ def act_checkpoint(unet: UNet2DModel, *, six: bool, compiled: bool = False) -> d
     }
 
 
+ACT = {"in_channels": 3, "out_channels": 3, "block_out_channels": (128, 64), "norm_num_groups": 32}
+ACT_FLAGS = ["--resolution", "16", "--attention_head_dim", "8", "--intermediate_sigmas", "0.821", "0.3"]
+
+
 @pytest.mark.slow
+@torch.no_grad()
 @pytest.mark.parametrize(("six", "classes", "compiled"), [(True, None, False), (False, 4, True)])
 def test_a_checkpoint_of_the_act_release_draws_the_images_of_its_formulas(six, classes, compiled, tmp_path, capsys):
-    shape = {"in_channels": 3, "out_channels": 3, "sample_size": 16, "block_out_channels": (128, 64)}
-    unet = make_unet(3, **shape, num_class_embeds=classes, attention_head_dim=8).eval()
-    torch.save(act_checkpoint(unet, six=six, compiled=compiled), tmp_path / "act.ckpt")
-    # Groups of 32 channels, as in the release, whatever the tiny UNet of the tests has.
-    unet = UNet2DModel.from_config({**unet.config, "norm_num_groups": 32})
-    unet.load_state_dict(make_unet(3, **shape, num_class_embeds=classes, attention_head_dim=8).state_dict())
-    unet.eval()
-    flags = ["--resolution", "16", "--attention_head_dim", "8", "--intermediate_sigmas", "0.821", "0.3"]
-    assert convert.main([str(tmp_path / "act.ckpt"), str(tmp_path / "model"), *flags]) == 0
+    unet = make_unet(3, **ACT, num_class_embeds=classes, attention_head_dim=8).eval()
+    folder = converted(tmp_path / "act.ckpt", act_checkpoint(unet, six=six, compiled=compiled), *ACT_FLAGS)
     out = capsys.readouterr().out
     assert "Converted from a checkpoint of the ACT release" in out
     assert "was trained on sigma and not on 250 ln(sigma)" in out
-    card = (tmp_path / "model" / "README.md").read_text()
-    for text in (out, card):
+    for text in (out, (folder / "README.md").read_text()):
         assert ("The last 3 of them, which are the image, were kept" in text) == six
     labels = None if classes is None else torch.tensor([1, 3])
 
-    @torch.no_grad()
     def network(x, t):
         return unet(x, t, class_labels=labels).sample
 
-    scheduler = ICTScheduler(intermediate_sigmas=[0.821, 0.3])
-    for steps, path in ((1, [80.0]), (2, [80.0, 0.821]), (3, [80.0, 0.821, 0.3]), (8, None)):
-        path = list(scheduler.sampling_sigmas(steps)) if path is None else path
+    grid = list(ICTScheduler(intermediate_sigmas=[0.821, 0.3]).sampling_sigmas(8))
+    for steps, path in ((1, [80.0]), (2, [80.0, 0.821]), (3, [80.0, 0.821, 0.3]), (8, grid)):
         expected = images_by_formula(network, 2, 16, path, told=lambda sigma: sigma)
-        drawn = images_by_pipeline(tmp_path / "model", ConsistencyPipeline, 2, labels, num_inference_steps=steps)
-        np.testing.assert_allclose(drawn, expected, atol=3e-4)
+        for kind in (ConsistencyPipeline, DiffusionPipeline) if steps <= 2 else (ConsistencyPipeline,):
+            drawn = images_by_pipeline(folder, kind, 2, labels, num_inference_steps=steps)
+            np.testing.assert_allclose(drawn, expected, atol=3e-4)
         wrong = images_by_formula(network, 2, 16, path)
         assert np.abs(wrong - expected).max() > 1e-2, "it makes no difference what the network is told"
-    stock = images_by_pipeline(tmp_path / "model", DiffusionPipeline, 2, labels, num_inference_steps=2)
-    expected = images_by_formula(network, 2, 16, [80.0, 0.821], told=lambda sigma: sigma)
-    np.testing.assert_allclose(stock, expected, atol=3e-4)
-
-
-def sensitive_unet() -> UNet2DModel:
-    """A UNet whose output follows the noise level as closely as that of a trained one: large weights on the way."""
-    shape = {"in_channels": 3, "out_channels": 3, "block_out_channels": (128, 64), "norm_num_groups": 32}
-    unet = make_unet(3, **shape, attention_head_dim=8).eval()
-    with torch.no_grad():
-        unet.time_embedding.linear_1.weight *= 4
-        for name, weights in unet.named_parameters():
-            if "time_emb_proj" in name or "time_embedding.linear_2" in name:
-                weights *= 8
-    return unet
-
-
-def rms(error, wanted):
-    return ((error.double() ** 2).mean().sqrt() / wanted.double().std(0).square().mean().sqrt()).item()
 
 
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_refitted_network_agrees_with_the_original_at_levels_between_those_of_the_samplers(tmp_path, capsys):
-    unet = sensitive_unet()
-    torch.save(act_checkpoint(unet, six=False), tmp_path / "act.ckpt")
-    flags = ["--resolution", "16", "--attention_head_dim", "8", "--intermediate_sigmas", "0.821"]
-    assert convert.main([str(tmp_path / "act.ckpt"), str(tmp_path / "model"), *flags]) == 0
-    pipeline = ConsistencyPipeline.from_pretrained(tmp_path / "model")
+    unet = make_unet(3, **ACT, attention_head_dim=8).eval()
+    # Large weights on the way, so that the output follows the noise level as closely as that of a trained network.
+    unet.time_embedding.linear_1.weight *= 4
+    for name, weights in unet.named_parameters():
+        if "time_emb_proj" in name or "time_embedding.linear_2" in name:
+            weights *= 8
+    folder = converted(tmp_path / "act.ckpt", act_checkpoint(unet, six=False), *ACT_FLAGS[:-1])
+    pipeline = ConsistencyPipeline.from_pretrained(folder)
     told = (0.002 * 40000 ** torch.rand(500, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).sort()[0]
 
     def embedded(net, times):
         return net.time_embedding(net.time_proj(times))
+
+    def rms(error, wanted):
+        return ((error.double() ** 2).mean().sqrt() / wanted.double().std(0).square().mean().sqrt()).item()
 
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(2)).expand(500, -1, -1, -1)
     wanted, got = embedded(unet, told), embedded(pipeline.unet, 250 * told.log())
@@ -194,20 +186,12 @@ def test_a_refitted_network_agrees_with_the_original_at_levels_between_those_of_
     wanted, got = embedded(unet, levels), embedded(pipeline.unet, 250 * levels.log())
     assert (got - wanted).abs().max() < 2e-5 * wanted.abs().max()
 
-    stated = json.loads((tmp_path / "model" / "conversion.json").read_text())["refit"]
-    assert stated["levels"] == 40
-    assert stated["at_levels"] < 2e-5
-    assert 0 < stated["between_levels"] < 3e-5
-    assert 0 < stated["network_output"] < 3e-5
-    for text in (capsys.readouterr().out, (tmp_path / "model" / "README.md").read_text()):
+    stated = json.loads((folder / "conversion.json").read_text())["refit"]
+    assert stated.pop("levels") == 40
+    assert all(0 < error < 3e-5 for error in stated.values())
+    for text in (capsys.readouterr().out, (folder / "README.md").read_text()):
         for name in ("at_levels", "between_levels", "network_output"):
             assert f"{stated[name]:.1e}" in text, name
-
-
-def test_more_levels_than_features_are_refused():
-    unet = make_unet()
-    with pytest.raises(ValueError, match="65 noise levels are too many for a time embedding of 64 features"):
-        refit_time_embedding(unet, torch.linspace(1, 80, 65, dtype=torch.float64))
 
 
 PUBLISHED = {  # levels of the grid, index of the second step, and its level, by scripts/launch.sh of the authors
@@ -224,13 +208,10 @@ PUBLISHED = {  # levels of the grid, index of the second step, and its level, by
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_networks_have_their_published_levels(name, tmp_path, capsys):
     grid, index, level = PUBLISHED[name]
-    state = guided_unet.make((32,), (True,), 1)
-    torch.save(state, tmp_path / name)
-    sized = ["--resolution", "8", "--attention_head_dim", "8"]
-    assert convert.main([str(tmp_path / name), str(tmp_path / "model"), *sized]) == 0
+    folder = converted(tmp_path / name, *small())
     said = capsys.readouterr().out
     assert f"OpenAI's {name[:-3]}: two steps go through {level:.4g}, the published level" in said
-    ours = ConsistencyPipeline.from_pretrained(tmp_path / "model").scheduler
+    ours = ConsistencyPipeline.from_pretrained(folder).scheduler
     assert ours.config.num_train_timesteps == grid
     assert list(ours.config.intermediate_sigmas) == [level]
     # The published call, by the configuration of diffusers' own converter.
@@ -240,44 +221,28 @@ def test_published_networks_have_their_published_levels(name, tmp_path, capsys):
     assert torch.equal(ours.sigmas, stock.sigmas)
     assert stock.sigmas[1].item() == pytest.approx(level, rel=3e-4)
     # Two steps, here and in the stock scheduler that was saved.
-    stock = CMStochasticIterativeScheduler.from_pretrained(tmp_path / "model", subfolder="scheduler")
+    stock = CMStochasticIterativeScheduler.from_pretrained(folder, subfolder="scheduler")
     for scheduler in (ours, stock):
         scheduler.set_timesteps(2)
         assert scheduler.sigmas[1].item() == np.float32(level)
-    drawn = images_by_pipeline(tmp_path / "model", ConsistencyPipeline, 2, None, timesteps=[index, 0])
-    exact = 80 ** (1 / 7) + index / (grid - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))
-
-    def network(x, t):
-        return guided_unet.forward(state, x, t, head_dim=8, down_at=[], up_at=[])
-
-    np.testing.assert_allclose(drawn, images_by_formula(network, 2, 8, [80.0, exact**7]), atol=2e-4)
 
 
 def test_published_levels_give_way_to_those_asked_for_and_are_for_released_names_only(tmp_path, capsys):
-    state = guided_unet.make((32,), (True,), 1)
-    sized = ["--resolution", "8", "--attention_head_dim", "8"]
-    torch.save(state, tmp_path / "ct_cat256.pt")
-    own = ["--intermediate_sigmas", "2.5", "0.4"]
-    assert convert.main([str(tmp_path / "ct_cat256.pt"), str(tmp_path / "own"), *sized, *own]) == 0
-    assert "two steps go through 2.5, as was asked for" in capsys.readouterr().out
-    scheduler = ConsistencyPipeline.from_pretrained(tmp_path / "own").scheduler
-    assert (scheduler.config.num_train_timesteps, list(scheduler.sampling_sigmas(3))) == (151, [80.0, 2.5, 0.4])
-    for name in ("imagenet64.pt", "object256.pt"):
-        torch.save(state, tmp_path / name)
-        assert convert.main([str(tmp_path / name), str(tmp_path / name[:-3]), *sized]) == 0
-        assert "stock diffusers' default: --intermediate_sigmas sets another" in capsys.readouterr().out
-        scheduler = ConsistencyPipeline.from_pretrained(tmp_path / name[:-3]).scheduler
-        assert (scheduler.config.num_train_timesteps, list(scheduler.config.intermediate_sigmas)) == (40, [])
+    for name, flags, said, levels in (
+        ("ct_cat256.pt", ["--intermediate_sigmas", "2.5", "0.4"], "two steps go through 2.5, as was asked", [2.5, 0.4]),
+        ("object256.pt", [], "stock diffusers' default: --intermediate_sigmas sets another", []),
+    ):
+        scheduler = ConsistencyPipeline.from_pretrained(converted(tmp_path / name, *small(), *flags)).scheduler
+        assert said in capsys.readouterr().out
+        assert list(scheduler.config.intermediate_sigmas) == levels
+        assert scheduler.config.num_train_timesteps == (151 if levels else 40)
 
 
 def test_files_of_old_versions_of_pytorch_are_read(tmp_path):
-    state = guided_unet.make((32,), (True,), 1)
-    drawn = []
-    for name, archive in (("new.pt", True), ("old.pt", False)):
-        torch.save(state, tmp_path / name, _use_new_zipfile_serialization=archive)
-        sized = ["--resolution", "8", "--attention_head_dim", "8"]
-        assert convert.main([str(tmp_path / name), str(tmp_path / name[:3]), *sized]) == 0
-        drawn.append(images_by_pipeline(tmp_path / name[:3], DiffusionPipeline, 2, None, num_inference_steps=1))
+    new, old = converted(tmp_path / "new.pt", *small()), tmp_path / "old"
+    torch.save(small()[0], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert convert.main([str(tmp_path / "old.pt"), str(old), *small()[1:]]) == 0
+    drawn = [images_by_pipeline(folder, DiffusionPipeline, 2, None, num_inference_steps=1) for folder in (new, old)]
     assert np.array_equal(*drawn)
 
 
@@ -288,9 +253,8 @@ def test_the_released_act_networks_are_known_by_their_widths(tmp_path):
     down = ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D")
     up = ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D")
     unet = UNet2DModel(**shape, layers_per_block=2, down_block_types=down, up_block_types=up)
-    torch.save(act_checkpoint(unet, six=True), tmp_path / "cifar10_fid_6_0.ckpt")
-    assert convert.main([str(tmp_path / "cifar10_fid_6_0.ckpt"), str(tmp_path / "model")]) == 0
-    got = ConsistencyPipeline.from_pretrained(tmp_path / "model").unet
+    folder = converted(tmp_path / "cifar10_fid_6_0.ckpt", act_checkpoint(unet, six=True))
+    got = ConsistencyPipeline.from_pretrained(folder).unet
     assert sum(p.numel() for p in got.parameters()) / 1e6 == pytest.approx(27.50, abs=0.01)
     for key in ("sample_size", "attention_head_dim", "down_block_types", "up_block_types", "norm_num_groups"):
         assert got.config[key] == unet.config[key] or list(got.config[key]) == list(unet.config[key]), key
@@ -300,9 +264,8 @@ def test_the_released_act_networks_are_known_by_their_widths(tmp_path):
 def test_a_stock_repository_draws_the_same_images_and_keeps_its_levels(tmp_path):
     unet = make_unet(num_class_embeds=3).eval()
     ConsistencyModelPipeline(unet, CMStochasticIterativeScheduler(201)).save_pretrained(tmp_path / "stock")
-    assert convert.main([str(tmp_path / "stock"), str(tmp_path / "same")]) == 0
-    own = ["--intermediate_sigmas", "1.2", "0.3"]
-    assert convert.main([str(tmp_path / "stock"), str(tmp_path / "other"), *own]) == 0
+    for name, flags in (("same", []), ("other", ["--intermediate_sigmas", "1.2", "0.3"])):
+        assert convert.main([str(tmp_path / "stock"), str(tmp_path / name), *flags]) == 0
     for steps in (1, 2, 3):
         a, b = (
             images_by_pipeline(tmp_path / name, DiffusionPipeline, 2, [0, 1], num_inference_steps=steps)
@@ -313,15 +276,3 @@ def test_a_stock_repository_draws_the_same_images_and_keeps_its_levels(tmp_path)
     assert list(other.sampling_sigmas(3)) == [80.0, 1.2, 0.3]
     text = "".join(p.read_text() for p in tmp_path.rglob("*.json") if "stock" not in p.parts)
     assert str(tmp_path) not in text
-
-
-def test_what_was_converted_can_be_trained_on(tmp_path):
-    state = guided_unet.make((32, 64), (False, True), 1)
-    torch.save(state, tmp_path / "model.pt")
-    flags = ["--resolution", "8", "--attention_head_dim", "8"]
-    assert convert.main([str(tmp_path / "model.pt"), str(tmp_path / "model"), *flags]) == 0
-    data = write_npz(tmp_path / "data.npz", channels=3)
-    own = ["--dataset_name", data, "--pretrained_model_name_or_path", tmp_path / "model", "--train_batch_size", 4]
-    short = ["--max_train_steps", 8, "--num_validation_images", 2]
-    assert run(*own, *short, "--output_dir", tmp_path / "tuned") == 0
-    assert yaml.safe_load((tmp_path / "tuned" / "recipe.yaml").read_text())["pretrained_model_name_or_path"] == "model"

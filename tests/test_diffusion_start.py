@@ -17,11 +17,9 @@ from diffusers import (
     DDPMPipeline,
     DDPMScheduler,
     DiffusionPipeline,
-    LDMPipeline,
     PNDMPipeline,
     PNDMScheduler,
     UNet2DModel,
-    VQModel,
 )
 from short_run import ICT, run
 from sklearn.datasets import load_digits
@@ -29,14 +27,8 @@ from sklearn.datasets import load_digits
 from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.commands import check_repository, convert
 from diffusers_ict.conversion import convert as to_start
-from diffusers_ict.conversion.diffusion import (
-    edm_to_consistency,
-    embedding_of_steps,
-    noise_levels,
-    refit_time,
-    times_of,
-)
-from diffusers_ict.conversion.published import is_edm
+from diffusers_ict.conversion.diffusion import edm_to_consistency, noise_levels, to_consistency
+from diffusers_ict.conversion.openai_layout import is_edm
 from diffusers_ict.formulas.time_embedding import uses_fast_columns
 
 LEVELS = [0.002, 0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 80.0]
@@ -83,119 +75,99 @@ def test_the_stock_scheduler_makes_the_diffusion_models_estimate_of_f(kind, sigm
 
 def test_the_levels_of_betas_are_those_of_their_definition():
     linear = noise_levels(DDPMScheduler().config)
-    betas = np.linspace(1e-4, 0.02, 1000)
-    signal = np.cumprod(1 - betas)
+    signal = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     np.testing.assert_allclose(linear, np.sqrt((1 - signal) / signal), rtol=1e-4)
     assert (round(linear[0].item(), 7), round(linear[-1].item(), 1)) == (0.0100013, 157.4)
-    times = times_of(torch.tensor([1e-3, 0.1, 0.821, 80.0, 1e3], dtype=torch.float64), linear)
-    np.testing.assert_allclose(times, [0, 26.4, 221.8, 929.6, 999], atol=0.05)
-    assert noise_levels(DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).config)[
-        -1
-    ] == pytest.approx(14.6, abs=0.05)
-    zero_snr = noise_levels(DDIMScheduler(rescale_betas_zero_snr=True).config)
-    assert zero_snr.isfinite().all()
+    assert noise_levels(DDIMScheduler(rescale_betas_zero_snr=True).config).isfinite().all()
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return torch.from_numpy(load_digits().images / 8 - 1).float()[:, None]
+DIGITS = torch.from_numpy(load_digits().images / 8 - 1).float()[:, None]
 
 
-def train_tiny(images, loss_of):
+def train_tiny(loss_of):
     """A tiny UNet that has learned to use its time embedding; `loss_of` unet, images, noise and uniform numbers."""
     unet, generator = make_unet(), torch.Generator().manual_seed(0)
     optimizer = torch.optim.Adam(unet.parameters(), 2e-3)
     rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 300)
     for _ in range(300):
-        x = images[torch.randint(len(images), (64,), generator=generator)]
-        loss = loss_of(unet, x, torch.randn(x.shape, generator=generator), torch.rand(64, generator=generator))
-        loss.backward()
+        x = DIGITS[torch.randint(len(DIGITS), (64,), generator=generator)]
+        loss_of(unet, x, torch.randn(x.shape, generator=generator), torch.rand(64, generator=generator)).backward()
         optimizer.step()
         rates.step()
         optimizer.zero_grad()
     return unet
 
 
+def keeps_its_error(denoised, before, after, levels):
+    """`before` and `after`, told a level, are networks that `denoised` calls with images of that level."""
+    images = DIGITS[::4]
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
+
+    @torch.no_grad()
+    def error(network, sigma):
+        return (denoised(network, images + sigma * noise, sigma) - images).square().mean().item()
+
+    for sigma in levels:
+        known = error(before(sigma), sigma)
+        assert error(after(sigma), sigma) == pytest.approx(known, rel=0.01), sigma
+        assert error(before(80.0), sigma) > 1.1 * known, "the time does not matter to this model"
+
+
+def told(unet, time, sign=1):
+    return lambda x: sign * unet(x, torch.full((len(x),), time)).sample
+
+
 @pytest.mark.slow
-def test_the_refit_keeps_the_denoising_error_of_a_trained_ddpm(digits):
+def test_the_refit_keeps_the_denoising_error_of_a_trained_ddpm():
     scheduler = DDPMScheduler()
 
     def loss_of(unet, x, noise, uniform):
         times = (1000 * uniform).long()
         return (unet(scheduler.add_noise(x, noise, times), times).sample - noise).square().mean()
 
-    unet = train_tiny(digits, loss_of)
-    levels = noise_levels(scheduler.config)
+    def denoised(network, noisy, sigma):
+        x_t = noisy / math.sqrt(1 + sigma**2)
+        return clean_estimate("epsilon", x_t, network(x_t), sigma)
+
+    unet = train_tiny(loss_of)
     refitted = copy.deepcopy(unet)
-    refit_time(refitted, lambda sigma: embedding_of_steps(unet, times_of(sigma, levels), len(levels)))
-    images = digits[::4]
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
-
-    def error(net, told, sigma):
-        x_t = (images + sigma * noise) / math.sqrt(1 + sigma**2)
-        with torch.no_grad():
-            found = clean_estimate("epsilon", x_t, net(x_t, told.expand(len(x_t))).sample, sigma)
-        return (found - images).square().mean().item()
-
-    for sigma in (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0):
-        level = torch.tensor([sigma], dtype=torch.float64)
-        before = error(unet, times_of(level, levels).float(), sigma)
-        after = error(refitted, (250 * level.log()).float(), sigma)
-        assert after == pytest.approx(before, rel=0.01), sigma
-        assert error(unet, torch.tensor([999.0]), sigma) > 1.1 * before, "the time does not matter to this model"
+    to_consistency(refitted, scheduler.config)
+    assert not uses_fast_columns(refitted)
+    times = noise_levels(scheduler.config).log()
+    keeps_its_error(
+        denoised,
+        lambda sigma: told(unet, np.interp(math.log(sigma), times, range(1000))),
+        lambda sigma: told(refitted, 250 * math.log(sigma), sign=-1),
+        (0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0),
+    )
 
 
 @pytest.mark.slow
-def test_the_refit_keeps_the_denoising_error_of_a_trained_edm_network(digits):
+def test_the_refit_keeps_the_denoising_error_of_a_trained_edm_network():
     """EDM Table 1: ln(sigma) ~ N(-1.2, 1.2^2), c_skip and c_out of sigma_data 0.5, weight 1 / c_out^2."""
 
-    def denoised(unet, noisy, sigma, told):
-        root = (sigma**2 + 0.25).sqrt()
-        return 0.25 / root**2 * noisy + 0.5 * sigma / root * unet(noisy / root, told).sample
+    def denoised(network, noisy, sigma):
+        root = (sigma**2 + 0.25) ** 0.5
+        return 0.25 / root**2 * noisy + 0.5 * sigma / root * network(noisy / root)
 
     def loss_of(unet, x, noise, uniform):
         sigma = (1.2 * torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6)) - 1.2).exp()[:, None, None, None]
-        found = denoised(unet, x + sigma * noise, sigma, 250 * sigma.log().flatten())
-        return ((found - x).square() * (sigma**2 + 0.25) / (0.5 * sigma) ** 2).mean()
+        clean = denoised(lambda noisy: unet(noisy, 250 * sigma.log().flatten()).sample, x + sigma * noise, sigma)
+        return ((clean - x).square() * (sigma**2 + 0.25) / (0.5 * sigma) ** 2).mean()
 
-    unet = train_tiny(digits, loss_of)
+    unet = train_tiny(loss_of)
     refitted = copy.deepcopy(unet)
     edm_to_consistency(refitted)
     assert uses_fast_columns(unet)
     assert not uses_fast_columns(refitted)
-    images = digits[::4]
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
-
-    def error(net, level, told):
-        sigma = torch.tensor(level)
-        with torch.no_grad():
-            found = denoised(net, images + sigma * noise, sigma, (250 * torch.tensor(told).log()).expand(len(images)))
-        return (found - images).square().mean().item()
-
-    for level in (0.05, 0.2, 0.5, 1.0, 2.0, 5.0):
-        assert error(refitted, level, level) == pytest.approx(error(unet, level, level), rel=0.01), level
-    assert error(unet, 0.2, 2.0) > 1.1 * error(unet, 0.2, 0.2), "the time does not matter to this model"
-
-
-def test_a_diffusion_model_of_latents_is_refused(tmp_path, capsys):
-    vqvae = VQModel(1, 1, block_out_channels=(8,), norm_num_groups=8, latent_channels=1, num_vq_embeddings=8)
-    LDMPipeline(vqvae, make_unet(), DDIMScheduler()).save_pretrained(tmp_path / "latent")
-    assert convert.main([str(tmp_path / "latent"), str(tmp_path / "start")]) == 2
-    assert "must draw pixels with a UNet alone, and it also holds vqvae" in capsys.readouterr().err
-    assert not (tmp_path / "start").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "known"),
-    [("edm_imagenet64_ema.pt", True), ("my-edm.pt", True), ("EDM2.pt", False), ("ct_bedroom256.pt", False)],
-)
-def test_edm_files_are_known_by_their_names(name, known):
-    assert is_edm(name) is known
+    before, after = (lambda sigma, net=net: told(net, 250 * math.log(sigma)) for net in (unet, refitted))
+    keeps_its_error(denoised, before, after, (0.05, 0.2, 0.5, 1.0, 2.0, 5.0))
 
 
 def test_a_file_named_edm_is_a_start_that_needs_no_alignment(tmp_path, capsys):
     state = guided_unet.make(widths=(32, 64), layers=2, scale_shift=True, attends=(False, True))
     starts = {}
+    assert [is_edm(name) for name in ("my-edm.pt", "EDM2.pt", "ct_bedroom256.pt")] == [True, False, False]
     for name in ("edm_cat256_ema", "ct_cat256_of_mine"):
         torch.save(state, tmp_path / f"{name}.pt")
         starts[name] = to_start(str(tmp_path / f"{name}.pt"), resolution=16, attention_head_dim=16)
@@ -208,11 +180,9 @@ def test_a_file_named_edm_is_a_start_that_needs_no_alignment(tmp_path, capsys):
     theirs = other.pipeline.unet.state_dict()
     changed = {name for name, tensor in edm.pipeline.unet.state_dict().items() if not torch.equal(tensor, theirs[name])}
     assert changed == {f"time_embedding.linear_{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
-    flags = ["--resolution", "16", "--attention_head_dim", "16"]
-    assert convert.main([str(tmp_path / "edm_cat256_ema.pt"), str(tmp_path / "start"), *flags]) == 0
+    start = started(tmp_path / "edm_cat256_ema.pt", "--resolution", "16", "--attention_head_dim", "16")
     assert "a start for training, not for sampling in few steps" in capsys.readouterr().out
-    assert json.loads((tmp_path / "start" / "conversion.json").read_text())["prediction"] == "edm"
-    assert not to_start(str(tmp_path / "start")).needs_alignment
+    assert (to_start(str(start)).prediction, to_start(str(start)).needs_alignment) == ("edm", False)
 
 
 def saved(folder, kind="v_prediction", pipeline=DDPMPipeline, scheduler=DDPMScheduler, **changes):
@@ -221,6 +191,13 @@ def saved(folder, kind="v_prediction", pipeline=DDPMPipeline, scheduler=DDPMSche
     unet.time_embedding.linear_2.weight.data.zero_()
     pipeline(unet, scheduler(prediction_type=kind)).save_pretrained(folder)
     return unet
+
+
+def started(folder, *flags):
+    """The folder that a model is converted into."""
+    start = folder.with_name("start")
+    assert convert.main([str(folder), str(start), *flags]) == 0
+    return start
 
 
 def one_step(folder, kind):
@@ -232,7 +209,7 @@ def one_step(folder, kind):
 
 def test_a_converted_velocity_model_draws_its_own_estimate_in_stock_diffusers(tmp_path, capsys):
     unet = saved(tmp_path / "ddpm")
-    assert convert.main([str(tmp_path / "ddpm"), str(tmp_path / "start"), "--license", "mit"]) == 0
+    start = started(tmp_path / "ddpm", "--license", "mit")
     assert "Converted from a diffusion model" in capsys.readouterr().out
     noise = 80 * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     x_t = noise / math.sqrt(1 + 80**2)
@@ -240,10 +217,10 @@ def test_a_converted_velocity_model_draws_its_own_estimate_in_stock_diffusers(tm
         estimate = clean_estimate("v_prediction", x_t, unet(x_t, torch.full((4,), 929.6)).sample, 80.0)
     expected = (estimate.clip(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1)
     assert expected.std() > 0.05, "a constant image proves nothing"
-    stock = one_step(tmp_path / "start", DiffusionPipeline)
+    stock = one_step(start, DiffusionPipeline)
     torch.testing.assert_close(stock, expected, rtol=0, atol=1e-4)  # sigma_min takes 2.5e-5 of the network's part
-    assert torch.equal(stock, one_step(tmp_path / "start", ConsistencyPipeline))
-    assert check_repository.main([str(tmp_path / "start")]) == 0
+    assert torch.equal(stock, one_step(start, ConsistencyPipeline))
+    assert check_repository.main([str(start)]) == 0
     assert "sigma_data 1, as of a model that began as a DDPM" in capsys.readouterr().out
 
 
@@ -257,7 +234,7 @@ def test_a_converted_velocity_model_draws_its_own_estimate_in_stock_diffusers(tm
 )
 def test_other_predictions_begin_at_their_limit(pipeline, scheduler, kind, note, tmp_path, capsys):
     before = saved(tmp_path / "given", kind, pipeline, scheduler)
-    assert convert.main([str(tmp_path / "given"), str(tmp_path / "start")]) == 0
+    started(tmp_path / "given")
     assert note in capsys.readouterr().out
     assert note in (tmp_path / "start" / "README.md").read_text().replace("\n", " ")
     after = UNet2DModel.from_pretrained(tmp_path / "start" / "unet")
@@ -269,13 +246,12 @@ def test_other_predictions_begin_at_their_limit(pipeline, scheduler, kind, note,
 def test_noise_that_ends_below_80_is_said(tmp_path, capsys):
     scheduler = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
     DDPMPipeline(make_unet(), scheduler).save_pretrained(tmp_path / "given")
-    assert convert.main([str(tmp_path / "given"), str(tmp_path / "start")]) == 0
-    assert "Its noise ends at sigma 14.61, and sampling begins at 80" in capsys.readouterr().out
+    started(tmp_path / "given")
+    assert "Its noise goes from sigma 0.02917 to 14.61" in capsys.readouterr().out
     unet = UNet2DModel.from_pretrained(tmp_path / "start" / "unet")
     levels = torch.tensor([30.0, 80.0], dtype=torch.float64)
-    with torch.no_grad():
-        told = unet.time_embedding(unet.time_proj(250 * levels.log()))
-    torch.testing.assert_close(told[0], told[1], rtol=0, atol=0.3 * told.std().item())
+    embedded = unet.time_embedding(unet.time_proj(250 * levels.log()))
+    torch.testing.assert_close(embedded[0], embedded[1], rtol=0, atol=0.3 * embedded.std().item())
 
 
 def test_a_repository_of_2022_has_everything_in_one_folder(tmp_path):
@@ -285,8 +261,7 @@ def test_a_repository_of_2022_has_everything_in_one_folder(tmp_path):
         for file in (tmp_path / "given" / part).iterdir():
             shutil.move(file, tmp_path / "given" / file.name)
         (tmp_path / "given" / part).rmdir()
-    assert convert.main([str(tmp_path / "given"), str(tmp_path / "start")]) == 0
-    one_step(tmp_path / "start", DiffusionPipeline)
+    one_step(started(tmp_path / "given"), DiffusionPipeline)
 
 
 @pytest.fixture
@@ -302,21 +277,20 @@ def test_training_begins_with_a_velocity_model_and_keeps_its_sigma_data(begun, t
     assert run(*own, "--output_dir", tmp_path / "run") == 0
     config = json.loads((tmp_path / "run" / "scheduler" / "scheduler_config.json").read_text())
     assert config["sigma_data"] == 1.0
-    assert convert.main([str(tmp_path / "given"), str(tmp_path / "start")]) == 0
+    assert "pretrained_model_name_or_path: given\n" in (tmp_path / "run" / "recipe.yaml").read_text()  # and no path
+    started(tmp_path / "given")
     trained, start = (one_step(tmp_path / name, DiffusionPipeline) for name in ("run", "start"))
     torch.testing.assert_close(trained, start, rtol=0, atol=1e-4)
 
 
 def test_a_model_that_predicts_noise_is_aligned_and_by_ect_alone(begun, tmp_path, capsys):
     saved(tmp_path / "given", "epsilon")
-    assert convert.main([str(tmp_path / "given"), str(tmp_path / "start")]) == 0
+    started(tmp_path / "given")
     capsys.readouterr()
     for start in ("given", "start"):
         own = [*begun, tmp_path / start, "--output_dir", tmp_path / "run", "--max_train_steps", 8]
         assert run(*own) == 2
-        assert (
-            "begin with a diffusion model that predicts epsilon, because only ECT aligns it" in capsys.readouterr().err
-        )
+        assert "predicts epsilon, because only ECT aligns it" in capsys.readouterr().err
         assert run(*own, "--loss", "ect") == 2
         assert "an alignment of 500 steps needs a run of more steps, got 8" in capsys.readouterr().err
         assert not (tmp_path / "run").exists()

@@ -5,8 +5,8 @@ from torch.utils.data import DataLoader
 
 from diffusers_ict import ICT, ICTScheduler
 from diffusers_ict.data.batches import Batches
+from diffusers_ict.data.dataset import Images
 from diffusers_ict.data.draw import Draw, derive_seed, derive_seeds
-from diffusers_ict.data.images import Images
 from diffusers_ict.data.sampler import StepSampler, collate, step_indices
 
 

@@ -10,7 +10,7 @@ from conftest import write_npz
 from evaluated import arguments, figures, refused
 from safetensors.torch import load_file
 
-from diffusers_ict.data.images import load_images
+from diffusers_ict.data.load import load_images
 from diffusers_ict.evaluation import features, frechet_distance, make_extractor
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_npz
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw
 from short_run import final_tensors
 
 from diffusers_ict import ACT, ICTScheduler, Objective, squared_l2
-from diffusers_ict.data.images import read_images
-from diffusers_ict.data.source import Source
+from diffusers_ict.data.load import load_images
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import FID, Metric
 from diffusers_ict.evaluation.evaluate import evaluate
@@ -119,20 +120,19 @@ def test_a_metric_is_one_object(tmp_path):
     assert list(both["rows"][0]["metrics"]) == ["brightness", "frechet"]
 
 
-def drawn_squares(count: int) -> Source:
-    """Squares that are drawn on the spot, by size: a source without any file."""
-
-    def pictures():
-        for number in range(count):
-            picture = Image.new("L", (16, 16))
-            ImageDraw.Draw(picture).rectangle((0, 0, 4 + 8 * (number % 2), 4 + 8 * (number % 2)), fill=255)
-            yield picture
-
-    return Source(pictures(), count, [number % 2 for number in range(count)], ("small", "large"))
+def drawn_squares(count: int):
+    """Squares that are drawn on the spot, by size: a data set without any file."""
+    for number in range(count):
+        picture = Image.new("L", (16, 16))
+        ImageDraw.Draw(picture).rectangle((0, 0, 4 + 8 * (number % 2), 4 + 8 * (number % 2)), fill=255)
+        yield {"image": picture, "label": number % 2}
 
 
-def test_a_data_source_is_one_object(tmp_path):
-    images = read_images(drawn_squares(6), class_conditional=True, resolution=8)
+def test_a_data_source_is_one_generator(tmp_path):
+    names = ClassLabel(names=["small", "large"])
+    features = Features({"image": ImageFeature(), "label": names})
+    squares = Dataset.from_generator(drawn_squares, features, gen_kwargs={"count": 6})
+    images = load_images(dataset=squares, class_conditional=True, resolution=8)
     assert images.pixels.shape == (6, 1, 8, 8)
     assert images.class_names == ("small", "large")
     large = images.pixels[images.labels == 1].float().mean()

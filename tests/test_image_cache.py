@@ -1,22 +1,22 @@
-"""Decoded images in files: the second run maps what the first one decoded, and never anything else."""
+"""Decoded images in the Arrow cache of `datasets`: made in several processes, read again, and never anything else."""
 
-import json
 import os
-import threading
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import write_npz
 from PIL import Image
-from test_images import folder
+from short_run import several_processes
+from test_images import encoded, folder
 
-from diffusers_ict.data import cache, images
-from diffusers_ict.data.folder import read_folder
-from diffusers_ict.data.images import load_images, read_images
-from diffusers_ict.data.source import Source
+from diffusers_ict.data import load, transform
+from diffusers_ict.data.load import load_images
 from diffusers_ict.errors import UserError
 
 
@@ -26,214 +26,243 @@ def pictures(tmp_path: Path, count: int = 3) -> str:
     return folder(tmp_path / "pictures", {f"{name}/{i}.png": p for name, (i, p) in zip("abab", enumerate(made))})
 
 
-def files_of(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-
-
 @pytest.fixture
-def decoding(monkeypatch):
-    """How often pictures were decoded."""
+def opened(monkeypatch):
+    """How many pictures were opened in this process."""
     calls = []
 
-    def counted(*args):
-        calls.append(args)
-        return decode(*args)
+    def counted(stored):
+        calls.append(stored)
+        return open_picture(stored)
 
-    decode = images.decode
-    monkeypatch.setattr(images, "decode", counted)
+    open_picture = transform.open_picture
+    monkeypatch.setattr(transform, "open_picture", counted)
     return calls
 
 
-def test_images_in_a_file_are_those_in_memory(tmp_path):
-    path = write_npz(tmp_path / "data.npz", channels=3)
-    in_memory = load_images(dataset_name=str(path), class_conditional=True)
-    indices = torch.tensor([5, 0, 63])
-    flips = torch.tensor([True, False, True])
-    expected = in_memory.batch(indices, flips, "cpu")
-    for _ in range(2):
-        in_file = load_images(dataset_name=str(path), class_conditional=True, image_cache_dir=str(tmp_path / "cache"))
-        assert torch.equal(in_memory.pixels, in_file.pixels)
-        assert all(torch.equal(a, b) for a, b in zip(expected, in_file.batch(indices, flips, "cpu")))
-        (kept,) = (tmp_path / "cache").glob("*.bin")
-        assert len(list((tmp_path / "cache").iterdir())) == 2, "more is there than the pixels and the facts"
-        mapped = Path("/proc/self/maps")
-        if mapped.exists():
-            assert str(kept) in mapped.read_text(), "it is not in a file"
-
-
-def test_the_second_run_decodes_nothing(tmp_path, monkeypatch):
-    own = {"train_data_dir": pictures(tmp_path), "resolution": 8, "image_cache_dir": str(tmp_path / "cache")}
-    first = load_images(**own)
-    before = files_of(tmp_path / "cache")
-
-    def broken(*args, **kwargs):
-        raise AssertionError("a picture is opened")
-
-    monkeypatch.setattr(Image, "open", broken)
-    second = load_images(**own, class_conditional=True)
+@pytest.mark.parametrize("cache", [None, "cache"])
+def test_the_second_run_maps_what_the_first_one_decoded(tmp_path, opened, cache):
+    own = {"train_data_dir": pictures(tmp_path), "resolution": 32}
+    own |= {"image_cache_dir": str(tmp_path / cache)} if cache else {}
+    warned = "3 of 3 images are smaller than `resolution` 32.*the smallest is 16x16"
+    with pytest.warns(UserWarning, match=warned):
+        first = load_images(**own)
+    assert len(opened) == 4, "the first one shows the shape of all"
+    with pytest.warns(UserWarning, match=warned):
+        second = load_images(**own, class_conditional=True)
+    assert len(opened) == 5
     assert torch.equal(first.pixels, second.pixels)
+    assert first.originals == second.originals
     assert second.class_names == ("a", "b")
-    assert files_of(tmp_path / "cache") == before
-    with pytest.raises(AssertionError, match="a picture is opened"):
-        load_images(**{**own, "resolution": 4})
+    if Path("/proc/self/maps").exists():
+        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if "images-" in line]
+        ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in mapped]
+        assert any(low <= second.blocks[0].data_ptr() < high for low, high in ranges), "the pixels are a copy"
 
 
-def test_a_kept_file_warns_as_the_pictures_did(tmp_path, decoding):
-    own = {"train_data_dir": pictures(tmp_path), "resolution": 32, "image_cache_dir": str(tmp_path / "cache")}
-    for _ in range(2):
-        with pytest.warns(UserWarning, match="3 of 3 images are smaller than `resolution` 32.*the smallest is 16x16"):
-            load_images(**own)
-    assert len(decoding) == 1
-
-
-@pytest.mark.parametrize(
-    "change", [{"resolution": 4}, {"center_crop": True}, {"image_mode": "L"}, {"background": "black"}]
-)
-def test_every_setting_that_determines_the_pixels_has_a_file_of_its_own(tmp_path, decoding, change):
+def test_every_setting_that_determines_the_pixels_has_a_file_of_its_own(tmp_path):
     own = {"train_data_dir": pictures(tmp_path), "image_cache_dir": str(tmp_path / "cache")}
-    load_images(**own)
-    load_images(**own, **change)
-    assert len(decoding) == 2
+    changes = [{}, {"resolution": 4}, {"center_crop": True}, {"image_mode": "L"}, {"background": "black"}]
+    for number, change in enumerate(changes, 1):
+        load_images(**own, **change)
+        assert len(list((tmp_path / "cache").iterdir())) == number, change
 
 
-def test_a_changed_file_is_decoded_again_and_another_file_in_the_folder_is_not(tmp_path, decoding):
+def test_a_changed_file_is_decoded_again_and_another_file_in_the_folder_is_not(tmp_path, opened):
     where = pictures(tmp_path)
     own = {"train_data_dir": where, "image_cache_dir": str(Path(where) / "cache")}
     load_images(**own)
     load_images(**own)
-    assert len(decoding) == 1, "the cache in the folder counts as a part of the data"
+    assert len(opened) == 5, "the cache in the folder counts as a part of the data"
     Image.new("RGB", (16, 16), (1, 2, 3)).save(Path(where) / "a" / "0.png")
     assert load_images(**own).pixels[0, :, 0, 0].tolist() == [1, 2, 3]
-    assert len(decoding) == 2
     os.utime(Path(where) / "b" / "1.png", (1, 1))
     load_images(**own)
-    assert len(decoding) == 3
+    assert len(opened) == 13
     Image.new("RGB", (16, 16)).save(Path(where) / "a" / "new.png")
     assert len(load_images(**own)) == 4
 
 
-def test_files_and_saved_data_sets_are_known_by_their_size_and_time(tmp_path, decoding):
-    import datasets
+def test_a_folder_is_known_by_its_images_and_not_by_the_spelling_of_its_path(tmp_path, monkeypatch):
+    pictures(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "pictures")
+    for where in ("pictures", "./pictures/", str(tmp_path / "pictures"), "link"):
+        load_images(train_data_dir=where, image_cache_dir="cache")
+        assert len(list((tmp_path / "cache").iterdir())) == 1, where
 
+
+def test_files_saved_data_sets_and_named_files_are_known_by_their_size_and_time(tmp_path):
     features = datasets.Features({"a": datasets.Image(), "b": datasets.Image()})
     rows = {"a": [Image.new("L", (8, 8), 1)], "b": [Image.new("L", (8, 8), 2)]}
     data = datasets.Dataset.from_dict(rows, features=features)
     data.to_parquet(tmp_path / "d.parquet")
     data.save_to_disk(tmp_path / "saved")
-    np.savez(tmp_path / "d.npz", a=np.full((1, 8, 8), 1, np.uint8), b=np.full((1, 8, 8), 2, np.uint8))
-    inside = {"d.parquet": "d.parquet", "saved": "saved/data-00000-of-00001.arrow", "d.npz": "d.npz"}
+    Image.new("L", (8, 8), 1).save(tmp_path / "1.png")
+    Image.new("L", (8, 8), 2).save(tmp_path / "2.png")
+    named = {name: [str(tmp_path / file)] for name, file in (("a", "1.png"), ("b", "2.png"))}
+    datasets.Dataset.from_dict(named, features=features).to_parquet(tmp_path / "named.parquet")
+    inside = {"d.parquet": "d.parquet", "saved": "saved/data-00000-of-00001.arrow", "named.parquet": "1.png"}
     for number, (name, changed) in enumerate(inside.items()):
         own = {"dataset_name": str(tmp_path / name), "image_cache_dir": str(tmp_path / "cache")}
         for column, pixel in (("a", 1), ("b", 2), ("a", 1), ("b", 2)):
             assert load_images(**own, image_column=column).pixels[0, 0, 0, 0] == pixel
-        assert len(decoding) == 3 * number + 2
+        assert len(list((tmp_path / "cache").iterdir())) == 3 * number + 2
         os.utime(tmp_path / changed, (1, 1))
         load_images(**own, image_column="a")
-        assert len(decoding) == 3 * number + 3
+        assert len(list((tmp_path / "cache").iterdir())) == 3 * number + 3
 
 
-def test_hub_data_is_known_by_its_fingerprint(tmp_path, decoding, monkeypatch):
-    import datasets
-
+def test_hub_data_and_data_sets_of_ones_own_are_known_by_their_fingerprint(tmp_path, monkeypatch):
     def load_dataset(name, config, split, streaming):
         pixel = {"train": 1, "test": 2}[split] + (10 if config else 0)
         features = datasets.Features({"image": datasets.Image()})
-        data = datasets.Dataset.from_dict({"image": [Image.new("L", (8, 8), pixel)]}, features=features)
-        data._fingerprint = revision[0]
-        return data
+        return datasets.Dataset.from_dict({"image": [Image.new("L", (8, 8), pixel)]}, features=features)
 
-    revision = ["first"]
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    own = {"dataset_name": "user/name", "image_cache_dir": str(tmp_path / "cache")}
+    cache = str(tmp_path / "cache")
     for _ in range(2):
-        assert load_images(**own).pixels[0, 0, 0, 0] == 1
-        assert load_images(**own, dataset_split="test").pixels[0, 0, 0, 0] == 2
-        assert load_images(**own, dataset_config_name="c").pixels[0, 0, 0, 0] == 11
-    assert len(decoding) == 3
-    revision[0] = "second"
-    load_images(**own)
-    assert len(decoding) == 4
+        for split, config, pixel in (("train", None, 1), ("test", None, 2), ("train", "c", 11)):
+            where = {"dataset_name": "user/name", "dataset_split": split, "dataset_config_name": config}
+            assert load_images(**where, image_cache_dir=cache).pixels[0, 0, 0, 0] == pixel
+            own = load_dataset("user/name", config, split, False)
+            assert load_images(dataset=own, image_cache_dir=cache).pixels[0, 0, 0, 0] == pixel
+    assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
-@pytest.mark.parametrize("damage", ["cut", "bit", "facts", "shape"])
-def test_a_damaged_file_is_passed_over_and_made_again(tmp_path, decoding, damage):
+@pytest.mark.parametrize("damage", ["cut", "emptied", "other"])
+def test_a_damaged_file_is_passed_over_and_made_again(tmp_path, opened, damage):
     own = {"train_data_dir": pictures(tmp_path), "image_cache_dir": str(tmp_path / "cache")}
     expected = load_images(**own).pixels.clone()
-    (pixels,) = (tmp_path / "cache").glob("*.bin")
-    (facts,) = (tmp_path / "cache").glob("*.json")
-    content = pixels.read_bytes()
-    if damage == "cut":
-        pixels.write_bytes(content[:-1])
-    elif damage == "bit":
-        pixels.write_bytes(bytes([content[0] ^ 1]) + content[1:])
-    elif damage == "facts":
-        facts.write_text("[]")
+    (kept,) = (tmp_path / "cache").iterdir()
+    content = kept.read_bytes()
+    if damage == "other":
+        load_images(**own, resolution=8)
+        (other,) = set((tmp_path / "cache").iterdir()) - {kept}
+        other.replace(kept)
     else:
-        facts.write_text(json.dumps({**json.loads(facts.read_text()), "shape": [3, 3, 8, 32, 2]}))
-    with pytest.warns(UserWarning, match=f"file {pixels.name} in `image_cache_dir` is not as it was written"):
+        kept.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    with pytest.warns(UserWarning, match=f"file {kept.name} in .*cache is not as it was written"):
         assert torch.equal(load_images(**own).pixels, expected)
     assert torch.equal(load_images(**own).pixels, expected)
-    assert len(decoding) == 2
-    assert pixels.read_bytes() == content
+    assert kept.read_bytes() == content
 
 
-def test_pixels_without_their_facts_are_made_again(tmp_path, decoding):
-    own = {"train_data_dir": pictures(tmp_path), "image_cache_dir": str(tmp_path / "cache")}
-    load_images(**own)
-    next((tmp_path / "cache").glob("*.json")).unlink()
-    load_images(**own)
-    assert len(decoding) == 2
-
-
-def test_runs_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
-    """All of them decode before the first one is ready, and all see the same pixels."""
-    where, target = pictures(tmp_path, 4), tmp_path / "cache"
-    expected = load_images(train_data_dir=where).pixels
-    waiting = threading.Barrier(4)
-    finish = cache._finish
-
-    def together(*args):
-        waiting.wait(timeout=60)
-        return finish(*args)
-
-    monkeypatch.setattr(cache, "_finish", together)
-    sources = [read_folder(Path(where), False) for _ in range(4)]
-    with ThreadPoolExecutor(4) as runs:
-        loaded = list(runs.map(lambda source: read_images(source, image_cache_dir=str(target)), sources))
-    assert all(torch.equal(one.pixels, expected) for one in loaded)
-    assert sorted(path.suffix for path in target.iterdir()) == [".bin", ".json"]
-
-
-def test_an_interrupted_run_leaves_nothing_that_is_taken_for_pixels(tmp_path, decoding):
+def test_an_interrupted_run_leaves_nothing_that_is_taken_for_pixels(tmp_path, monkeypatch):
     where = pictures(tmp_path)
+    monkeypatch.setattr(load, "BLOCK", 1)  # the first picture is written before the second one is read
     (Path(where) / "b" / "1.png").write_bytes(b"no picture")
-    own = {"train_data_dir": where, "image_cache_dir": str(tmp_path / "cache")}
     with pytest.raises(UserError, match=r"1\.png cannot be read"):
-        load_images(**own)
+        load_images(train_data_dir=where, image_cache_dir=str(tmp_path / "cache"))
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_a_source_without_an_identity_is_never_kept(tmp_path):
-    for pixel in (1, 2):
-        source = Source([np.full((8, 8), pixel, np.uint8)], 1)
-        made = read_images(source, image_cache_dir=str(tmp_path / "cache"))
-        assert made.pixels[0, 0, 0, 0] == pixel
-        assert list((tmp_path / "cache").iterdir()) == []
-        mapped = Path("/proc/self/maps")
-        if mapped.exists():
-            assert str(tmp_path / "cache") in mapped.read_text(), "it is not in a file"
+@pytest.mark.slow
+def test_runs_at_once_see_the_same_pixels(tmp_path):
+    where = pictures(tmp_path, 4)
+    call = "from diffusers_ict.data.load import load_images; import sys; "
+    call += "print(load_images(train_data_dir=sys.argv[1], image_cache_dir=sys.argv[2]).fingerprint())"
+    command = [sys.executable, "-c", call, where, str(tmp_path / "cache")]
+    with ThreadPoolExecutor(2) as runs:
+        said = list(runs.map(lambda _: subprocess.run(command, capture_output=True, text=True, check=True), range(2)))
+    assert {one.stdout.strip() for one in said} == {load_images(train_data_dir=where).fingerprint()}
+    assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
 def test_a_folder_without_room_for_the_images_is_refused(tmp_path, monkeypatch):
-    path = write_npz(tmp_path / "data.npz")
+    where = pictures(tmp_path)
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(UserError, match=r"`image_cache_dir` .*taken cannot hold the images"):
-        load_images(dataset_name=str(path), image_cache_dir=str(tmp_path / "taken"))
+        load_images(train_data_dir=where, image_cache_dir=str(tmp_path / "taken"))
 
-    def full(*args):
+    def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.posix_fallocate", full, raising=False)
+    monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.write_batch", full)
     with pytest.raises(UserError, match="cannot hold the images: No space left on device"):
-        load_images(dataset_name=str(path), image_cache_dir=str(tmp_path / "cache"))
+        load_images(train_data_dir=where, image_cache_dir=str(tmp_path / "cache"))
     assert list((tmp_path / "cache").iterdir()) == [], "something is left"
+
+
+# ---------------------------------------------------------------- several processes
+
+
+@pytest.fixture
+def parquet(tmp_path) -> Path:
+    """1,200 pictures of several sizes and modes, whose first pixel is their number."""
+    features = datasets.Features({"image": datasets.Image()})
+    made = []
+    for number in range(1200):
+        picture = Image.new("L" if number % 4 == 3 else "RGB", (8 + number % 5, 8))
+        picture.putpixel((0, 0), number % 256 if picture.mode == "L" else (number % 256,) * 3)
+        made.append({"bytes": encoded(picture.crop((0, 0, 8 + number % 5, 8))), "path": None})
+    data = datasets.Dataset.from_dict({"image": made}, features=features)
+    data.to_parquet(tmp_path / "d.parquet")
+    return tmp_path / "d.parquet"
+
+
+def test_two_processes_decode_what_one_does_though_torch_has_threads(parquet, tmp_path, monkeypatch, opened):
+    own = {"dataset_name": str(parquet), "image_mode": "RGB", "center_crop": True, "resolution": 8}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    alone = load_images(**own, image_cache_dir=str(tmp_path / "one"))
+    assert len(opened) == 1201
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        (torch.ones(512, 512) @ torch.ones(512, 512)).sum()  # OpenMP keeps threads that no fork has
+        shared = load_images(**own, image_cache_dir=str(tmp_path / "two"))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(opened) == 1202
+    assert len(list((tmp_path / "two").iterdir())) == 2
+    assert torch.equal(shared.pixels, alone.pixels)
+    assert shared.originals == alone.originals
+    assert shared.fingerprint() == alone.fingerprint()
+    again = load_images(**own, image_cache_dir=str(tmp_path / "two"))
+    assert len(opened) == 1203
+    assert torch.equal(again.pixels, alone.pixels)
+
+
+def test_a_picture_that_a_process_cannot_read_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    stored = BytesIO()
+    Image.new("L", (8, 8)).save(stored, "png")
+    rows = [{"bytes": stored.getvalue(), "path": None}] * 1200
+    rows[1100] = {"bytes": b"no picture", "path": "x.png"}
+    data = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
+    cache = tmp_path / "cache"
+    with pytest.raises(UserError, match=r"image x\.png cannot be read \(its content is in no format"):
+        load_images(dataset=data, image_cache_dir=str(cache))
+    assert all(path.suffix == ".arrow" for path in cache.iterdir()), "half a file is left"
+
+
+LOADING = """
+import sys
+from accelerate import Accelerator
+from diffusers_ict.data import transform
+from diffusers_ict.data.settings import DataSettings
+
+open_picture, opened = transform.open_picture, []
+transform.open_picture = lambda stored: opened.append(stored) or open_picture(stored)
+accelerator = Accelerator()
+images = DataSettings(train_data_dir=sys.argv[1], image_cache_dir=sys.argv[2]).load(False, accelerator)
+print("opened", len(opened), images.fingerprint())
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_decodes_and_a_damaged_file_ends_both(tmp_path):
+    where, script = pictures(tmp_path), tmp_path / "loading.py"
+    script.write_text(LOADING)
+    done = several_processes(2, str(script), where, tmp_path / "cache")
+    assert done.returncode == 0, done.stderr[-3000:]
+    fingerprint = load_images(train_data_dir=where).fingerprint()
+    assert sorted(line for line in done.stdout.splitlines() if "opened" in line) == [
+        f"opened 1 {fingerprint}",
+        f"opened 4 {fingerprint}",
+    ]
+    (Path(where) / "b" / "1.png").write_bytes(b"no picture")
+    done = several_processes(2, str(script), where, tmp_path / "cache")
+    assert done.returncode != 0
+    assert "1.png cannot be read" in done.stderr

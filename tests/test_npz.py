@@ -9,7 +9,7 @@ import pytest
 from test_images import npz
 
 from diffusers_ict.data import npz as module
-from diffusers_ict.data.images import load_images
+from diffusers_ict.data.load import load_images
 from diffusers_ict.errors import UserError
 
 IMAGES = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
@@ -48,10 +48,9 @@ def test_values_are_converted_by_the_range_of_their_type(tmp_path, kind, values,
         (IMAGES > 3, "bool from 0 to 1 and must"),
         (IMAGES * 1j, "complex128 and must"),
         (IMAGES.astype("U3"), "<U3 and must"),
-        (np.zeros(4, np.uint8), r"`image_column` must name an array \[n, H, W\].*, and a of .* is uint8 \[4\]\.$"),
-        (np.zeros((4, 8), np.uint8), r"a of .* is uint8 \[4, 8\]\.$"),
-        (np.zeros((4, 8, 8, 3, 1), np.uint8), r"is uint8 \[4, 8, 8, 3, 1\]\.$"),
-        (np.uint8(3), r"is uint8 \[\]\.$"),
+        (np.zeros(4, np.uint8), r"d\.npz holds no images: .*, got a \(uint8 \[4\]\); choose it by `image_column`\.$"),
+        (np.zeros((4, 8, 8, 3, 1), np.uint8), r"holds no images: .*uint8 \[4, 8, 8, 3, 1\]"),
+        (np.uint8(3), r"holds no images: .*uint8 \[\]"),
         (np.zeros((4, 0, 0), np.uint8), r"number 0 .* is an array \[0, 0\] and must be"),
         (np.zeros((4, 8, 8, 0), np.uint8), r"is an array \[8, 8, 0\] and must be"),
         (IMAGES.astype(object), "pickle"),
@@ -66,14 +65,12 @@ def test_other_values_and_shapes_are_refused(tmp_path, array, message):
     ("labels", "message"),
     [
         (np.arange(3), r"one integer for each of the 4 images, got \[3\]; give another `label_column`"),
-        (np.arange(5), r"got \[5\]"),
-        (np.eye(4, dtype=int), r"got \[4, 4\]"),
         (np.int64(1), r"got \[\]"),
-        (np.array([0, 1, 2, 0.5]), r"labels must be integers from 0, got 0\.0"),
+        (np.array([0, 1, 2, 0.5]), r"one integer for each of the 4 images, got 0\.0"),
         (np.array([True, False, True, False]), "got True"),
         (np.array(["cat", "dog", "cat", "dog"]), "got 'cat'"),
-        (np.array([0, 1, 2, 2**63], np.uint64), "labels must lie below 100000.*got 9223372036854775808"),
-        (np.array([0, 1, 2, 123456]), "labels must lie below 100000.*number the classes from 0"),
+        (np.array([0, 1, 2, 2**63], np.uint64), "within 0 and 99999, got 0 to 9223372036854775808"),
+        (np.array([0, 1, 2, 123456]), "within 0 and 99999, .* number the classes from 0"),
     ],
 )
 def test_labels_that_are_no_class_for_each_image_are_refused(tmp_path, labels, message):
@@ -81,12 +78,6 @@ def test_labels_that_are_no_class_for_each_image_are_refused(tmp_path, labels, m
     with pytest.raises(UserError, match=message):
         load_images(dataset_name=where, image_column="a", label_column="own", class_conditional=True)
     assert len(load_images(dataset_name=where, image_column="a", label_column="own")) == 4
-
-
-def test_labels_are_checked_before_the_images_are_decoded(tmp_path):
-    where = npz(tmp_path, a=IMAGES.astype(float), own=np.arange(3))
-    with pytest.raises(UserError, match=r"^labels must be"):
-        load_images(dataset_name=where, label_column="own", class_conditional=True)
 
 
 def test_arrays_that_are_not_asked_for_are_not_read(tmp_path):

@@ -70,7 +70,8 @@ def mixer() -> Mixer:
 
 def recipe(folder, **settings) -> Recipe:
     return Recipe(**{"train_batch_size": 4, "gradient_accumulation_steps": 2, "max_train_steps": 12,
-                     "learning_rate": 1e-3, "ema_decays": [0.9, 0.5], "checkpointing_steps": 5, "logging_steps": 1, "checkpoints_total_limit": 9,
+                     "learning_rate": 1e-3, "ema_decays": [0.9, 0.5], "checkpointing_steps": 5, "logging_steps": 1,
+                     "checkpoints_total_limit": 9,
                      "num_validation_images": 3, "validation_steps": 6, "random_flip": True, **settings},
                   output_dir=str(folder))  # fmt: skip
 

@@ -11,7 +11,7 @@ from PIL import Image as Picture
 
 from diffusers_ict import CT, ICT, ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands.program import run_program
-from diffusers_ict.data.images import load_images
+from diffusers_ict.data.load import load_images
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation.samples import list_variants
 from diffusers_ict.processes import make_accelerator

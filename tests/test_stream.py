@@ -8,32 +8,42 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from short_run import ICT, final_tensors, run, two_processes
 
+from diffusers_ict.data.dataset import Images
 from diffusers_ict.data.draw import Draw
-from diffusers_ict.data.images import Images
-from diffusers_ict.data.picture_format import PictureFormat
 from diffusers_ict.data.settings import DataSettings
-from diffusers_ict.data.shards import Shards, open_shards
-from diffusers_ict.data.stream import StreamedImages
+from diffusers_ict.data.stream import Shards, StreamedImages, open_shards
+from diffusers_ict.data.transform import PictureFormat
 from diffusers_ict.errors import UserError
 from diffusers_ict.training.recipe import Recipe
 from diffusers_ict.training.samples import _rows_of
 from diffusers_ict.training.train import train
 
 
+def source(rows, shards: int, **facts) -> Shards:
+    """Shards of the rows that `rows(shard)` yields."""
+
+    def generate(numbers):
+        for number in numbers:
+            yield from rows(number)
+
+    data = IterableDataset.from_generator(generate, gen_kwargs={"numbers": list(range(shards))})
+    return Shards(data, **facts)
+
+
 def numbers(sizes: list[int], classes: int | None = None) -> Shards:
     """Grey images whose first pixel is their number in the data set, in shards of these sizes."""
     first = np.cumsum([0, *sizes])
 
-    def read(shard, skipped):
-        for number in range(first[shard] + skipped, first[shard + 1]):
-            yield np.full((8, 8), number, np.uint8), None if classes is None else number % classes
+    def rows(shard):
+        for number in range(first[shard], first[shard + 1]):
+            yield {"image": np.full((8, 8), number, np.uint8), "label": number % (classes or 1)}
 
-    return Shards(len(sizes), read, classes, None, sum(sizes), ["numbers", sizes])
+    return source(rows, len(sizes), label=classes and "label", num_classes=classes, count=sum(sizes))
 
 
 def stream(sizes=(7, 5, 9), buffer=6, seed=0, rank=0, ranks=1, classes=None) -> StreamedImages:
@@ -56,9 +66,7 @@ def test_an_epoch_holds_every_image_once_and_the_next_one_has_another_order():
 
 def test_images_stay_in_the_block_of_their_place_in_the_shards():
     images = stream(buffer=6)
-    order = images._order(0)
-    first = np.cumsum([0, 7, 5, 9])
-    placed = [n for shard in order for n in range(first[shard], first[shard + 1])]
+    placed = taken(stream(buffer=1), 12)  # blocks of one image are not shuffled
     assert sorted(taken(images, 6)) == sorted(placed[:6])
     assert sorted(taken(images, 6)) == sorted(placed[6:12])
 
@@ -90,8 +98,7 @@ def test_processes_share_an_epoch_among_them(ranks):
     seen = Counter()
     for rank in range(ranks):
         images = StreamedImages(shards, PictureFormat(), 2, 0, rank, ranks)
-        own = len(images._order(0)) * 10 if ranks <= 3 else 6
-        seen.update(taken(images, own))
+        seen.update(taken(images, {2: (20, 10), 3: (10, 10, 10), 5: (6,) * 5}[ranks][rank]))
     assert seen == Counter(range(30))
 
 
@@ -119,12 +126,12 @@ def test_what_cannot_be_streamed_is_said_in_a_sentence(tmp_path):
         open_shards(DataSettings(dataset_name=str(tmp_path)), True)
     assert not (tmp_path / "run").exists()
 
-    def mixed(shard, skipped):
-        for number in range(skipped, 9):
-            yield np.zeros((8, 8) if number < 4 else (16, 16), np.uint8), None
+    def mixed(shard):
+        for number in range(9):
+            yield {"image": np.zeros((8, 8) if number < 4 else (16, 16), np.uint8)}
 
-    images = StreamedImages(Shards(1, mixed, None, None, 9, []), PictureFormat(), 4, 0)
-    with pytest.raises(UserError, match=r"must be alike: the first were \[1, 8, 8\] and these are \[1, 16, 16\]"):
+    images = StreamedImages(source(mixed, 1), PictureFormat(), 4, 0)
+    with pytest.raises(UserError, match="the first is 8x8 of 1, and number 0 is 16x16 of 1; give"):
         images.take(5)
 
 
@@ -137,7 +144,7 @@ def test_parts_of_downsampled_imagenet_are_mapped_and_their_labels_count_from_on
         flat = whole[own].reshape(5, -1)
         np.savez(tmp_path / f"train_data_batch_{part + 1}.npz", data=flat, labels=labels[own] + 1, mean=flat.mean(0))
     shards = open_shards(DataSettings(dataset_name=str(tmp_path)), True)
-    assert (shards.number, shards.num_classes, shards.count) == (2, 5, 10)
+    assert (shards.data.num_shards, shards.num_classes, shards.count) == (2, 5, 10)
     images = StreamedImages(shards, PictureFormat(), 10, 0)
     x, found = images.take(10)
     key = lambda pixels: pixels.tobytes()  # noqa: E731
@@ -168,7 +175,7 @@ def parquet(tmp_path):
 
 def test_a_folder_of_parquet_files_is_read_from_any_image_on(parquet):
     shards = open_shards(DataSettings(dataset_name=str(parquet)), True)
-    assert (shards.number, shards.class_names) == (3, ("dark", "light"))
+    assert (shards.data.num_shards, shards.class_names) == (3, ("dark", "light"))
     images = StreamedImages(shards, PictureFormat(), 36, 0)
     x, labels = images.take(36)
     values = x[:, 0, 0, 0]
@@ -245,11 +252,11 @@ def test_nothing_is_read_ahead_before_an_image_is_taken():
     """A resumed run goes to another place first."""
     read = []
 
-    def noted(shard, skipped):
-        for number in range(skipped, 100):
+    def noted(shard):
+        for number in range(100):
             read.append(number)
-            yield np.zeros((8, 8), np.uint8), None
+            yield {"image": np.zeros((8, 8), np.uint8)}
 
-    images = StreamedImages(Shards(1, noted, None, None, 100, []), PictureFormat(), 50, 0)
+    images = StreamedImages(source(noted, 1), PictureFormat(), 50, 0)
     images.close()
     assert len(read) == 50

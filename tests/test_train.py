@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from diffusers_ict import ICT as ICT_OBJECTIVE
 from diffusers_ict import ConsistencyPipeline, ICTScheduler, fast_columns
-from diffusers_ict.data.images import Images
+from diffusers_ict.data.dataset import Images
 from diffusers_ict.training import checkpoint, train
 from diffusers_ict.training.log import read_log
 from diffusers_ict.training.samples import make_pipeline, sample_picture

@@ -9,7 +9,7 @@ from diffusers import UNet2DModel
 from short_run import run
 
 from diffusers_ict import ICT, ICTScheduler
-from diffusers_ict.data.images import Images
+from diffusers_ict.data.dataset import Images
 from diffusers_ict.errors import UserError
 from diffusers_ict.training import unets
 from diffusers_ict.training.recipe import Recipe

@@ -8,7 +8,7 @@ mends it. Exit codes: 0 nothing breaks sampling, 1 something does, 2 not a consi
 
 import argparse
 
-from .program import argument, program
+from .program import argument, as_flags, program
 
 
 @program("check_repository.py", __doc__, argument("repository", help="folder, or id on the Hub"))
@@ -20,5 +20,5 @@ def main(options: argparse.Namespace) -> int:
     for finding in findings:
         print(f"{finding.severity.value:6} {finding.topic}: {finding.text}")
         if finding.remedy is not None:
-            print(f"       {finding.remedy}")
+            print(f"       {as_flags(finding.remedy)}")
     return 1 if any(finding.severity is Severity.ERROR for finding in findings) else 0

@@ -32,16 +32,14 @@ def program(name: str, about: str | None, *arguments: tuple[tuple[str, ...], dic
         name: in messages; about: the docstring of the program, for --help.
     """
 
-    def decorate(body: Callable[[argparse.Namespace], int | None]) -> Callable[[Sequence[str] | None], int]:
-        def parse_and_run(argv: Sequence[str] | None) -> int | None:
-            parser = ArgumentParser(name, about)
-            for names, options in arguments:
-                parser.add_argument(*names, **options)
-            return body(parser.parse_args(argv))
+    parser = ArgumentParser(name, about)
+    for names, options in arguments:
+        parser.add_argument(*names, **options)
 
+    def decorate(body: Callable[[argparse.Namespace], int | None]) -> Callable[..., int]:
         @functools.wraps(body)
         def main(argv: Sequence[str] | None = None) -> int:
-            return run_program(name, lambda: parse_and_run(argv))
+            return run_program(name, lambda: body(parser.parse_args(argv)))
 
         return main
 

@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
-from .tensors import checked, length, tensor
-from .unet_shape import Network, Stages
+from .checkpoint import check_tensors, length
 
+ORIGIN = "a checkpoint of the ACT release"
 # The averaged weights, which the authors sample from.
 PREFIX = "model_ema.unet."
 # Settings of the three released networks that do not follow from their weights, by their widths.
@@ -35,61 +35,26 @@ def recognises(checkpoint: dict) -> bool:
     return isinstance(state, dict) and any(str(key).startswith(PREFIX) for key in state)
 
 
-def read(checkpoint: dict) -> Network:
-    """The averaged network of a training state.
+def read(checkpoint: dict) -> tuple[dict[str, Tensor], list[str]]:
+    """(the weights by UNet2DModel's names, what was done) of the averaged network of a training state.
 
     Raises:
         UserError: it is incomplete, or holds something else than tensors of floating point numbers.
     """
-    state, notes = _unet_state(checkpoint["state_dict"])
-    stages = _read_stages(state)
-    return Network("a checkpoint of the ACT release", stages, _read_config(state, stages), state, notes)
-
-
-def _unet_state(state: dict) -> tuple[dict[str, Tensor], list[str]]:
-    """The weights of the averaged network, and what to say of them: of six output channels three are the image."""
-    state = checked(
+    state = check_tensors(
         {
             key.removeprefix(PREFIX).removeprefix("_orig_mod."): value
-            for key, value in state.items()
+            for key, value in checkpoint["state_dict"].items()
             if isinstance(key, str) and key.startswith(PREFIX)
         }
     )
     if "conv_out.weight" not in state:
         raise UserError("this checkpoint's averaged network has no conv_out: it is not the generator of an ACT run.")
-    if length(state, "conv_out.weight") != 2 * CHANNELS:
-        return state, []
-    state |= {name: tensor(state, name)[CHANNELS:] for name in ("conv_out.weight", "conv_out.bias")}
-    return state, [
-        f"The last layer of this network computes {2 * CHANNELS} channels. The last {CHANNELS} of them, which are the "
-        f"image, were kept, as the authors' forward pass does; the first {CHANNELS} were dropped."
-    ]
-
-
-def _read_stages(state: dict[str, Tensor]) -> Stages:
-    """The levels, from the names and shapes."""
-
-    def count(what: str) -> int:
-        place = what.count(".")
-        return len({key.split(".")[place] for key in state if key.startswith(what)})
-
-    levels = count("down_blocks.")
-    if levels == 0:
-        raise UserError("this checkpoint is incomplete: it has no down_blocks.")
-    return Stages(
-        widths=tuple(length(state, f"down_blocks.{level}.resnets.0.conv2.weight") for level in range(levels)),
-        attends=tuple(count(f"down_blocks.{level}.attentions.") > 0 for level in range(levels)),
-        layers=count("down_blocks.0.resnets."),
-    )
-
-
-def _read_config(state: dict[str, Tensor], stages: Stages) -> dict[str, Any]:
-    """Arguments of UNet2DModel; for a released network, also those that do not follow from its weights."""
-    classes = "class_embedding.weight"
-    return {
-        **stages.config(),
-        "in_channels": length(state, "conv_in.weight", 1),
-        "out_channels": length(state, "conv_out.weight"),
-        "num_class_embeds": length(state, classes) if classes in state else None,
-        **RELEASES.get(stages.widths, {}),
-    }
+    notes = []
+    if length(state, "conv_out.weight") == 2 * CHANNELS:
+        state |= {name: state[name][CHANNELS:] for name in ("conv_out.weight", "conv_out.bias") if name in state}
+        notes.append(
+            f"The last layer of this network computes {2 * CHANNELS} channels. The last {CHANNELS} of them, which are "
+            f"the image, were kept, as the authors' forward pass does; the first {CHANNELS} were dropped."
+        )
+    return state, notes

@@ -1,11 +1,7 @@
 """Saving a converted model with its metadata and its model card."""
 
-import dataclasses
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from safetensors import SafetensorError
 
@@ -15,12 +11,12 @@ from ..hub.card import write_card
 from ..hub.metadata import ConversionMetadata
 from ..hub.provenance import weights_hash
 from ..version import __version__
-from .pipelines import Converted
-from .tensors import shown
+from .checkpoint import shown
+from .pipelines import ConvertedModel
 
 
-def save_converted(converted: Converted, folder: Path, source: str, license: str | None = None) -> None:
-    """Save the pipeline, conversion.json and README.md. The folder is written atomically.
+def save_converted(converted: ConvertedModel, folder: Path, source: str, license: str | None = None) -> None:
+    """Save the pipeline, conversion.json and README.md. The folder gets its name when it is complete.
 
     Args:
         folder: one that does not exist yet.
@@ -30,10 +26,21 @@ def save_converted(converted: Converted, folder: Path, source: str, license: str
     Raises:
         UserError: the folder exists, or cannot be written.
     """
-    with _new_folder(folder) as temporary:
-        converted.pipeline.save_pretrained(temporary)
-        _metadata(converted, source, license).write(temporary)
-        write_card(temporary, repo_id=folder.resolve().name)
+    check_new(folder)
+    target = folder.resolve()
+    existing = next(parent for parent in target.parents if parent.exists())
+    try:
+        with TemporaryDirectory(prefix=".", suffix=".tmp", dir=existing) as temporary:
+            complete = Path(temporary, target.name)
+            converted.pipeline.save_pretrained(complete)
+            _metadata(converted, source, license).write(complete)
+            write_card(complete)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            check_new(folder)
+            complete.rename(target)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{shown(str(folder))} cannot be written: {reason}.") from error
 
 
 def check_new(folder: Path) -> None:
@@ -52,28 +59,7 @@ def check_new(folder: Path) -> None:
     raise UserError(f"{folder} exists; name a folder that does not.")
 
 
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which gets its name when the block ends without an error."""
-    check_new(folder)
-    missing = [parent for parent in folder.parents if not parent.exists()]  # deepest first
-    temporary = folder.with_name(f".{folder.name[:40]}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        check_new(folder)
-        temporary.rename(folder)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise UserError(f"{shown(str(folder))} cannot be written: {reason}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in missing:  # those that were made for nothing
-            if parent.exists() and not any(parent.iterdir()):
-                parent.rmdir()
-
-
-def _metadata(converted: Converted, source: str, license: str | None) -> ConversionMetadata:
+def _metadata(converted: ConvertedModel, source: str, license: str | None) -> ConversionMetadata:
     unet, scheduler = converted.pipeline.unet, converted.pipeline.scheduler
     size = unet.config.sample_size
     name, on_hub = public_name(source)
@@ -89,6 +75,6 @@ def _metadata(converted: Converted, source: str, license: str | None) -> Convers
         second_sigma=float(f"{scheduler.sampling_sigmas(2)[1]:.5g}"),
         notes=list(converted.notes),
         version=__version__,
-        refit=dataclasses.asdict(converted.refit) if converted.refit else None,
+        refit=converted.refit,
         prediction=converted.prediction,
     )

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Union
 
 if TYPE_CHECKING:
-    from .images import Images
+    from .dataset import Images
     from .map_dataset import MapDataset
     from .stream import StreamedImages
 
-# What a run trains on. All have `shape`, `num_classes`, `class_names`, `count`, `examples`, `fingerprint()`, `to()`.
+# Each has `shape`, `num_classes`, `class_names`, `count`, `examples`, `overview()`, `fingerprint()` and `to()`.
 TrainingData = Union["Images", "MapDataset", "StreamedImages"]

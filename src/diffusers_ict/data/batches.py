@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ..formulas.augmentation import NUM_UNIFORM
 from .draw import Draw
-from .images import to_unit
 from .stream import StreamedImages
+from .transform import to_unit
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import UserError
-from .images import Images
+from .dataset import Images
 
 SHOWN = 256  # items that stand for the data set: in sample grids, and in its fingerprint
 
@@ -52,6 +52,11 @@ class MapDataset(Dataset):
     def __getitems__(self, indices: Sequence[int]) -> Any:
         batch = getattr(self.dataset, "__getitems__", None)
         return batch(indices) if batch else [self.dataset[index] for index in indices]
+
+    def overview(self) -> dict[str, str]:
+        """Texts by title: number, shape and classes of the images."""
+        classes = "no classes" if self.num_classes is None else f"{self.num_classes} classes"
+        return {"images": f"{self.count} of {'x'.join(map(str, self.shape))}, {classes}"}
 
     def fingerprint(self) -> str:
         """What the images are, in 32 hexadecimal digits: their number, and up to 256 of them at even distances."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,8 @@ from ..settings import setting
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from .images import Images
-    from .picture_format import PictureFormat
+    from .dataset import Images
+    from .transform import PictureFormat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,28 +33,24 @@ class DataSettings:
     resolution: int | None = setting(None, "side of the square images in pixels [that of the data]", at_least=1)
     center_crop: bool = setting(False, "cut the middle out of images that are not square")
     image_cache_dir: str | None = setting(
-        None, "keep decoded images in a file there, for later runs and for data larger than memory"
+        None, "folder for decoded images, which later runs read [that of the datasets library]"
     )
 
     def load(self, class_conditional: bool, accelerator: Accelerator | None = None) -> Images:
-        """Read the images; see `load_images`. The processes of an accelerator share one copy on each machine."""
-        from .images import load_images
-        from .shared import load_shared
+        """Read the images; see `load_images`.
 
-        own = {item.name: getattr(self, item.name) for item in dataclasses.fields(DataSettings)}
-        if accelerator is None:
-            return load_images(**own, class_conditional=class_conditional)
-        folder = own.pop("image_cache_dir")
-        return load_shared(
-            accelerator,
-            folder,
-            lambda chosen: load_images(**own, class_conditional=class_conditional, image_cache_dir=chosen),
-        )
+        Of the processes of an accelerator, one on each machine decodes, and the others read what it cached.
+        """
+        from .load import load_images
+
+        with nullcontext() if accelerator is None else accelerator.local_main_process_first():
+            arguments = {item.name: getattr(self, item.name) for item in dataclasses.fields(DataSettings)}
+            return load_images(**arguments, class_conditional=class_conditional)
 
     @property
     def form(self) -> PictureFormat:
         """What pictures are converted to."""
-        from .picture_format import PictureFormat
+        from .transform import PictureFormat
 
         return PictureFormat(self.resolution, self.center_crop, self.image_mode, self.background)
 

@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 
+from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
-from ..data.folder import holds_images
-from ..data.images import Images
 from ..data.settings import DataSettings
+from ..data.sources import holds_images
 from ..errors import UserError
 from ..files import check_writable, portable, public_name, staged_folder, write_json
 from ..hub.card import write_card

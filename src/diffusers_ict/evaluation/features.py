@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from ..data.images import Images
+from ..data.dataset import Images
 from ..errors import UserError, first_line
 from ..files import atomic_file
 from ..hub.provenance import tensors_hash

@@ -8,8 +8,8 @@ import torch
 from huggingface_hub import list_repo_files
 from torch import Tensor
 
+from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
-from ..data.images import Images
 from ..errors import UserError, first_line
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 

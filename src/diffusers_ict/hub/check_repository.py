@@ -38,7 +38,7 @@ class Finding:
 
     Attributes:
         topic: in a word or two; text: the result, in one sentence.
-        remedy: the command that mends it, or None; words in capitals are for the user to fill in.
+        remedy: the command that mends it, or None, with settings in backticks; words in capitals are to be filled in.
     """
 
     topic: str
@@ -119,7 +119,7 @@ def _levels(stock: ConsistencyModelPipeline, repository: str) -> Finding:
         return Finding("second sigma", Severity.ERROR, text, _command("convert", repository, "NEW_FOLDER"))
     if not wanted and second > 2:
         text = f"two steps go through {second:.4g}, the default of stock; iCT uses 0.821, or 1.526 at 64x64."
-        remedy = _command("evaluate", repository, "--tune_sigmas 2 --train_data_dir IMAGES")
+        remedy = _command("evaluate", repository, "`tune_sigmas` 2 `train_data_dir` IMAGES")
         return Finding("second sigma", Severity.ADVICE, text, remedy)
     return Finding("second sigma", Severity.OK, f"two steps go through {second:.4g}.")
 
@@ -153,7 +153,7 @@ def _card(repository: str) -> Finding:
         return Finding("card", Severity.ADVICE, f"its model card cannot be read: {error}")
     known = {} if card is None else card.data.to_dict()
     missing = [key for key in CARD_KEYS if not known.get(key)]
-    license = " --license LICENCE" if "license" in missing else ""
+    license = " `license` LICENCE" if "license" in missing else ""
     if card is not None and "from_pretrained" not in card.text:
         missing.append("a usage example")
     if not missing:
@@ -161,7 +161,7 @@ def _card(repository: str) -> Finding:
     text = "there is no README.md." if card is None else f"its model card lacks {', '.join(missing)}."
     if is_publishable(repository):
         name = "USER/NAME" if Path(repository).is_dir() else repository
-        remedy = _command("publish", repository, f"--hub_model_id {name}{license}")
+        remedy = _command("publish", repository, f"`hub_model_id` {name}{license}")
     else:
         remedy = _command("convert", repository, f"NEW_FOLDER{license}")
     return Finding("card", Severity.ADVICE, text, remedy)

@@ -79,7 +79,7 @@ class ConversionMetadata(Metadata):
         origin: what kind of model the source was; source: its name; weights: SHA-256 of the converted weights.
         shape: (C, H, W) of the images; notes: what the model's user should know.
         refit: of a network whose time embedding was refitted, the number of levels that are met and the measured
-            errors, as in `conversion.time_refit.Refit`; None for any other.
+            errors, as in `conversion.time_refit.refit_from_sigma`; None for any other.
         prediction: of a diffusion model, what it predicted; None for a consistency model.
     """
 

@@ -25,6 +25,7 @@ from huggingface_hub.utils import get_session, validate_repo_id
 
 from ..errors import UserError, first_line
 from ..files import read_text, write_text
+from ..settings import as_flag
 from .card import PIPELINE, merge, read_card, renewed_card
 from .run_files import published_files
 
@@ -224,14 +225,15 @@ class BackgroundPublisher:
         self.due, self.failure = False, None
         self.copy = tempfile.TemporaryDirectory(prefix="publish-")
         model = Path(self.copy.name, "model")
-        words = ["publish", model, "--hub_model_id", self.repo_id, "--timeout", self.timeout]
+        words = [*as_flag("hub_model_id", self.repo_id), *as_flag("timeout", self.timeout)]
+        words += as_flag("hub_private_repo", True) * self.private
         try:
             for name, file in published_files(self.folder).items():
                 (model / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(file, model / name)
             with open(f"{self.copy.name}/said", "w", encoding="utf-8") as said:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", PROGRAM, *map(str, words), *["--hub_private_repo"] * self.private],
+                    [sys.executable, "-m", PROGRAM, "publish", str(model), *words],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=said,

@@ -14,14 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ..errors import first_line
-
 # Mean and standard deviation of ImageNet, for images in [-1, 1], as in the lpips package.
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
 
-# Channels of VGG16's convolutions; each block but the first begins with a pooling, each ends in a feature map.
-VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# Channels of VGG16's convolutions; 0 is a pooling, before which, as at the end, a feature map is read.
+VGG16_WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512)
 
 
 class VGG16(nn.Module):
@@ -30,28 +28,23 @@ class VGG16(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        self.taps = []
         channels = 3
-        for number, block in enumerate(VGG16_BLOCKS):
-            if number:
-                layers.append(nn.MaxPool2d(2))
-            for width in block:
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-                channels = width
-            self.taps.append(len(layers) - 1)
+        for width in VGG16_WIDTHS:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()] if width else [nn.MaxPool2d(2)]
+            channels = width or channels
         self.features = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[B, 3, H, W], normalised -> five feature maps."""
         maps = []
-        for number, layer in enumerate(self.features):
-            x = layer(x)
-            if number in self.taps:
+        for layer in self.features:
+            if isinstance(layer, nn.MaxPool2d):
                 maps.append(x)
-        return maps
+            x = layer(x)
+        return [*maps, x]
 
 
-class LPIPS:
+class LPIPS(nn.Module):
     """Perceptual distance of two batches of images, [B, C, H, W] x [B, C, H, W] -> [B]; a metric for `CT(metric=...)`.
 
     Args:
@@ -65,10 +58,10 @@ class LPIPS:
     def __init__(
         self, backbone: Callable[[Tensor], Sequence[Tensor]], linear: Sequence[Tensor], smallest: int = 224
     ) -> None:
-        if isinstance(backbone, nn.Module):
-            backbone.eval().requires_grad_(False)
+        super().__init__()
         self.backbone, self.smallest = backbone, smallest
-        self.linear = [weight.detach().reshape(1, -1, 1, 1) for weight in linear]
+        self.linear = nn.ParameterList(weight.detach().reshape(-1, 1, 1) for weight in linear)
+        self.eval().requires_grad_(False)
 
     @classmethod
     def from_safetensors(cls, path: str | Path, smallest: int = 224) -> "LPIPS":
@@ -80,18 +73,14 @@ class LPIPS:
         Raises:
             ValueError: a weight is missing or has another shape.
         """
-        weights = load_file(path)
-        backbone = VGG16()
-        own = {name: weights[name] for name in backbone.state_dict() if name in weights}
-        missing = [name for name in backbone.state_dict() if name not in own]
-        missing += [name for i in range(len(VGG16_BLOCKS)) if (name := f"lin{i}.model.1.weight") not in weights]
-        if missing:
-            raise ValueError(f"{Path(path).name} must hold the weights of VGG16 and LPIPS; {missing[0]} is missing.")
+        weights, backbone = load_file(path), VGG16()
         try:
-            backbone.load_state_dict(own)
-        except RuntimeError as error:
-            raise ValueError(f"{Path(path).name} does not hold VGG16: {first_line(error)}") from error
-        return cls(backbone, [weights[f"lin{i}.model.1.weight"] for i in range(len(VGG16_BLOCKS))], smallest)
+            linear = [weights[f"lin{i}.model.1.weight"] for i in range(5)]
+            backbone.load_state_dict({name: weights[name] for name in backbone.state_dict()})
+        except (KeyError, RuntimeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(f"{Path(path).name} must hold all weights of VGG16 and LPIPS: {reason}") from error
+        return cls(backbone, linear, smallest)
 
     @classmethod
     def from_package(cls, smallest: int = 224) -> "LPIPS":
@@ -105,14 +94,11 @@ class LPIPS:
         model = lpips.LPIPS(net="vgg", verbose=False)
         return cls(model.net, [layer.model[-1].weight for layer in model.lins], smallest)
 
-    def to(self, device: torch.device | str) -> "LPIPS":
-        """Move to a device, in place."""
-        if isinstance(self.backbone, nn.Module):
-            self.backbone.to(device)
-        self.linear = [weight.to(device) for weight in self.linear]
-        return self
+    def __repr__(self) -> str:
+        return f"LPIPS(smallest={self.smallest})"
 
-    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """The distance of each pair, [B]."""
         maps = zip(self._maps(a), self._maps(b), self.linear)
         return torch.stack([(weight * (x - y).square()).sum(1).mean((1, 2)) for x, y, weight in maps]).sum(0)
 

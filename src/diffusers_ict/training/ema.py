@@ -28,7 +28,7 @@ def note_on_equal_averages(decays: Sequence[float], total_steps: int) -> str | N
         return None
     return (
         f"The averages of the decays {' and '.join(held)} will be equal, because the warm-up ends at {most:.4g} after "
-        f"{total_steps} steps: choose smaller --ema_decays, or --no-ema_warmup."
+        f"{total_steps} steps: choose smaller ema_decays, or no ema_warmup."
     )
 
 

@@ -7,7 +7,6 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from ..data import TrainingData
-from ..data.overview import overview
 from ..discriminator import ConsistencyDiscriminator
 from ..formulas.time_embedding import uses_fast_columns
 from ..objectives.base import Objective
@@ -40,7 +39,7 @@ def describe(
     """The lines that every run begins with: images, parameters, dropout, steps, and stages of the curriculum."""
     steps = recipe.max_train_steps
     lines = [
-        *(f"{title:<11} {text}" for title, text in overview(data).items()),
+        *(f"{title:<11} {text}" for title, text in data.overview().items()),
         f"parameters  {_describe_size(unet, discriminator)}",
         *([f"dropout     {describe_dropout(recipe, unet, objective)}"] if isinstance(unet, UNet2DModel) else []),
         f"steps       {steps} of {batch_size} images{_epochs(steps * batch_size, data.count)}",

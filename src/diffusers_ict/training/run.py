@@ -18,8 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..data import TrainingData
 from ..data.batches import Batch, Batches, streamed
+from ..data.dataset import Images
 from ..data.draw import FAKES, GENERATOR, REALS, Draw
-from ..data.images import Images
 from ..data.map_dataset import MapDataset
 from ..data.sampler import StepSampler, step_loader
 from ..data.stream import StreamedImages, stream_images

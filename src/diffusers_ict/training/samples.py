@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..data.images import Images
-from ..data.pictures import as_pictures, labelled_blocks
+from ..data.dataset import Images
+from ..image_grid import as_pictures, labelled_blocks
 from ..pipeline_consistency import ConsistencyPipeline
 from ..scheduling_ict import ICTScheduler
 from .ema import Average, variant_name

@@ -1,6 +1,6 @@
 """What a run begins with: its objective, and nothing, a consistency model, or a diffusion model that becomes one."""
 
-from ..conversion import Converted, convert
+from ..conversion import ConvertedModel, convert
 from ..errors import UserError
 from ..formulas.preconditioning import SIGMA_DATA
 from ..objectives import objective_class
@@ -11,7 +11,7 @@ from .recipe import Recipe
 ALIGN_STEPS = 500
 
 
-def load_start(recipe: Recipe) -> Converted | None:
+def load_start(recipe: Recipe) -> ConvertedModel | None:
     """The model that a run begins with, as a consistency model in float32; None for one that begins afresh.
 
     Raises:
@@ -25,7 +25,7 @@ def load_start(recipe: Recipe) -> Converted | None:
         raise UserError(f"`pretrained_model_name_or_path`: {error}") from error
 
 
-def make_objective(recipe: Recipe, start: Converted | None) -> Objective:
+def make_objective(recipe: Recipe, start: ConvertedModel | None) -> Objective:
     """The objective of a recipe. A start that has to be aligned gets 500 steps of it, where the recipe says nothing.
 
     Raises:
@@ -58,7 +58,7 @@ def check_curriculum(objective: Objective, total_steps: int) -> None:
         raise UserError(f"`max_train_steps`: {error}") from error
 
 
-def make_scheduler(recipe: Recipe, start: Converted | None) -> ICTScheduler:
+def make_scheduler(recipe: Recipe, start: ConvertedModel | None) -> ICTScheduler:
     """The scheduler of a run, with the sigma_data of its start.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DModel
 
-from ..conversion import Converted
+from ..conversion import ConvertedModel
 from ..data import TrainingData
 from ..data.draw import GENERATOR, INIT, derive_seed
 from ..errors import UserError, first_line
@@ -202,7 +202,7 @@ def discriminator_config(unet_config: dict) -> dict:
     return {**config, "layers_per_block": unet_config.get("layers_per_block", 2) + 1}
 
 
-def make_unet(recipe: Recipe, images: TrainingData, objective: Objective, start: Converted | None) -> UNet2DModel:
+def make_unet(recipe: Recipe, images: TrainingData, objective: Objective, start: ConvertedModel | None) -> UNet2DModel:
     """The UNet to train, on the CPU: fresh or that of a start, with an insensitive time embedding.
 
     Weights that already use the fast frequencies keep them.

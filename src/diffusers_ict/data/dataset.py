@@ -1,0 +1,191 @@
+"""A data set of decoded images: bytes in memory, in a mapped file, or on a GPU."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .transform import to_unit
+
+BLOCK = 1 << 24  # bytes hashed at once
+LONGEST = 80  # characters of a list of classes
+
+
+@dataclass(frozen=True)
+class Originals:
+    """The pictures of a data set before they were converted: they tell whether the right data were read."""
+
+    smallest: tuple[int, int]  # width and height of the picture with the shortest shorter side
+    largest: tuple[int, int]  # and of the one with the longest
+    modes: dict[str, int]  # how many there are of each mode of Pillow, or type of arrays
+    enlarged: int  # how many had to be enlarged
+
+    @classmethod
+    def of(cls, pictures: Counter[tuple[tuple[int, int], str]], side: int) -> "Originals":
+        """Of pictures that were resized to `side`: how many there are of each (width and height, mode)."""
+        sizes = sorted({size for size, _ in pictures}, key=lambda size: (min(size), max(size)))
+        modes = Counter[str]()
+        for (_, mode), number in pictures.items():
+            modes[mode] += number
+        enlarged = sum(number for (size, _), number in pictures.items() if min(size) < side)
+        return cls(sizes[0], sizes[-1], dict(modes.most_common()), enlarged)
+
+    def __str__(self) -> str:
+        """Such as "32x24 to 640x480, 79 RGB, 1 L"."""
+        smallest, largest = ("x".join(map(str, size)) for size in (self.smallest, self.largest))
+        sizes = smallest if smallest == largest else f"{smallest} to {largest}"
+        return ", ".join([sizes, *(f"{number} {mode}" for mode, number in self.modes.items())])
+
+
+class Images(Dataset):
+    """A map-style data set of images of one shape.
+
+    An item is {"x": [C, H, W], "label": int}, without "label" where there are no labels. `__getitems__` reads a whole
+    batch at once, {"x": [B, C, H, W], "label": int64 [B]}.
+
+    Args:
+        pixels: uint8 or float [n, C, H, W], one tensor or several one after another; to be read only, because they may
+            lie in a file that other processes read too. Floats are used as they are, without a range.
+        labels: int64 [n] in 0 .. num_classes - 1, or None.
+        num_classes: or None.
+        class_names: one for each class where the data set names them.
+        originals: what the pictures were before they were converted, where it is known.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor | Sequence[Tensor],
+        labels: Tensor | None = None,
+        num_classes: int | None = None,
+        class_names: tuple[str, ...] | None = None,
+        originals: Originals | None = None,
+    ) -> None:
+        self.blocks = (pixels,) if isinstance(pixels, Tensor) else tuple(pixels)
+        self.labels, self.num_classes, self.class_names = labels, num_classes, class_names
+        self.originals = originals
+        self._ends = torch.tensor([len(block) for block in self.blocks]).cumsum(0)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        batch = self.__getitems__([index % len(self)])
+        return {"x": batch["x"][0]} | ({} if self.labels is None else {"label": int(batch["label"][0])})
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
+        rows = torch.as_tensor(indices)
+        if self.device.type == "cuda":  # without waiting for the device, as a copy from unpinned memory would
+            rows = rows.pin_memory().to(self.device, non_blocking=True)
+        pixels, labels = self.part(rows)
+        return {"x": pixels} | ({} if labels is None else {"label": labels})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pixels are."""
+        return self.blocks[0].device
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.blocks[0].shape
+        return channels, height, width
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """All pixels as one tensor [n, C, H, W]; several blocks are copied into memory."""
+        return self.blocks[0] if len(self.blocks) == 1 else torch.cat(self.blocks)
+
+    @property
+    def count(self) -> int:
+        """Images of the data set."""
+        return len(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels."""
+        return sum(block.nbytes for block in self.blocks)
+
+    @property
+    def examples(self) -> "Images":
+        """Images to show beside samples."""
+        return self
+
+    def part(self, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
+        """Pixels [B, C, H, W] and labels [B] or None of a slice of images, or of those with some indices, int64 [B]."""
+        labels = None if self.labels is None else self.labels[rows]
+        if len(self.blocks) == 1:
+            return self.blocks[0][rows], labels
+        if isinstance(rows, slice):
+            rows = torch.arange(*rows.indices(len(self)))
+        ordered, order = rows.sort()
+        pixels = self.blocks[0].new_empty(len(rows), *self.shape)
+        first, begin = 0, 0
+        for block, end, last in zip(self.blocks, self._ends.tolist(), torch.searchsorted(ordered, self._ends).tolist()):
+            if last > first:
+                pixels.index_copy_(0, order[first:last], block.index_select(0, ordered[first:last] - begin))
+            first, begin = last, end
+        return pixels, labels
+
+    def batch(self, indices: Tensor, flips: Tensor | None, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+        """Images in [-1, 1], float32 [B, C, H, W], and labels [B], on `device`; those in `flips` are mirrored."""
+        pixels, labels = self.part(indices.to(self.device))
+        return to_unit(pixels, flips, device), None if labels is None else labels.to(device)
+
+    def to(self, device: torch.device | str) -> "Images":
+        """The same images on a device, if they fit in half of its free memory; else as they are."""
+        device = torch.device(device)
+        if device == self.device:
+            return self
+        if device.type == "cuda" and self.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+            return self
+        pixels = torch.empty(len(self), *self.shape, dtype=self.blocks[0].dtype, device=device)
+        for block, place in zip(self.blocks, pixels.split([len(block) for block in self.blocks])):
+            place.copy_(block)
+        labels = None if self.labels is None else self.labels.to(device)
+        return Images(pixels, labels, self.num_classes, self.class_names, self.originals)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of pixels, shape, labels and class names, in 32 hexadecimal digits, wherever the images lie."""
+        labels = None if self.labels is None else _sha256([self.labels])
+        return fingerprint_of([[len(self), *self.shape], self._sha256_of_pixels, labels, self.class_names])
+
+    @cached_property
+    def _sha256_of_pixels(self) -> str:
+        return _sha256(self.blocks)
+
+    def overview(self) -> dict[str, str]:
+        """Texts by title: number, shape and classes of the images, and what the pictures were, where it is known."""
+        told = {"images": f"{len(self)} of {'x'.join(map(str, self.shape))}, {self._classes()}"}
+        return told if self.originals is None else {**told, "originals": str(self.originals)}
+
+    def _classes(self) -> str:
+        """Classes with the number of images of each, or, of many classes, the least and the largest number."""
+        if self.labels is None or self.num_classes is None:
+            return "no classes"
+        counts = torch.bincount(self.labels, minlength=self.num_classes).tolist()
+        names = self.class_names or [f"class {number}" for number in range(len(counts))]
+        each = ", ".join(f"{count} {name}" for name, count in zip(names, counts))
+        if len(each) > LONGEST:
+            each = f"{min(counts)} to {max(counts)} images each"
+        return f"{len(counts)} {'class' if len(counts) == 1 else 'classes'}: {each}"
+
+
+def fingerprint_of(facts: Any) -> str:
+    """SHA-256 of JSON types, in 32 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _sha256(tensors: Sequence[Tensor]) -> str:
+    """SHA-256 of the bytes of tensors, read in parts so that no copy of all of them is made."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        for part in tensor.split(max(1, BLOCK * len(tensor) // max(1, tensor.nbytes))):
+            digest.update(part.cpu().contiguous().numpy().data)
+    return digest.hexdigest()
