@@ -118,7 +118,7 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
         update_weights()
         optimizer.zero_grad(set_to_none=False)  # a captured step finds them where they are
         for average in (*networks.averages.values(), *networks.powers.values()):
-            average.update_parameters(networks.unet)
+            average.update()
         decay = objective.teacher_decay(step, total_steps)
         if networks.teacher is not None and decay is not None:
             move_towards(list(networks.teacher.parameters()), list(networks.unet.parameters()), decay)
