@@ -93,7 +93,7 @@ def shut(tmp_path, capsys, message, *flags):
         (["--intermediate_sigmas", 0.01], "choose an intermediate sigma in that range"),
         (["--loss", "act", "--objective", "adversarial_weight=1.2"], "0 < w_mid <= w <= 1"),
         (["--loss", "act", "--objective", "adversarial_weight_mid=0.5"], "0 < w_mid <= w <= 1"),
-        (["--loss", "act", "--objective", "augment_tau=-1"], "--augment_tau must be above 0"),
+        (["--loss", "act", "--objective", "augment_tau=-1"], "--augment_tau must be greater than 0"),
         (["--push_to_hub", "--hub_model_id", "some one/my digits"], "user/name"),
         (["--objective", "s1=1"], "--s1 must be at least --s0, got s1 1 and s0 2"),
         (["--mixed_precision", "fp16"], "--mixed_precision fp16 does not exist on CPUs"),
