@@ -131,17 +131,14 @@ def _inception_class() -> Any:
 
 
 def _inception_weights(path: str | None) -> dict[str, Tensor]:
+    missing = f"the Inception weights cannot be downloaded; give a file of {INCEPTION_URL} as `extractor_weights`"
     try:
         if path is None:
             return torch.hub.load_state_dict_from_url(INCEPTION_URL, map_location="cpu", weights_only=True)
         return load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # each format has its own classes
-        if path is not None:
-            raise UserError(f"`extractor_weights` {path} cannot be read: {first_line(error)}") from error
-        raise UserError(
-            f"the Inception weights cannot be downloaded ({first_line(error)}): fetch {INCEPTION_URL} on a machine "
-            "that can, and give the file as `extractor_weights`."
-        ) from error
+        problem = f"`extractor_weights` {path} cannot be read" if path else missing
+        raise UserError(f"{problem}: {first_line(error)}") from error
 
 
 def _dinov2(weights: str | None, device: torch.device) -> Extractor:

@@ -10,6 +10,7 @@ from .features import Features
 from .metrics import coverage_measures, frechet_distance, inception_score, kernel_distance
 
 KID_SUBSET_SIZE = 1000  # as in the paper of KID
+NEIGHBOURS = {"k_precision_recall": 3, "k_density_coverage": 5}
 
 Figures = dict[str, float]  # by name, as in evaluation.json
 
@@ -79,12 +80,8 @@ def _coverage(samples, reference, extractor, settings) -> Figures:
     return coverage_measures(reference.features, samples.features, *settings.values())
 
 
-def _coverage_settings(*counts: int) -> dict[str, Any]:
-    return {"k_precision_recall": 3, "k_density_coverage": 5}
-
-
 FID = Metric("fid", _frechet, lambda dim: dim + 1, lambda *counts: {}, higher_is_better=False, needs_features=False)
 KID = Metric("kid", _kernel, lambda dim: 4, _kernel_settings, higher_is_better=False)
 IS = Metric("is", _inception, lambda dim: 10, lambda *counts: {"splits": 10}, True, needs_logits=True)
-PR = Metric("pr", _coverage, lambda dim: 6, _coverage_settings, higher_is_better=True)
+PR = Metric("pr", _coverage, lambda dim: 6, lambda *counts: dict(NEIGHBOURS), higher_is_better=True)
 METRICS = {metric.name: metric for metric in (FID, KID, IS, PR)}
