@@ -22,7 +22,7 @@ from ..data.dataset import Images
 from ..data.draw import FAKES, GENERATOR, REALS, Draw
 from ..data.map_dataset import MapDataset
 from ..data.sampler import StepSampler, step_loader
-from ..data.stream import StreamedImages, stream_images
+from ..data.stream import StreamedImages
 from ..errors import TrainingStopped, UserError
 from ..files import write_text
 from ..hub.publish import BackgroundPublisher, check_repo_id
@@ -206,7 +206,7 @@ def _open_data(recipe: Recipe, dataset: Any, accelerator: Accelerator) -> Traini
     if not recipe.streaming:
         return recipe.load(recipe.class_conditional, accelerator)
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    return stream_images(recipe, recipe.class_conditional, recipe.shuffle_buffer, recipe.seed, rank, ranks)
+    return StreamedImages(recipe, recipe.class_conditional, recipe.shuffle_buffer, recipe.seed, rank, ranks)
 
 
 def _resolve(
