@@ -126,16 +126,6 @@ def test_without_images_one_sentence_says_what_counts_as_one(tmp_path):
     (tmp_path / ".png").write_text("nothing")
     with pytest.raises(UserError, match=r"^`train_data_dir` .* holds no images: files in it or its sub-folders"):
         load_images(train_data_dir=str(tmp_path))
-    with pytest.raises(UserError, match="one of the two"):
-        load_images(train_data_dir="")
-
-
-def test_folders_and_files_have_flags_of_their_own(tmp_path):
-    where = numbered(tmp_path, ["train/0.png", "test/1.png"])
-    with pytest.raises(UserError, match=r"^a folder of images is given as `train_data_dir`, got `dataset_name` "):
-        load_images(dataset_name=where)
-    with pytest.raises(UserError, match=r"1\.png: .* give a data file as `dataset_name`\.$"):
-        load_images(train_data_dir=f"{where}/test/1.png")
 
 
 def test_a_large_picture_beside_small_ones_is_refused(tmp_path, monkeypatch):

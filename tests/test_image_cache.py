@@ -247,12 +247,12 @@ LOADING = """
 import sys
 from accelerate import Accelerator
 from diffusers_ict.data import transform
-from diffusers_ict.data.settings import DataSettings
+from diffusers_ict.data.load import load_images
 
 open_picture, opened = transform.open_picture, []
 transform.open_picture = lambda stored: opened.append(stored) or open_picture(stored)
 accelerator = Accelerator()
-images = DataSettings(train_data_dir=sys.argv[1], image_cache_dir=sys.argv[2]).load(False, accelerator)
+images = load_images(train_data_dir=sys.argv[1], image_cache_dir=sys.argv[2], accelerator=accelerator)
 print("opened", len(opened), images.fingerprint())
 """
 

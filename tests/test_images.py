@@ -155,8 +155,8 @@ def test_a_local_copy_of_a_hub_data_set_has_configurations_and_splits(tmp_path):
     assert images.pixels[0, 0, 0, 0] == 1
 
 
-def test_missing_data_is_said(tmp_path):
-    for options in ({}, {"dataset_name": "a.npz", "train_data_dir": "b"}):
+def test_missing_data_archives_and_files_under_another_flag_are_refused_with_what_to_do(tmp_path):
+    for options in ({}, {"dataset_name": "a.npz", "train_data_dir": "b"}, {"train_data_dir": ""}):
         with pytest.raises(UserError, match="one of the two"):
             load_images(**options)
     for name in ("none.npz", "none.parquet"):
@@ -164,8 +164,20 @@ def test_missing_data_is_said(tmp_path):
             UserError, match=r"there is no file .*none\.npz|none\.parquet cannot be opened: .*none\.parquet"
         ):
             load_images(dataset_name=str(tmp_path / name))
-    with pytest.raises(UserError, match="must be a folder"):
-        load_images(train_data_dir=str(tmp_path / "none"))
+    for name in ("none", "images.zip", "images.npy", "1.png"):
+        if name != "none":
+            (tmp_path / name).write_bytes(b"?")
+            with pytest.raises(
+                UserError, match=rf"`dataset_name` must be .*{name}: unpack an archive and .*`numpy\.savez`"
+            ):
+                load_images(dataset_name=str(tmp_path / name))
+        with pytest.raises(
+            UserError, match=rf"must be a folder of images, got .*{name}: unpack an archive, and give a"
+        ):
+            load_images(train_data_dir=str(tmp_path / name))
+    where = folder(tmp_path / "pictures", {"train/0.png": solid(), "test/1.png": solid()})
+    with pytest.raises(UserError, match=r"^a folder of images is given as `train_data_dir`, got `dataset_name` "):
+        load_images(dataset_name=where)
 
 
 def parquet(tmp_path, **columns) -> str:
@@ -256,7 +268,7 @@ def test_more_images_than_memory_holds_are_refused(tmp_path, monkeypatch):
 
     where = npz(tmp_path, a=IMAGES)
     monkeypatch.setattr(np, "empty", full)
-    with pytest.raises(UserError, match=r"^4 images of 4x4 do not fit into memory: lower `resolution`\.$"):
+    with pytest.raises(UserError, match=r"^4 images of \(1, 4, 4\) do not fit into memory: lower `resolution`\.$"):
         load_images(dataset_name=where, resolution=4)
 
 
@@ -281,15 +293,6 @@ def test_a_format_that_was_saved_with_the_data_hides_no_column(tmp_path):
     data.with_format("torch", columns=["image"]).save_to_disk(tmp_path / "saved")
     images = load_images(dataset_name=str(tmp_path / "saved"), class_conditional=True)
     assert images.labels.tolist() == [0, 1]
-
-
-@pytest.mark.parametrize("name", ["images.zip", "images.tar", "images.npy"])
-def test_archives_are_refused_with_what_to_do(tmp_path, name):
-    (tmp_path / name).write_bytes(b"?")
-    with pytest.raises(UserError, match=rf"must be a folder of images, got .*{name}: unpack an archive, and"):
-        load_images(train_data_dir=str(tmp_path / name))
-    with pytest.raises(UserError, match=rf"`dataset_name` must be .*{name}: unpack an archive and .*`numpy\.savez`\.$"):
-        load_images(dataset_name=str(tmp_path / name))
 
 
 def test_resolution_and_crop_agree_with_pillow(tmp_path):

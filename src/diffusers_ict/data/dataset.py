@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from .transform import to_unit
 
-BLOCK = 1 << 24  # bytes hashed at once
+HASHED = 1024  # images at once
 LONGEST = 80  # characters of a list of classes
 
 
@@ -97,8 +97,8 @@ class Images(Dataset):
             return self.blocks[0][rows], labels
         if isinstance(rows, slice):
             rows = torch.arange(*rows.indices(len(self)))
-        ordered, order = rows.sort()
         pixels = self.blocks[0].new_empty(len(rows), *self.shape)
+        ordered, order = rows.sort()
         first, begin = 0, 0
         for block, end, last in zip(self.blocks, self._ends.tolist(), torch.searchsorted(ordered, self._ends).tolist()):
             if last > first:
@@ -169,6 +169,6 @@ def _sha256(tensors: Sequence[Tensor]) -> str:
     """SHA-256 of the bytes of tensors, read in parts so that no copy of all of them is made."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        for part in tensor.split(max(1, BLOCK * len(tensor) // max(1, tensor.nbytes))):
+        for part in tensor.split(HASHED):
             digest.update(part.cpu().contiguous().numpy().data)
     return digest.hexdigest()

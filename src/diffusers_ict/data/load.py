@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import PIL
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from ..errors import UserError, first_line
@@ -27,20 +29,29 @@ from .transform import PictureFormat
 
 LAYOUT = 3  # to be raised when the same pictures are decoded to other bytes than before
 EACH = 500  # pictures that are worth a process
-BLOCK = 1 << 25  # bytes of decoded images that are written at once
+BLOCK = 1 << 23  # bytes of decoded images that are written at once
 STORED = 1 << 28  # bytes of pictures that are read at once
 MOST_CLASSES = 100_000  # larger numbers are names of images, and no network has room for as many classes
 NUMBER, BYTES, TEXT = (datasets.Value(name) for name in ("int32", "binary", "string"))
 DECODED = datasets.Features({"pixels": BYTES, "width": NUMBER, "height": NUMBER, "mode": TEXT})
 
 
-def load_images(*, dataset: datasets.Dataset | None = None, class_conditional: bool = False, **settings: Any) -> Images:
+def load_images(
+    settings: DataSettings | None = None,
+    *,
+    dataset: datasets.Dataset | None = None,
+    class_conditional: bool = False,
+    accelerator: Accelerator | None = None,
+    **fields: Any,
+) -> Images:
     """Read a data set.
 
     Args:
+        settings: which images, and how they are read; by default `DataSettings(**fields)`, so that `dataset_name`,
+            `train_data_dir`, `resolution`, `image_mode` and so on can be given by themselves.
         dataset: one that is open already, with a column of images, instead of `dataset_name` or `train_data_dir`.
         class_conditional: read labels too.
-        settings: those of `DataSettings`, such as `dataset_name`, `train_data_dir`, `resolution` and `image_mode`.
+        accelerator: of its processes, one on each machine decodes, and the others read what it cached.
 
     Images that are enlarged, an alpha channel that nobody asked for, and a single class give a warning.
 
@@ -48,41 +59,45 @@ def load_images(*, dataset: datasets.Dataset | None = None, class_conditional: b
         UserError: nothing there, no images, mixed channels, a broken file, labels missing or out of range, or settings
             that mean nothing for this data.
     """
-    own = DataSettings(**settings)
-    form = own.form
-    if sum(map(bool, (dataset is not None, own.dataset_name, own.train_data_dir))) != 1:
-        raise UserError("give the data as `dataset_name` or as `train_data_dir`, one of the two.")
-    if own.train_data_dir:
-        stored = read_folder(own, class_conditional)
-    elif own.dataset_name and own.dataset_name.endswith(".npz"):
-        stored = Stored(*read_npz(Path(own.dataset_name), own, class_conditional)[1:])
-    else:
-        stored = read_dataset(own, class_conditional, dataset)
-    count = len(stored.pictures)
-    if count == 0:
-        raise UserError("the data set holds no images; check its path and `image_column`.")
-    labels, classes = None, None
-    if class_conditional:  # before decoding, which may take long
-        labels, classes = checked_labels(stored.labels, count, stored.class_names)
-    if isinstance(stored.pictures, np.ndarray):
-        blocks, originals = _decode_array(stored.pictures, form)
-    else:
-        place = Path(own.image_cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "diffusers-ict"))
-        blocks, originals = _decode_dataset(stored.pictures, stored.key, form, place)
+    settings = settings or DataSettings(**fields)
+    form = settings.form  # which a mistake in the settings ends before data are fetched
+    with nullcontext() if accelerator is None else accelerator.local_main_process_first():
+        stored = _open(settings, class_conditional, dataset)
+        count = len(stored.pictures)
+        if count == 0:
+            raise UserError("the data set holds no images; check its path and `image_column`.")
+        labels, classes = None, None
+        if class_conditional:  # before decoding, which may take long
+            labels, classes = checked_labels(stored.labels, count, stored.class_names)
+        if isinstance(stored.pictures, np.ndarray):
+            blocks, originals = _decode_array(stored.pictures, form)
+        else:
+            folder = settings.image_cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "diffusers-ict")
+            blocks, originals = _decode_dataset(stored.pictures, stored.key, form, Path(folder))
     images = Images(blocks, labels, classes, stored.class_names, originals)
-    _warn(images, originals, form)
+    _warn(images, originals, settings)
     return images
 
 
-def _warn(images: Images, originals: Counter, form: PictureFormat) -> None:
+def _open(settings: DataSettings, with_labels: bool, dataset: datasets.Dataset | None) -> Stored:
+    if sum(map(bool, (dataset is not None, settings.dataset_name, settings.train_data_dir))) != 1:
+        raise UserError("give the data as `dataset_name` or as `train_data_dir`, one of the two.")
+    if settings.train_data_dir:
+        return read_folder(settings, with_labels)
+    if settings.dataset_name and settings.dataset_name.endswith(".npz"):
+        return Stored(*read_npz(Path(settings.dataset_name), settings, with_labels)[1:])
+    return read_dataset(settings, with_labels, dataset)
+
+
+def _warn(images: Images, originals: Counter, settings: DataSettings) -> None:
     """Warn of what is probably not meant: enlarged images, an alpha channel that is trained, and a single class."""
     small = {picture: count for picture, count in originals.items() if min(picture[:2]) < images.shape[1]}
     least = min((min(picture[:2]) for picture in small), default=0)
     doubts = {
-        f"{sum(small.values())} of {len(images)} images are smaller than `resolution` {form.resolution} and are "
+        f"{sum(small.values())} of {len(images)} images are smaller than `resolution` {settings.resolution} and are "
         f"enlarged; the smallest is {least}x{least}.": bool(small),
         "the images have four channels, the last of them alpha, and all are trained; give `image_mode` RGB to put them "
-        "on a `background`, or RGBA if this is meant.": images.shape[0] == 4 and form.mode is None,
+        "on a `background`, or RGBA if this is meant.": images.shape[0] == 4 and settings.image_mode is None,
         "the data has a single class, so `class_conditional` has nothing to learn; give one sub-folder or label for "
         "each class, or leave it out.": images.num_classes == 1,
     }
@@ -125,10 +140,8 @@ def _decode_array(array: np.ndarray, form: PictureFormat) -> tuple[list[Tensor],
     else:
         try:
             pixels = np.empty((count, *shape), np.uint8)
-        except (MemoryError, ValueError) as error:
-            raise UserError(
-                f"{count} images of {width}x{height} do not fit into memory: lower `resolution`."
-            ) from error
+        except MemoryError as error:
+            raise UserError(f"{count} images of {shape} do not fit into memory: lower `resolution`.") from error
         for number in range(count):
             pixels[number] = form.convert(array[number], number).pixels
     return [torch.from_numpy(pixels)], Counter({first.original: count})

@@ -24,7 +24,7 @@ from .draw import BLOCK_ORDER, SHARD, derive_seed
 from .load import checked_labels
 from .npz import read_npz
 from .settings import DataSettings
-from .sources import class_names_of, open_dataset, with_columns
+from .sources import class_names_of, open_dataset, refuse, with_columns
 
 
 class Place(NamedTuple):
@@ -71,10 +71,7 @@ class StreamedImages:
                 "`streaming` reads a Hub data set, or a folder of .parquet or .npz files, which `dataset_name` names; "
                 "a folder of images is read without it."
             )
-        if settings.image_cache_dir is not None:
-            raise UserError(
-                "`streaming` keeps no images, and `image_cache_dir` keeps all of them: leave one of them out."
-            )
+        refuse(settings, "a stream, which keeps no images", "image_cache_dir")
         self.form, self.buffer, self.seed, self.rank, self.ranks = settings.form, buffer, seed, rank, ranks
         path = Path(settings.dataset_name)
         parts = sorted(path.glob("*.npz"))

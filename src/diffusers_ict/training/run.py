@@ -20,6 +20,7 @@ from ..data import TrainingData
 from ..data.batches import Batch, Batches, streamed
 from ..data.dataset import Images
 from ..data.draw import FAKES, GENERATOR, REALS, Draw
+from ..data.load import load_images
 from ..data.map_dataset import MapDataset
 from ..data.sampler import StepSampler, step_loader
 from ..data.stream import StreamedImages
@@ -204,7 +205,7 @@ def _open_data(recipe: Recipe, dataset: Any, accelerator: Accelerator) -> Traini
     if dataset is not None:
         return dataset if isinstance(dataset, (Images, StreamedImages)) else MapDataset(dataset)
     if not recipe.streaming:
-        return recipe.load(recipe.class_conditional, accelerator)
+        return load_images(recipe, class_conditional=recipe.class_conditional, accelerator=accelerator)
     rank, ranks = accelerator.process_index, accelerator.num_processes
     return StreamedImages(recipe, recipe.class_conditional, recipe.shuffle_buffer, recipe.seed, rank, ranks)
 
