@@ -48,7 +48,9 @@ def test_the_first_sub_folder_is_the_class_however_deep_an_image_lies(tmp_path):
 def test_images_beside_the_classes_are_used_without_labels_and_refused_with_them(tmp_path):
     where = numbered(tmp_path, ["a/0.png", "b/1.png", "beside.png"])
     assert sorted(values(load_images(train_data_dir=where))) == [0, 1, 2]
-    with pytest.raises(UserError, match=r"^`class_conditional` takes each .* 1 of 3 images lie in none: move them"):
+    with pytest.raises(
+        UserError, match=r"^`class_conditional` takes each .* 1 of 3 images, such as beside\.png, lie in none"
+    ):
         load_images(train_data_dir=where, class_conditional=True)
 
 

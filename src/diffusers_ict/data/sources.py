@@ -1,7 +1,8 @@
 """Data sets opened through the `datasets` library: folders of images, files, and names on the Hub."""
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,20 +61,22 @@ def read_folder(settings: DataSettings, with_labels: bool) -> Stored:
             ".jpg, whose names do not begin with a dot."
         )
     rows = {"image": [{"bytes": None, "path": os.fsencode(file)} for file in files]}
-    stored = Stored(datasets.Dataset.from_dict(rows, features=PATHS), key=[state_of(file) for file in files])
-    classes = [file.relative_to(folder).parts[0] for file in files if file.parent != folder]
-    if not with_labels or not classes:
+    stored = Stored(datasets.Dataset.from_dict(rows, features=PATHS), key=state_of(files))
+    beside = [file for file in files if file.parent == folder]
+    if not with_labels or len(beside) == len(files):
         return stored
-    names = tuple(sorted(set(classes)))
-    if len(classes) < len(files):
+    if beside:
         raise UserError(
-            f"`class_conditional` takes each sub-folder of {folder} as a class, and {len(files) - len(classes)} of "
-            f"{len(files)} images lie in none: move them into one."
+            f"`class_conditional` takes each sub-folder of {folder} as a class, and {len(beside)} of {len(files)} "
+            f"images, such as {beside[0].name}, lie in none: move them into one."
         )
+    classes = [file.relative_to(folder).parts[0] for file in files]
+    names = tuple(sorted(set(classes)))
     for name in names:
         if name != name.encode(errors="replace").decode():
             raise UserError(f"the class {os.fsencode(name)!r} has a name that is not in UTF-8: rename its folder.")
-    return stored._replace(labels=[names.index(name) for name in classes], class_names=names)
+    number = {name: index for index, name in enumerate(names)}
+    return stored._replace(labels=[number[name] for name in classes], class_names=names)
 
 
 def find_images(top: Path) -> Iterator[Path]:
@@ -85,10 +88,10 @@ def find_images(top: Path) -> Iterator[Path]:
         UserError: a link to a folder that it lies in, a link to nothing, or a folder that cannot be read.
     """
 
-    def refuse(error: OSError) -> None:
+    def unreadable(error: OSError) -> None:
         raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}); correct its permissions.")
 
-    for name, folders, files in os.walk(top, onerror=refuse, followlinks=True):
+    for name, folders, files in os.walk(top, onerror=unreadable, followlinks=True):
         folder = Path(name)
         above = (parent for parent in folder.parents if parent.is_relative_to(top))
         if folder.is_symlink() and any(folder.samefile(parent) for parent in above):
@@ -106,10 +109,13 @@ def holds_images(folder: Path) -> bool:
     return next(find_images(folder), None) is not None
 
 
-def state_of(path: Path) -> list[Any]:
-    """Path, size and time of modification of a file, as JSON types; a missing one has neither."""
-    stat = path.stat() if path.exists() else None
-    return [str(path), stat and (stat.st_size, stat.st_mtime_ns)]
+def state_of(files: Iterable[Path]) -> str:
+    """SHA-256 of the path, size and time of modification of every file; a missing one has neither."""
+    digest = hashlib.sha256()
+    for path in files:
+        stat = path.stat() if path.exists() else None
+        digest.update(os.fsencode(f"{path}\0{stat and (stat.st_size, stat.st_mtime_ns)}\n"))
+    return digest.hexdigest()
 
 
 def read_dataset(settings: DataSettings, with_labels: bool, data: datasets.Dataset | None = None) -> Stored:
@@ -119,13 +125,13 @@ def read_dataset(settings: DataSettings, with_labels: bool, data: datasets.Datas
         UserError: it cannot be opened, or a column is missing, ambiguous or of the wrong type.
     """
     data = (open_dataset(settings) if data is None else data).with_format(None)  # a saved format may hide columns
-    pictures = with_columns(data, settings, with_labels=False)
-    content, paths = (pc.struct_field(pictures.data.column("image"), field) for field in ("bytes", "path"))
+    whole = data._fingerprint
+    data = with_columns(data, settings, with_labels)
+    content, paths = (pc.struct_field(data.data.column("image"), field) for field in ("bytes", "path"))
     named = pc.unique(pc.filter(paths, pc.is_null(content))).to_pylist()  # files that rows name without holding them
-    key = [pictures._fingerprint, [state_of(Path(path).absolute()) for path in named if path]]
-    labelled = with_columns(data, settings, with_labels)
-    labels = labelled["label"][:] if "label" in labelled.column_names else None
-    return Stored(pictures, labels, class_names_of(labelled), key)
+    key = [whole, settings.image_column, state_of(Path(path).absolute() for path in named if path)]
+    labels = data["label"][:] if "label" in data.column_names else None
+    return Stored(data.select_columns(["image"]), labels, class_names_of(data), key)
 
 
 def open_dataset(settings: DataSettings, streaming: bool = False) -> Any:
@@ -148,15 +154,12 @@ def open_dataset(settings: DataSettings, streaming: bool = False) -> Any:
             )
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             refuse(settings, "a data set saved on disk", "dataset_config_name")
-            saved = datasets.load_from_disk(name)  # one split, or several
-            splits = (
-                saved
-                if isinstance(saved, datasets.DatasetDict)
-                else {"train": saved, str(saved.split or "train"): saved}
-            )
-            if split not in splits:
-                raise UserError(f"`dataset_split` must be one of {', '.join(splits)} for {name}, got {split}.")
-            data = splits[split]
+            saved = datasets.load_from_disk(name)
+            if isinstance(saved, datasets.Dataset):  # a single split
+                saved = {"train": saved, str(saved.split or "train"): saved}
+            if split not in saved:
+                raise UserError(f"`dataset_split` must be one of {', '.join(saved)} for {name}, got {split}.")
+            data = saved[split]
             return data.to_iterable_dataset(num_shards=min(len(data), SHARDS)) if streaming else data
         readme = path / "README.md"  # of a data set of the Hub, it names the files of its splits
         described = {"configs", "dataset_info"} & set((metadata_load(readme) if readme.exists() else None) or ())

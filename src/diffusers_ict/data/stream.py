@@ -226,7 +226,7 @@ def _open_parts(parts: list[Path], settings: DataSettings, with_labels: bool) ->
     for path in parts:
         images, _, labels = read_npz(path, settings, with_labels, with_images=False)
         count += images
-        if with_labels:
+        if with_labels and images:
             classes = max(classes or 0, checked_labels(labels, images, None)[1])
     arguments = {"parts": parts, "settings": settings, "with_labels": with_labels}
     return datasets.IterableDataset.from_generator(_rows_of_parts, gen_kwargs=arguments), classes, None, count
