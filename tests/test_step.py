@@ -9,7 +9,6 @@ from conftest import write_npz
 from short_run import ACT, CT, ECT, ICT, final_tensors, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusers_ict.training.ema import Average
 from diffusers_ict.training.log import Metrics
 from diffusers_ict.training.run import Run
 
@@ -61,7 +60,7 @@ def test_the_guard_notices_every_way_of_reading(monkeypatch):
     ],
 )
 def test_no_step_waits_for_the_device(loss, flags, tmp_path, monkeypatch):
-    """On CPUs, RAdam reads its step counts; on CUDA it is capturable and does not. Averages count on the CPU."""
+    """On CPUs, RAdam reads its step counts; on CUDA it is capturable and does not."""
     guarded, step = [], torch.optim.RAdam.step
     draw, count = Run.micro_batches, Metrics.count_step
     guard = nullcontext()
@@ -94,7 +93,6 @@ def test_no_step_waits_for_the_device(loss, flags, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "micro_batches", drawing)
     monkeypatch.setattr(torch.optim.RAdam, "step", unguarded(step))
-    monkeypatch.setattr(Average, "update_parameters", unguarded(Average.update_parameters))
     monkeypatch.setattr(Metrics, "count_step", counting)
     own = ["--logging_steps", 12, "--max_train_steps", 12, "--checkpointing_steps", 12]
     assert run(*loss, *flags, *own, "--output_dir", tmp_path / "out") == 0

@@ -46,12 +46,12 @@ def check_bounds(settings: Any) -> None:
         UserError: naming the first value that is not.
     """
     for item in dataclasses.fields(settings):
-        at_least, above, below = item.metadata["bounds"]
+        at_least, above, below = bounds = item.metadata.get("bounds", (None, None, None))
         value = getattr(settings, item.name)
         numbers = value if isinstance(value, list) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise UserError(f"`{item.name}` must be finite, got {value}.")
-        if value is None or item.metadata["bounds"] == (None, None, None):
+        if value is None or bounds == (None, None, None):
             continue
         rules = [
             (at_least, "at least", operator.ge),
@@ -99,7 +99,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         hint = ""
         if message.startswith("unrecognized") and any(action.dest == "objective" for action in self._actions):
-            hint = "; settings of a method are given as `objective` NAME=VALUE"
+            hint = "; see `help`, and for settings of a method, `objective` NAME=VALUE"
         message = re.sub(r"\bhf_\w+", "hf_...", " ".join(message.split()))  # a token is not for the screen, or a log
         raise UserError(f"{message}{hint}.")
 
