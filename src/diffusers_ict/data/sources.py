@@ -50,10 +50,8 @@ def read_folder(settings: DataSettings, with_labels: bool) -> Stored:
     refuse(settings, "a folder of images", "dataset_config_name", "dataset_split", "image_column", "label_column")
     folder = Path(settings.train_data_dir or "").resolve()
     if not folder.is_dir():
-        raise UserError(
-            f"`train_data_dir` must be a folder of images, got {folder}: unpack an archive, and give a data file as "
-            "`dataset_name`."
-        )
+        remedy = ": unpack an archive, and give a data file as `dataset_name`" if folder.is_file() else ""
+        raise UserError(f"`train_data_dir` must be a folder of images, got {settings.train_data_dir}{remedy}.")
     files = sorted(find_images(folder))
     if not files:
         raise UserError(
