@@ -26,7 +26,7 @@ from ..data.sampler import StepSampler, step_loader
 from ..data.stream import StreamedImages
 from ..errors import TrainingStopped, UserError
 from ..files import write_text
-from ..hub.publish import BackgroundPublisher, check_repo_id
+from ..hub.publish import BackgroundPublisher, check_push
 from ..objectives.act import ACT
 from ..objectives.base import Objective
 from ..pipeline_consistency import ConsistencyPipeline
@@ -137,7 +137,7 @@ def open_run(
         check_curriculum(objective, recipe.max_train_steps)  # before the data are read
     scheduler = make_scheduler(recipe, start)
     if recipe.push_to_hub:
-        check_repo_id(recipe.hub_model_id)
+        check_push(recipe.hub_model_id, recipe.license)
     contents = check_output_dir(Path(recipe.output_dir), recipe.resume_from_checkpoint)
 
     data = _open_data(recipe, dataset, accelerator)
