@@ -24,6 +24,7 @@ from torch import Tensor
 from diffusers_ict import karras_sigmas
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.data.dataset import Images
+from diffusers_ict.data.load import load_images
 from diffusers_ict.data.settings import DataSettings
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import make_extractor
@@ -61,7 +62,7 @@ def inspect(options: argparse.Namespace, data: DataSettings) -> None:
     """Make every picture."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(options.model, None, device)
-    images = data.load(class_conditional=model.classes is not None)
+    images = load_images(data, class_conditional=model.classes is not None)
     if images.shape != model.shape:
         (c, h, w), (channels, height, width) = images.shape, model.shape
         raise UserError(

@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 
 from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
+from ..data.load import load_images
 from ..data.settings import DataSettings
 from ..data.sources import holds_images
 from ..errors import UserError
@@ -61,7 +62,11 @@ def evaluate(
     output_dir = Path(settings.output_dir) if settings.output_dir else folder or Path("evaluation")
     check_writable("output_dir", output_dir)
     variants = [] if measured else _variants(settings, model_name)
-    subject = measured.load(False, accelerator) if measured else load_model(model_name, variants[0], accelerator.device)
+    subject = (
+        load_images(measured, accelerator=accelerator)
+        if measured
+        else load_model(model_name, variants[0], accelerator.device)
+    )
     evaluator = _evaluator(settings, subject, metrics, accelerator)
 
     report = _describe(evaluator, words)
@@ -137,7 +142,7 @@ def _evaluator(
     if settings.reference is not None:
         reference = read_reference(Path(settings.reference), extractor, keep)
     else:
-        images = settings.load(by_class, accelerator)
+        images = load_images(settings, class_conditional=by_class, accelerator=accelerator)
         name, _ = public_name(settings.data_name)
         reference = describe_reference(images, name, settings.dataset_split, settings.flip_reference, extractor)
     if (real := tuple(reference.description["shape"])) != extract.shape:
