@@ -25,6 +25,7 @@ from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusers_ict.data.dataset import Images
+from diffusers_ict.data.load import load_images
 from diffusers_ict.training.recipe import Recipe, parse
 from diffusers_ict.training.unets import config_for
 
@@ -108,7 +109,7 @@ class DDPMTraining:
 def main() -> int:
     recipe = parse(None, "ddpm_train.py", __doc__)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    training = DDPMTraining(recipe, recipe.load(recipe.class_conditional).to(device), device)
+    training = DDPMTraining(recipe, load_images(recipe, class_conditional=recipe.class_conditional).to(device), device)
     output = Path(recipe.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     state = output / "state.safetensors"

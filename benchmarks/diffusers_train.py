@@ -16,6 +16,7 @@ import torch
 from diffusers import UNet2DModel
 from diffusers_step import DiffusersStep
 
+from diffusers_ict.data.load import load_images
 from diffusers_ict.training.recipe import parse
 from diffusers_ict.training.unets import config_for
 
@@ -23,7 +24,7 @@ from diffusers_ict.training.unets import config_for
 def main() -> None:
     recipe = parse(None, "diffusers_train.py", __doc__)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = recipe.load(recipe.class_conditional).to(device)
+    images = load_images(recipe, class_conditional=recipe.class_conditional).to(device)
     torch.manual_seed(recipe.seed)
     unet = UNet2DModel.from_config({**config_for(recipe, images), "dropout": recipe.dropout or 0.0})
     step = DiffusersStep(

@@ -24,6 +24,7 @@ from torch import Tensor
 from diffusers_ict import ConsistencyPipeline, karras_sigmas
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.data.dataset import Images
+from diffusers_ict.data.load import load_images
 from diffusers_ict.data.settings import DataSettings
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import make_extractor
@@ -63,7 +64,7 @@ def inspect(options: argparse.Namespace, data: DataSettings) -> None:
     """Make every picture."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = load_consistency(options.model).to(device)
-    images = data.load(class_conditional=pipeline.unet.config.num_class_embeds is not None)
+    images = load_images(data, class_conditional=pipeline.unet.config.num_class_embeds is not None)
     if images.shape != image_shape(pipeline):
         (c, h, w), (channels, height, width) = images.shape, image_shape(pipeline)
         raise UserError(

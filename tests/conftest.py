@@ -11,6 +11,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ.get("TEST_THREADS", "1")
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # tests run beside each other, and threads that spin stop the others
 
 import json
+import shutil
 import sys
 import sysconfig
 import tempfile
@@ -128,6 +129,35 @@ def hub():
 
     with serve(Hub()) as hub:
         yield hub
+
+
+@pytest.fixture
+def published(hub, tmp_path, monkeypatch):
+    """published(folder, *flags): the exit code of publishing at that Hub, in this process."""
+    from hub_client import NAME, connect
+
+    from diffusers_ict.commands import publish
+
+    connect(monkeypatch, hub, tmp_path / "h")
+    return lambda folder, *flags: publish.main([str(folder), "--hub_model_id", NAME, *flags])
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    """The folder of a finished class-conditional run, and its data beside it; tests that change it copy it."""
+    from hub_client import digits_flags
+
+    from diffusers_ict.commands import train
+
+    base = tmp_path_factory.mktemp("digits")
+    assert train.main(digits_flags(base)) == 0
+    return base / "my-digits"
+
+
+@pytest.fixture
+def run(digits, tmp_path) -> Path:
+    """A copy of `digits`."""
+    return shutil.copytree(digits, tmp_path / "my-digits")
 
 
 @pytest.fixture(scope="session")

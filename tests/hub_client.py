@@ -5,12 +5,33 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import ROOT
+from conftest import ROOT, make_unet, write_npz
 from hub_stand_in import Hub
+
+from diffusers_ict import ConsistencyPipeline, ICTScheduler
+from diffusers_ict.hub.metadata import ConversionMetadata
 
 NAME = "someone/my-digits"
 TOKEN = "hf_planted0123456789abcdef"
 SCRIPTS = ROOT / "train_scripts"
+
+
+def digits_flags(base: Path) -> list[str]:
+    """Flags of a class-conditional run of a moment, from base/data.npz to base/my-digits."""
+    own = ["--dataset_name", base / "data.npz", "--class_conditional", "--max_train_steps", 8, "--train_batch_size", 4]
+    more = ["--ema_decays", 0.9, 0.5, "--num_validation_images", 4, "--license", "cc-by-4.0"]
+    write_npz(base / "data.npz")
+    return [str(flag) for flag in [*own, *more, "--output_dir", base / "my-digits"]]
+
+
+def save_converted(folder: Path, *variants: str | None) -> Path:
+    """A folder that can be published: a tiny model, large enough for LFS, and what a conversion says of it."""
+    for variant in variants:
+        ConsistencyPipeline(make_unet().eval(), ICTScheduler()).save_pretrained(folder, variant=variant)
+    facts = {"license": "mit", "shape": [1, 8, 8], "classes": None, "weights": "0", "parameters": 1, "notes": []}
+    origin = {"origin": "a test", "source": "nobody/nothing", "source_on_hub": False, "second_sigma": 0.8}
+    ConversionMetadata(**origin, **facts, version="0").write(folder)
+    return folder
 
 
 def client(hub: Hub, cache: Path, *arguments, **more) -> subprocess.CompletedProcess:

@@ -3,16 +3,8 @@
 Reading: model info, tree, resolve. Writing: create, preupload, LFS batch with PUT and verify, commit as ndjson.
 Cards are held to what the Hub verifies in them: licence, datasets and model-index.
 
-It also misbehaves, in each way of the table `FAULTS`, until `hub.fault` is None again. From outside of pytest:
-
-    from hub_stand_in import FAULTS, Hub, serve
-
-    with serve(Hub()) as hub:  # the address is free, and no process but this one is started
-        for name, hub.fault in FAULTS.items():
-            subprocess.run(["diffusers-ict", "publish", ...], env={**os.environ, "HF_ENDPOINT": hub.address, ...})
-
+It also misbehaves, in each way of the table `FAULTS`, until `hub.fault` is None again. Every fault lets an upload fail.
 The client needs HF_HUB_DISABLE_XET=1, or it uses a route that this Hub does not have; HF_HUB_OFFLINE must not be set.
-Every fault lets an upload fail. A program ends with exit code 2 and one sentence, after `--timeout` at the latest.
 """
 
 import base64
@@ -254,9 +246,8 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(200, {**info, "siblings": files, "tags": [], "downloads": 0, "likes": 0})
 
     def mode(self, repository: Repository, file: dict) -> dict:
-        stored = repository.files.get(file["path"])
         mode = "lfs" if file["size"] >= LFS_FROM else "regular"
-        known = None if stored is None else oid(stored)
+        known = oid(repository.files[file["path"]]) if file["path"] in repository.files else None
         return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": known}
 
     def lfs(self, wanted: dict) -> dict:

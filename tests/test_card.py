@@ -1,13 +1,11 @@
 import json
 import re
-import shutil
-from pathlib import Path
 
 import inspect_model
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, write_npz
+from conftest import ROOT
 from hub_stand_in import mistakes
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -22,20 +20,8 @@ def python_blocks(card: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", card, re.S)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A class-conditional run of a moment."""
-    base = tmp_path_factory.mktemp("run")
-    data = write_npz(base / "data.npz")
-    flags = ["--dataset_name", data, "--class_conditional", "--max_train_steps", 8, "--train_batch_size", 4]
-    more = ["--ema_decays", 0.9, 0.5, "--num_validation_images", 4, "--license", "cc-by-4.0"]
-    more += ["--output_dir", base / "my-digits"]
-    assert train_ict.main([str(flag) for flag in [*flags, *more]]) == 0
-    return base / "my-digits"
-
-
-def test_the_card_tells_the_run(folder):
-    text = (folder / "README.md").read_text()
+def test_the_card_tells_the_run(digits):
+    text = (digits / "README.md").read_text()
     assert "class-conditional consistency model of 8x8 grey images" in text
     assert "data.npz: 64 images, 4 classes" in text
     assert "8 of 4 images, 32 images seen" in text
@@ -46,28 +32,27 @@ def test_the_card_tells_the_run(folder):
     assert card.data.pipeline_tag == "unconditional-image-generation"
     assert "consistency-models" in card.data.tags
     for link in re.findall(r"\]\((?!https)([^)]*)\)", text):
-        assert (folder / link).exists(), link
+        assert (digits / link).exists(), link
 
 
-def test_the_command_in_the_card_parses_to_the_same_recipe(folder):
+def test_the_command_in_the_card_parses_to_the_same_recipe(digits):
     import shlex
 
     from diffusers_ict.training.recipe import parse
 
-    (command,) = re.findall(r"```text\naccelerate launch \S+ (.*)\n```", (folder / "README.md").read_text())
+    (command,) = re.findall(r"```text\naccelerate launch \S+ (.*)\n```", (digits / "README.md").read_text())
     recipe = parse(shlex.split(command), "test", "")
-    written = yaml.safe_load((folder / "recipe.yaml").read_text())
+    written = yaml.safe_load((digits / "recipe.yaml").read_text())
     differing = {key for key, value in recipe.as_dict().items() if value != written[key]}
     assert differing <= {"num_validation_images", "license"}, differing
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_usage_blocks_run_as_they_stand(folder, number, monkeypatch):
-    (folder.parent / "sample.png").unlink(missing_ok=True)
-    code = python_blocks((folder / "README.md").read_text())[number]
-    monkeypatch.chdir(folder.parent)
+def test_usage_blocks_run_as_they_stand(run, number, monkeypatch):
+    code = python_blocks((run / "README.md").read_text())[number]
+    monkeypatch.chdir(run.parent)
     exec(code, {})
-    assert (folder.parent / "sample.png").exists()
+    assert (run.parent / "sample.png").exists()
 
 
 def test_names_of_classes_go_from_sub_folders_into_the_pipeline_and_the_card(tmp_path, monkeypatch):
@@ -92,65 +77,48 @@ def test_names_of_classes_go_from_sub_folders_into_the_pipeline_and_the_card(tmp
     assert ConsistencyPipeline.from_pretrained(tmp_path / "pets-model").id2label == {0: "cat", 1: "dog"}
 
 
-def test_twenty_names_of_classes_are_listed(folder, tmp_path):
-    model = shutil.copytree(folder, tmp_path / "run")
+def test_twenty_names_of_classes_are_listed(run):
     names = {str(number): f"kind `{number}`" for number in range(25)}
-    (model / "labels.json").write_text(json.dumps({"id2label": names}))
-    card = make_card(model, "someone/new").content
+    (run / "labels.json").write_text(json.dumps({"id2label": names}))
+    card = make_card(run, "someone/new").content
     assert "18 `kind '18'`, 19 `kind '19'` and 5 more." in card
     assert 'class_labels="kind `0`"' in card
     assert merge(card, card) == card
 
 
-def change_levels(model: Path, levels: list[float]) -> None:
-    path = model / "scheduler" / "scheduler_config.json"
-    config = json.loads(path.read_text())
-    config["_ict"]["intermediate_sigmas"] = levels
-    path.write_text(json.dumps(config))
-
-
-def test_the_card_says_where_stock_diffusers_uses_other_levels(folder, tmp_path):
-    model = shutil.copytree(folder, tmp_path / "run")
-    assert "three or more steps" not in make_card(model, "someone/new").content
-    change_levels(model, [2.5, 0.31])
-    card = make_card(model, "someone/new").content
-    assert "With three or more steps stock diffusers uses other noise levels than the ones" in card
-    assert "up to 3 steps" in card
-    assert "`sigmas=[80.0, 2.5, 0.31]`" in card
-    change_levels(model, [])
-    assert "sigmas=[80.0, 0.821]" in make_card(model, "someone/new").content, "the middle of the grid"
-
-
-def test_the_card_of_a_converted_model_says_where_stock_diffusers_uses_other_levels(folder, tmp_path):
+def test_the_card_says_where_stock_diffusers_uses_other_levels(run, tmp_path):
     from diffusers_ict.commands import convert
 
-    levels = ["--intermediate_sigmas", "1.5", "0.4"]
-    assert convert.main([str(folder), str(tmp_path / "converted"), *levels]) == 0
-    card = (tmp_path / "converted" / "README.md").read_text()
-    assert "With three or more steps stock diffusers uses other noise levels" in card
+    def card_of(levels: list[float]) -> str:
+        path = run / "scheduler" / "scheduler_config.json"
+        config = json.loads(path.read_text())
+        config["_ict"]["intermediate_sigmas"] = levels
+        path.write_text(json.dumps(config))
+        return make_card(run, "someone/new").content
+
+    assert "sigmas=[80.0, 0.821]" in card_of([]), "the middle of the grid"
+    assert "three or more steps" not in card_of([0.5])
+    card = card_of([2.5, 0.31])
+    assert convert.main([str(run), str(tmp_path / "converted"), "--intermediate_sigmas", "2.5", "0.31"]) == 0
+    for text in (card, (tmp_path / "converted" / "README.md").read_text()):
+        assert "With three or more steps stock diffusers uses other noise levels than the ones" in text
+        assert "up to 3 steps" in text
+        assert "`sigmas=[80.0, 2.5, 0.31]`" in text
 
 
-def test_what_an_inspection_finds_is_in_the_card(folder, tmp_path):
-    model = shutil.copytree(folder, tmp_path / "run")
+def test_what_an_inspection_finds_is_in_the_card(run, digits, tmp_path):
     unknown = "Whether it repeats training images was not examined."
-    assert unknown in (model / "README.md").read_text()
-    words = [
-        model,
-        "--dataset_name",
-        folder.parent / "data.npz",
-        "--num_samples",
-        60,
-        "--output_dir",
-        tmp_path / "seen",
-    ]
+    assert unknown in (run / "README.md").read_text()
+    data, seen = digits.parent / "data.npz", tmp_path / "seen"
+    words = [run, "--dataset_name", data, "--num_samples", 60, "--output_dir", seen]
     assert inspect_model.main([str(word) for word in words]) == 0
-    found = json.loads((model / "inspection.json").read_text())
-    assert (tmp_path / "seen" / "inspection.json").is_file()
-    card = (model / "README.md").read_text()
+    found = json.loads((run / "inspection.json").read_text())
+    assert (seen / "inspection.json").is_file()
+    card = (run / "README.md").read_text()
     assert unknown not in card
     assert f"Of 60 samples drawn with two steps, {found['copies']:.1%} count as copies of a training image" in card
     assert "features of raw pixels in [0, 1]." in card
-    assert str(tmp_path) not in (model / "inspection.json").read_text()
+    assert str(tmp_path) not in (run / "inspection.json").read_text()
 
 
 REPORT = {
@@ -164,14 +132,11 @@ REPORT = {
 }  # fmt: skip
 
 
-def test_evaluations_become_model_index_and_a_table(folder):
-    old = (folder / "README.md").read_text()
+def test_evaluations_become_model_index_and_a_table(run):
+    old = (run / "README.md").read_text()
     assert "## Evaluation" not in old
-    (folder / "evaluation.json").write_text(json.dumps(REPORT))
-    try:
-        card = make_card(folder, "someone/my-digits", license="mit")
-    finally:
-        (folder / "evaluation.json").unlink()
+    (run / "evaluation.json").write_text(json.dumps(REPORT))
+    card = make_card(run, "someone/my-digits", license="mit")
     assert "| 2 | ema5 | 9.25 | 0.25 ± 0.02 |" in card.text
     assert "2,000 samples against 1,797 images of some digits, train, each also mirrored (statistics abc)" in card.text
     assert "by features of toy (weights 0123456789ab, resize: none)" in card.text
@@ -181,35 +146,26 @@ def test_evaluations_become_model_index_and_a_table(folder):
     assert again.data.license == "mit"
     assert mistakes(card.content) == []
     assert "| 2 | ema5 | 9.25 |" in merge(old, card.content), "an evaluation made later is not shown"
+    write_card(run)
+    once = (run / "README.md").read_text()
+    write_card(run)
+    assert (run / "README.md").read_text() == once
 
 
-def test_settings_of_the_method_may_stand_in_a_block_of_their_own(folder, tmp_path):
-    model = shutil.copytree(folder, tmp_path / "run")
-    recipe = yaml.safe_load((model / "recipe.yaml").read_text())
+def test_settings_of_the_method_and_its_papers_are_in_the_card(run):
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     block = {"s0": 10, "s1": 40, "consistency": "ect"}
-    recipe = {key: value for key, value in recipe.items() if key not in block}
-    (model / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "loss": "act", "objective": block}, sort_keys=False))
-    card = make_card(model, "someone/new").content
+    (run / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "loss": "act", "objective": block}, sort_keys=False))
+    card = make_card(run, "someone/new").content
     assert "| method's settings | s0 10, s1 40, consistency ect |" in card
     assert all(paper in card for paper in ("ACT-Diffusion", "Consistency Models Made Easy"))
-    assert "method's settings" not in (folder / "README.md").read_text()
 
 
-def test_a_damaged_card_is_not_renewed(folder, tmp_path):
-    model = shutil.copytree(folder, tmp_path / "run")
-    (model / "README.md").write_bytes(b"\xff")
+def test_a_damaged_card_is_not_renewed(run):
+    (run / "README.md").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"cannot be renewed: .* must be text in UTF-8"):
-        write_card(model)
-    assert (model / "README.md").read_bytes() == b"\xff"
-
-
-def test_a_card_that_is_renewed_twice_is_that_renewed_once(folder, tmp_path):
-    model = shutil.copytree(folder, tmp_path / "renamed")
-    (model / "evaluation.json").write_text(json.dumps(REPORT))
-    write_card(model)
-    once = (model / "README.md").read_text()
-    write_card(model)
-    assert (model / "README.md").read_text() == once
+        write_card(run)
+    assert (run / "README.md").read_bytes() == b"\xff"
 
 
 @pytest.mark.parametrize("name", ["digits", "fashion32"])
@@ -228,45 +184,38 @@ def test_the_figures_of_the_demos_model_are_those_of_its_evaluation():
     assert [row["metrics"]["frechet"] for row in rows] == [report["frechet_1"], report["frechet_2"]]
 
 
-def test_an_untouched_card_is_renewed(folder):
-    old = make_card(folder, "someone/old").content
-    new = make_card(folder, "someone/new").content
-    merged = merge(old, new)
-    assert "someone/new" in merged
-    assert "someone/old" not in merged
-    assert merge(merged, new) == merged
-
-
-def test_what_was_edited_survives(folder):
-    old = make_card(folder, "someone/old").content
+def test_what_is_untouched_is_renewed_and_what_was_edited_survives(digits):
+    old = make_card(digits, "someone/old").content
+    new = make_card(digits, "someone/new", license="mit").content
+    untouched = merge(old, new)
+    assert "someone/new" in untouched
+    assert "someone/old" not in untouched
+    assert merge(untouched, new) == untouched
     edited = old.replace("Nothing filters its", "We filter nothing of its").replace("# old", "# My digits\n\nHello.")
     edited = edited.replace("license: cc-by-4.0", "license: cc0-1.0")
     edited = re.sub(r"<!-- diffusers-ict:citation.*?<!-- /diffusers-ict -->", "None needed.", edited, flags=re.S)
-    merged = merge(edited, make_card(folder, "someone/new", license="mit").content)
-    assert "We filter nothing of its" in merged
-    assert "# My digits\n\nHello." in merged
-    assert "None needed." in merged
+    merged = merge(edited, new)
+    for text in ("We filter nothing of its", "# My digits\n\nHello.", "None needed.", "someone/new"):
+        assert text in merged, text
     assert "Improved Techniques" not in merged
-    assert "someone/new" in merged, "an untouched section was not renewed"
     assert ModelCard(merged).data.license == "cc0-1.0"
 
 
-def test_a_licence_that_is_given_replaces_the_one_of_the_card(folder, tmp_path):
-    model = shutil.copytree(folder, tmp_path / "run")
-    card = model / "README.md"
+def test_a_licence_that_is_given_replaces_the_one_of_the_card(run):
+    card = run / "README.md"
     edited = card.read_text().replace("license: cc-by-4.0", "license: other\nlicense_name: mine\nlicense_link: LICENSE")
     card.write_text(edited.replace("# my-digits", "# My digits"))
-    assert ModelCard(renewed_card(model)).data.license == "other"
-    assert ModelCard(renewed_card(model, license="other")).data.license_name == "mine"
-    renewed = ModelCard(renewed_card(model, license="mit"))
+    assert ModelCard(renewed_card(run)).data.license == "other"
+    assert ModelCard(renewed_card(run, license="other")).data.license_name == "mine"
+    renewed = ModelCard(renewed_card(run, license="mit"))
     assert renewed.data.license == "mit"
     assert not {"license_name", "license_link"} & set(renewed.data.to_dict())
     assert "# My digits" in renewed.text
 
 
-def test_a_card_written_by_hand_is_kept_whole_and_added_to(folder):
+def test_a_card_written_by_hand_is_kept_whole_and_added_to(digits):
     hand = "---\nlicense: mit\n---\n# Mine\n\nAll by hand.\n"
-    merged = merge(hand, make_card(folder, "someone/new").content)
+    merged = merge(hand, make_card(digits, "someone/new").content)
     assert "# Mine\n\nAll by hand." in merged
     assert "DiffusionPipeline.from_pretrained" in merged
     assert ModelCard(merged).data.license == "mit"

@@ -59,13 +59,22 @@ def test_a_healthy_repository_is_found_healthy(healthy, capsys):
         assert fact in out, fact
 
 
-def test_it_finds_weights_that_are_not_numbers(healthy, capsys):
-    unet = make_unet(num_class_embeds=3)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "1 of its tensors hold values that are not numbers, conv_out.weight first"),
+        ({"time_embedding_type": "fourier"}, "a consistency model needs time_embedding_type 'positional'"),
+        ({"out_channels": 2}, "1 channels in, 2 out"),
+    ],
+    ids=["weights", "time embedding", "channels"],
+)
+def test_it_finds_networks_that_cannot_be_sampled(healthy, capsys, changes, message):
+    unet = make_unet(num_class_embeds=3, **changes)
     unet.conv_out.weight.data[0, 0] = torch.nan
     unet.save_pretrained(healthy / "unet")
     code, wrong = diagnosis(healthy, capsys)
     assert code == 1
-    assert "1 of its tensors hold values that are not numbers, conv_out.weight first" in wrong
+    assert message in wrong
 
 
 @pytest.mark.slow
@@ -98,20 +107,6 @@ def test_what_convert_just_made_has_nothing_wrong(tmp_path, capsys):
     assert "second sigma" in advice
     assert "its model card lacks license.\n       diffusers-ict publish" in advice
     assert "--license LICENCE" in advice
-
-
-def test_it_finds_a_time_embedding_that_cannot_be_sampled(healthy, capsys):
-    make_unet(num_class_embeds=3, time_embedding_type="fourier").save_pretrained(healthy / "unet")
-    code, wrong = diagnosis(healthy, capsys)
-    assert code == 1
-    assert "time embedding: a consistency model needs time_embedding_type 'positional'" in wrong
-
-
-def test_it_finds_channels_that_do_not_agree(healthy, capsys):
-    make_unet(num_class_embeds=3, out_channels=2).save_pretrained(healthy / "unet")
-    code, wrong = diagnosis(healthy, capsys)
-    assert code == 1
-    assert "1 channels in, 2 out" in wrong
 
 
 def test_unusual_constants_are_advice(healthy, capsys):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from test_images import folder, npz, solid
 from torch.utils.data import DataLoader
 
 from diffusers_ict.data import dataset
-from diffusers_ict.data.dataset import Images, Originals
+from diffusers_ict.data.dataset import Images
 from diffusers_ict.data.load import load_images
 from diffusers_ict.data.transform import to_unit
 
@@ -75,7 +76,7 @@ def test_folder_file_and_array_of_the_same_pixels_agree(tmp_path, monkeypatch):
         assert load_images(**own).fingerprint() == expected
     assert Images(pixels()).fingerprint() == expected, "the order of memory counts"
     assert Images(pixels().split([1, 5])).fingerprint() == expected, "the blocks count"
-    monkeypatch.setattr(dataset, "BLOCK", 400)  # two images
+    monkeypatch.setattr(dataset, "HASHED", 2)
     assert Images(pixels()).fingerprint() == expected
 
 
@@ -120,7 +121,7 @@ def mixed(tmp_path: Path) -> str:
 def test_sizes_modes_and_classes_are_those_of_the_pictures(tmp_path):
     own = {"resolution": 8, "center_crop": True, "image_mode": "RGB", "class_conditional": True}
     images = load_images(train_data_dir=mixed(tmp_path), **own)
-    assert images.originals == Originals((16, 16), (30, 24), {"RGB": 2, "L": 1, "P": 1}, 0)
+    assert images.originals == Counter({(20, 48, "L"): 1, (32, 16, "RGB"): 1, (16, 16, "RGB"): 1, (30, 24, "P"): 1})
     assert images.overview() == {
         "images": "4 of 3x8x8, 2 classes: 3 cat, 1 dog",
         "originals": "16x16 to 30x24, 2 RGB, 1 L, 1 P",

@@ -48,12 +48,14 @@ def test_the_first_sub_folder_is_the_class_however_deep_an_image_lies(tmp_path):
 def test_images_beside_the_classes_are_used_without_labels_and_refused_with_them(tmp_path):
     where = numbered(tmp_path, ["a/0.png", "b/1.png", "beside.png"])
     assert sorted(values(load_images(train_data_dir=where))) == [0, 1, 2]
-    with pytest.raises(UserError, match=r"^`class_conditional` takes each .* 1 of 3 images, such as beside\.png"):
+    with pytest.raises(
+        UserError, match=r"^`class_conditional` takes each .* 1 of 3 images, such as beside\.png, lie in none"
+    ):
         load_images(train_data_dir=where, class_conditional=True)
 
 
 def test_a_folder_without_sub_folders_has_no_labels(tmp_path):
-    with pytest.raises(UserError, match=r"needs labels and the data has none; move the images of each class"):
+    with pytest.raises(UserError, match=r"needs labels and the data has none; give .* one sub-folder for each class"):
         load_images(train_data_dir=numbered(tmp_path, ["1.png", "2.png"]), class_conditional=True)
 
 
@@ -109,7 +111,7 @@ def test_names_that_are_not_in_utf8(tmp_path):
         load_images(train_data_dir=where)
     assert "\\xfe.png" in str(refusal.value).encode().decode()
     solid("L").save(tmp_path / os.fsdecode(b"\xff") / "2.png")
-    with pytest.raises(UserError, match=r"a name that is not in UTF-8, b'\\xff': rename the folder\.$"):
+    with pytest.raises(UserError, match=r"the class b'\\xff' has a name that is not in UTF-8: rename its folder"):
         load_images(train_data_dir=where, class_conditional=True)
 
 
@@ -121,36 +123,19 @@ def test_a_file_that_is_no_image_is_named(tmp_path, content):
         load_images(train_data_dir=str(tmp_path))
 
 
-def test_columns_mean_nothing_for_a_folder(tmp_path):
-    where = numbered(tmp_path, ["0.png"])
-    for name in ("image_column", "label_column"):
-        with pytest.raises(UserError, match=f"^`{name}` names a column or an array, and a folder of images has none"):
-            load_images(train_data_dir=where, **{name: "label"})
-
-
 def test_without_images_one_sentence_says_what_counts_as_one(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     (tmp_path / ".png").write_text("nothing")
     with pytest.raises(UserError, match=r"^`train_data_dir` .* holds no images: files in it or its sub-folders"):
         load_images(train_data_dir=str(tmp_path))
-    with pytest.raises(UserError, match="one of the two"):
-        load_images(train_data_dir="")
 
 
-def test_folders_and_files_have_flags_of_their_own(tmp_path):
-    where = numbered(tmp_path, ["train/0.png", "test/1.png"])
-    with pytest.raises(UserError, match=r"^a folder of images is given as `train_data_dir`, got `dataset_name` "):
-        load_images(dataset_name=where)
-    with pytest.raises(UserError, match=r"1\.png: give a file as `dataset_name`\.$"):
-        load_images(train_data_dir=f"{where}/test/1.png")
-
-
-def test_a_large_picture_beside_small_ones_is_refused_as_too_large(tmp_path, monkeypatch):
+def test_a_large_picture_beside_small_ones_is_refused(tmp_path, monkeypatch):
     where = numbered(tmp_path, ["0.png"])
     solid("L", size=(40, 40)).save(tmp_path / "x.png")
     for limit in (1599, 700):  # a warning of Pillow above the limit, an error above twice the limit
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(UserError, match=r"x\.png is too large \(Image size \(1600 pixels\) exceeds limit .*make"):
+        with pytest.raises(UserError, match=r"x\.png cannot be read \(Image size \(1600 pixels\) exceeds limit"):
             load_images(train_data_dir=where, resolution=8)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1600)
     assert len(load_images(train_data_dir=where, resolution=8)) == 2

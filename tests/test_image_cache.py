@@ -92,25 +92,31 @@ def test_a_folder_is_known_by_its_images_and_not_by_the_spelling_of_its_path(tmp
         assert len(list((tmp_path / "cache").iterdir())) == 1, where
 
 
-def test_files_saved_data_sets_and_named_files_are_known_by_their_size_and_time(tmp_path):
+def test_data_files_and_the_files_that_they_name_are_known_by_their_time(tmp_path):
     features = datasets.Features({"a": datasets.Image(), "b": datasets.Image()})
     rows = {"a": [Image.new("L", (8, 8), 1)], "b": [Image.new("L", (8, 8), 2)]}
-    data = datasets.Dataset.from_dict(rows, features=features)
-    data.to_parquet(tmp_path / "d.parquet")
-    data.save_to_disk(tmp_path / "saved")
-    Image.new("L", (8, 8), 1).save(tmp_path / "1.png")
-    Image.new("L", (8, 8), 2).save(tmp_path / "2.png")
-    named = {name: [str(tmp_path / file)] for name, file in (("a", "1.png"), ("b", "2.png"))}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "d.parquet")
+    for number, (picture,) in enumerate(rows.values(), 1):
+        picture.save(tmp_path / f"{number}.png")
+    named = {"a": [str(tmp_path / "1.png")], "b": [str(tmp_path / "2.png")]}
     datasets.Dataset.from_dict(named, features=features).to_parquet(tmp_path / "named.parquet")
-    inside = {"d.parquet": "d.parquet", "saved": "saved/data-00000-of-00001.arrow", "named.parquet": "1.png"}
-    for number, (name, changed) in enumerate(inside.items()):
-        own = {"dataset_name": str(tmp_path / name), "image_cache_dir": str(tmp_path / "cache")}
+    for name, changed in (("d.parquet", "d.parquet"), ("named.parquet", "1.png")):
+        own = {"dataset_name": str(tmp_path / name), "image_cache_dir": str(tmp_path / f"cache of {name}")}
         for column, pixel in (("a", 1), ("b", 2), ("a", 1), ("b", 2)):
             assert load_images(**own, image_column=column).pixels[0, 0, 0, 0] == pixel
-        assert len(list((tmp_path / "cache").iterdir())) == 3 * number + 2
+        assert len(list((tmp_path / f"cache of {name}").iterdir())) == 2
         os.utime(tmp_path / changed, (1, 1))
         load_images(**own, image_column="a")
-        assert len(list((tmp_path / "cache").iterdir())) == 3 * number + 3
+        assert len(list((tmp_path / f"cache of {name}").iterdir())) == 3
+
+
+def test_data_that_are_saved_again_are_decoded_again(tmp_path):
+    features = datasets.Features({"image": datasets.Image()})
+    for pixel in (1, 2):
+        data = datasets.Dataset.from_dict({"image": [Image.new("L", (8, 8), pixel)]}, features=features)
+        data.save_to_disk(tmp_path / "saved")
+        own = {"dataset_name": str(tmp_path / "saved"), "image_cache_dir": str(tmp_path / "cache")}
+        assert load_images(**own).pixels[0, 0, 0, 0] == pixel
 
 
 def test_hub_data_and_data_sets_of_ones_own_are_known_by_their_fingerprint(tmp_path, monkeypatch):
@@ -241,12 +247,12 @@ LOADING = """
 import sys
 from accelerate import Accelerator
 from diffusers_ict.data import transform
-from diffusers_ict.data.settings import DataSettings
+from diffusers_ict.data.load import load_images
 
 open_picture, opened = transform.open_picture, []
 transform.open_picture = lambda stored: opened.append(stored) or open_picture(stored)
 accelerator = Accelerator()
-images = DataSettings(train_data_dir=sys.argv[1], image_cache_dir=sys.argv[2]).load(False, accelerator)
+images = load_images(train_data_dir=sys.argv[1], image_cache_dir=sys.argv[2], accelerator=accelerator)
 print("opened", len(opened), images.fingerprint())
 """
 

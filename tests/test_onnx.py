@@ -79,15 +79,10 @@ def test_the_file_describes_itself_and_tells_nothing_of_this_machine(made):
     assert [item.name for item in model.graph.output] == ["image"]
     shapes = {item.name: [d.dim_value for d in item.type.tensor_type.shape.dim] for item in model.graph.input}
     assert shapes["x"] == [0, 1, 8, 8], "the batch is free"
-    said = {item.key: item.value for item in model.metadata_props}
-    assert said == {
-        "name": "little",
-        "sigma_min": "0.002",
-        "sigma_max": "80",
+    assert {item.key: item.value for item in model.metadata_props} == {
+        **{"name": "little", "sigma_min": "0.002", "sigma_max": "80", "rho": "7", "weights": "fp32"},
         "sigma_data": "1" if classes else "0.5",
-        "rho": "7",
         "intermediate_sigmas": "0.9 0.3" if classes else "0.821",
-        "weights": "fp32",
     }
     for word in (".py", "File ", "torch/", str(ROOT), "/site-packages", "Traceback"):
         assert word.encode() not in exported.content, word
@@ -149,6 +144,15 @@ def broken(*args, **options):
     raise RuntimeError("no\nmore")
 
 
+def test_weights_and_sizes_that_no_file_has_are_refused():
+    pipeline = make_pipeline("unconditional")
+    with pytest.raises(UserError, match="`weights` must be one of fp32, fp16, got int4"):
+        make_onnx(pipeline, "int4")
+    pipeline.unet.register_to_config(sample_size=None)
+    with pytest.raises(UserError, match="this model has no sample_size"):
+        make_onnx(pipeline)
+
+
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
@@ -162,15 +166,6 @@ def test_what_cannot_be_exported_is_refused_in_one_sentence(monkeypatch, place, 
     monkeypatch.setattr(*place, value)
     with pytest.raises(UserError, match=message):
         make_onnx(make_pipeline("unconditional"))
-
-
-def test_weights_and_sizes_that_no_file_has_are_refused():
-    pipeline = make_pipeline("unconditional")
-    with pytest.raises(UserError, match="`weights` must be one of fp32, fp16, got int4"):
-        make_onnx(pipeline, "int4")
-    pipeline.unet.register_to_config(sample_size=None)
-    with pytest.raises(UserError, match="this model has no sample_size"):
-        make_onnx(pipeline)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path, capsys):

@@ -59,23 +59,6 @@ def test_an_alpha_channel_that_nobody_asked_for_gives_a_warning(tmp_path):
     assert len(caught) == 1
 
 
-def oriented(path) -> Image.Image:
-    """Writes a picture that is lying on its side, and returns it upright."""
-    upright = Image.new("L", (8, 8))
-    upright.paste(255, (0, 0, 8, 4))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    upright.rotate(90).save(path, exif=exif)
-    return upright
-
-
-def test_pictures_are_turned_upright(tmp_path):
-    for name in ("1.png", "2.tiff"):
-        expected = np.asarray(oriented(tmp_path / name))
-    both = load_images(train_data_dir=str(tmp_path)).pixels
-    assert all(np.array_equal(pixels[0].numpy(), expected) for pixels in both)
-
-
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 @pytest.mark.parametrize("options", [{}, {"image_mode": "L"}, {"image_mode": "RGB"}])
 def test_sixteen_bits_become_eight_by_their_range(tmp_path, suffix, options):

@@ -1,4 +1,4 @@
-"""Publishing while a run goes on: it never blocks training or ends it, and it ends with the program."""
+"""Publishing while a run goes on: it never blocks training or ends it, and leaves no copy of the folder."""
 
 import json
 import re
@@ -6,24 +6,16 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import make_unet, write_npz
-from hub_client import NAME, SCRIPTS, client, connect, push
+from hub_client import NAME, SCRIPTS, client, connect, digits_flags, push, save_converted
 from hub_stand_in import Fault
 
-from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.hub import publish
-from diffusers_ict.hub.metadata import ConversionMetadata
 from diffusers_ict.hub.publish import BackgroundPublisher
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    folder = tmp_path / "model"
-    ConsistencyPipeline(make_unet().eval(), ICTScheduler()).save_pretrained(folder)
-    facts = {"license": "mit", "shape": [1, 8, 8], "classes": None, "weights": "0", "parameters": 1, "notes": []}
-    origin = {"origin": "a test", "source": "nobody/nothing", "source_on_hub": False, "second_sigma": 0.8}
-    ConversionMetadata(**origin, **facts, version="0").write(folder)
-    return folder
+    return save_converted(tmp_path / "model", None)
 
 
 @pytest.fixture
@@ -52,50 +44,62 @@ def test_a_folder_is_published_as_it_was_submitted_and_the_last_is_not_left_out(
     assert not list(place.iterdir()), "a copy is left"
 
 
-def test_a_full_disk_is_told_at_the_end_if_it_was_the_last(folder, place, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["full disk", "damage", "offline"])
+def test_what_fails_is_told_at_the_end_in_one_sentence_about_the_folder_of_the_run(folder, place, monkeypatch, fault):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    publisher = BackgroundPublisher(folder, NAME)
-    monkeypatch.setattr(publish.shutil, "copy2", full)
-    publisher.submit()
-    assert "a copy of it cannot be made: [Errno 28] No space left on device" in publisher.finish()
-    assert not list(place.iterdir())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("damage", [False, True])
-def test_the_sentence_of_a_failed_upload_names_the_folder_of_the_run(folder, place, monkeypatch, damage):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    if damage:
+    if fault == "full disk":
+        monkeypatch.setattr(publish.shutil, "copy2", full)
+    if fault == "damage":
         (folder / "conversion.json").write_text(json.dumps({"origin": "lacks the rest"}))
     publisher = BackgroundPublisher(folder, NAME)
     publisher.submit()
-    failure = publisher.finish()
-    offline = f"{NAME} was not published: HF_HUB_OFFLINE is set."
-    assert failure.startswith(f"{folder}/conversion.json lacks 'source'" if damage else offline)
+    told = {
+        "full disk": f"{NAME} was not published: a copy of it cannot be made: [Errno 28] No space left on device.",
+        "damage": f"{folder}/conversion.json lacks 'source'",
+        "offline": f"{NAME} was not published: HF_HUB_OFFLINE is set.",
+    }
+    assert publisher.finish().startswith(told[fault])
     assert not list(place.iterdir())
 
 
 LEAVES = """
-import sys
+import os, signal, sys
 from pathlib import Path
 from diffusers_ict.hub.publish import BackgroundPublisher
-publisher = BackgroundPublisher(Path(sys.argv[1]), "someone/my-digits")
+folder, end, seconds = sys.argv[1:]
+BackgroundPublisher.timeout = float(seconds)
+publisher = BackgroundPublisher(Path(folder), "someone/my-digits")
 publisher.submit()
-publisher.timeout = float(sys.argv[2])
-if publisher.timeout:
+if end == "waits":
     print(publisher.finish())
+if end == "is killed":
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("seconds", [0, 0.5], ids=["a program that ends", "a program that waits"])
-def test_an_upload_that_hangs_ends_with_the_program_and_leaves_nothing(hub, folder, place, seconds):
+@pytest.mark.parametrize(("end", "seconds"), [("ends", 60), ("waits", 0.5)])
+def test_an_upload_that_hangs_ends_with_the_program_and_leaves_nothing(hub, folder, place, end, seconds):
     hub.fault = Fault("", "silent")
-    done = client(hub, place.parent / "home", "-c", LEAVES, folder, seconds)
+    done = client(hub, place.parent / "home", "-c", LEAVES, folder, end, seconds)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{NAME} was not published: it took longer than 0.5 seconds.\n" * (seconds > 0)
+    assert done.stdout == f"{NAME} was not published: it took longer than 0.5 seconds.\n" * (end == "waits")
     assert not list(place.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("fault", "seconds"), [(None, 600), (Fault("", "silent"), 10)], ids=["good", "silent"])
+def test_an_upload_outlives_a_program_that_is_killed_in_bounded_time_and_removes_its_copy(
+    hub, folder, place, fault, seconds
+):
+    hub.fault = fault
+    assert client(hub, place.parent / "home", "-c", LEAVES, folder, "is killed", seconds).returncode == -9
+    while list(place.iterdir()):
+        time.sleep(0.01)
+    assert [len(repository.commits) for repository in hub.repositories.values()] == [1] * (fault is None)
 
 
 TRAIN = """
@@ -108,10 +112,8 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 def training(base: Path) -> list[str]:
-    write_npz(base / "data.npz")
-    own = ["--dataset_name", base / "data.npz", "--max_train_steps", 8, "--train_batch_size", 4]
-    more = ["--num_validation_images", 4, "--output_dir", base / "run", "--push_to_hub", "--hub_model_id", NAME]
-    return [*own, *more, "--hub_strategy", "checkpoint", "--checkpointing_steps", 2]
+    own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint", "--checkpointing_steps", "2"]
+    return [*digits_flags(base), *own]
 
 
 @pytest.mark.slow
@@ -119,11 +121,12 @@ def test_training_ends_with_a_hub_that_never_answers(hub, tmp_path):
     hub.fault = Fault("", "silent")
     done = client(hub, tmp_path / "cache", "-c", TRAIN, *training(tmp_path))
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "the Hub was not asked whether it takes the licence cc-by-4.0" in done.stderr
     assert len(re.findall(r"was not published: .* longer than 20 seconds.* Everything is in", done.stderr)) == 1
     while not any(request.startswith("GONE") for request in hub.requests):  # the upload process has ended
         time.sleep(0.01)
     hub.fault = None
-    assert push(hub, tmp_path / "run", tmp_path / "cache").returncode == 0
+    assert push(hub, tmp_path / "my-digits", tmp_path / "cache").returncode == 0
 
 
 @pytest.mark.slow
@@ -135,4 +138,4 @@ def test_a_failing_hub_does_not_stop_training_and_publishing_is_finished_later(h
     assert len(re.findall("was not published", done.stderr)) == 1
     assert "finish with diffusers-ict publish" in done.stderr
     hub.failures = []
-    assert push(hub, tmp_path / "run", tmp_path / "cache").returncode == 0
+    assert push(hub, tmp_path / "my-digits", tmp_path / "cache").returncode == 0

@@ -7,15 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import make_unet
-from hub_client import NAME, TOKEN, connect, push
+from hub_client import NAME, TOKEN, connect, push, save_converted
 from hub_stand_in import FAULTS, Fault, Hub, Repository
 
-from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import publish as publish_command
 from diffusers_ict.hub import publish
 from diffusers_ict.hub.card import write_card
-from diffusers_ict.hub.metadata import ConversionMetadata
 from diffusers_ict.hub.publish import PublishError
 
 # huggingface_hub sends large files in a way that its transport deprecates.
@@ -24,13 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """A converted model, whose networks are large enough for LFS."""
-    folder = tmp_path_factory.mktemp("converted") / "model"
-    for variant in ("ema5", None):
-        ConsistencyPipeline(make_unet().eval(), ICTScheduler()).save_pretrained(folder, variant=variant)
-    facts = {"license": "mit", "shape": [1, 8, 8], "classes": None, "weights": "0", "parameters": 1, "notes": []}
-    origin = {"origin": "a test", "source": "nobody/nothing", "source_on_hub": False, "second_sigma": 0.8}
-    ConversionMetadata(**origin, **facts, version="0").write(folder)
+    folder = save_converted(tmp_path_factory.mktemp("converted") / "model", "ema5", None)
     write_card(folder)
     return folder
 
@@ -38,13 +29,6 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture
 def folder(model, tmp_path) -> Path:
     return shutil.copytree(model, tmp_path / "model")
-
-
-def one_sentence(done, message: str) -> None:
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1, done.stderr
-    assert TOKEN not in done.stdout + done.stderr
 
 
 # ---------------------------------------------------------------- every fault, in this process and without pauses
@@ -101,17 +85,13 @@ def test_a_card_that_the_hub_refuses_is_told_before_a_repository_is_made(hub, se
     assert not hub.repositories
 
 
-@pytest.mark.parametrize(
-    ("status", "message"),
-    [
-        (401, "the token is missing or not valid"),
-        (403, "may not write there"),
-        (404, "no such user or organisation"),
-    ],
-)
-def test_refusals_are_told_at_once_and_not_tried_again(hub, send, status, message):
+STATUS = {401: "the token is missing or not valid", 403: "may not write there", 404: "no such user or organisation"}
+
+
+@pytest.mark.parametrize("status", STATUS)
+def test_refusals_are_told_at_once_and_not_tried_again(hub, send, status):
     hub.failures = [("/api/repos/create", status)]
-    with pytest.raises(PublishError, match=message):
+    with pytest.raises(PublishError, match=STATUS[status]):
         send()
     assert hub.requests.count("POST /api/repos/create") == 1
 
@@ -146,23 +126,23 @@ def test_a_token_that_cannot_be_one_is_refused_without_being_shown(hub, send, to
     assert not hub.requests
 
 
-def test_a_token_in_a_message_is_not_shown(send, monkeypatch):
-    def leaking(*args, **kwargs):
-        raise RuntimeError(f"header Authorization: Bearer {TOKEN}")
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError(f"header Authorization: Bearer {TOKEN}"), r"Bearer \(token\)"),
+        (FileNotFoundError(errno.ENOENT, "Gone", "/some/unet.json"), r": unet\.json cannot be read .*: Gone"),
+    ],
+    ids=["token", "vanished file"],
+)
+def test_neither_tokens_nor_folders_are_shown(send, monkeypatch, error, message):
+    def fail(*args, **kwargs):
+        raise error
 
-    monkeypatch.setattr(publish.HfApi, "create_repo", leaking)
-    with pytest.raises(PublishError, match=r"Bearer \(token\)") as caught:
+    monkeypatch.setattr(publish.HfApi, "create_commit", fail)
+    with pytest.raises(PublishError, match=message) as caught:
         send()
     assert TOKEN not in str(caught.value)
-
-
-def test_a_file_that_vanishes_is_named(send, monkeypatch):
-    def vanished(*args, **kwargs):
-        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/some/model_index.json")
-
-    monkeypatch.setattr(publish.HfApi, "create_commit", vanished)
-    with pytest.raises(PublishError, match=r": model_index\.json cannot be read or written here: No such file"):
-        send()
+    assert "/some/" not in str(caught.value)
 
 
 def test_many_files_are_one_commit(hub, send, folder):
@@ -177,19 +157,30 @@ def test_many_files_are_one_commit(hub, send, folder):
 # ---------------------------------------------------------------- the program
 
 
+ELSEWHERE = Hub(address="http://127.0.0.1:9")  # where nobody listens
+SILENT, WITHOUT_XET = Fault("/preupload/", "silent"), Fault("/xet-write-token/", 404)
+
+
 @pytest.mark.parametrize(
     ("fault", "seconds", "message"),
     [
-        (Fault("/preupload/", "silent"), 2, "took longer than 2 seconds; publish again with a larger --timeout"),
-        (Fault("/xet-write-token/", 404), 60, "the Hub cannot be reached"),
+        (SILENT, 2, "took longer than 2 seconds; publish again with a larger --timeout"),
+        (WITHOUT_XET, 60, "the Hub cannot be reached"),
+        (None, 60, "the Hub cannot be reached"),
     ],
-    ids=["silent", "without Xet"],
+    ids=["silent", "without Xet", "not there"],
 )
 def test_a_hub_that_does_not_go_on_is_given_up(hub, folder, tmp_path, fault, seconds, message):
     hub.fault = fault
-    done = push(hub, folder, tmp_path / "cache", "--timeout", seconds, HF_HUB_DISABLE_XET="0")
-    one_sentence(done, message)
-    while fault.answer == "silent" and f"GONE /api/models/{NAME}/preupload/main" not in hub.requests:
+    there = hub if fault else ELSEWHERE
+    done = push(there, folder, tmp_path / "cache", "--timeout", seconds, HF_HUB_DISABLE_XET="0")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert TOKEN not in done.stdout + done.stderr
+    assert folder.is_dir()
+    asked, left = f"POST /api/models/{NAME}/preupload/main", f"GONE /api/models/{NAME}/preupload/main"
+    while fault is SILENT and hub.requests.count(left) < hub.requests.count(asked):
         time.sleep(0.01)  # nothing is left running
 
 
@@ -199,12 +190,13 @@ def test_odd_bounds_are_refused(folder, capsys, value):
     assert "--timeout must be at least 0 and finite" in capsys.readouterr().err
 
 
+WRONG = "has other entries than it should"
 DAMAGE = {
     "conversion.json": [(b"{", "cannot be read as JSON"), (b"[]", "must hold a JSON object"), (b"{}", "lacks 'origin'"),
-                        (b"\xff", "must be text in UTF-8")],
+                        (b"\xff", "must be text in UTF-8"), ({"parameters": "many"}, WRONG), ({"notes": 5}, WRONG)],
     "README.md": [(b"\xff", "must be text in UTF-8"), (b"---\n- a\n---\n", "must be a YAML mapping"),
                   (b"---\na: [\n---\n", "must be a YAML mapping")],
-    "labels.json": [(b'{"id2label": 5}', "has other entries than it should"), (b"nothing", "cannot be read as JSON")],
+    "labels.json": [(b'{"id2label": 5}', WRONG), (b"nothing", "cannot be read as JSON")],
 }  # fmt: skip
 
 
@@ -213,21 +205,10 @@ DAMAGE = {
 )
 def test_damaged_files_of_the_folder_are_named_in_one_sentence(folder, capsys, monkeypatch, name, content, message):
     monkeypatch.setattr(publish, "_upload", None)  # nothing is sent
+    if isinstance(content, dict):  # entries of other types
+        content = json.dumps({**json.loads((folder / name).read_text()), **content}).encode()
     (folder / name).write_bytes(content)
     assert publish_command.main([str(folder), "--hub_model_id", NAME]) == 2
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
-
-
-def test_wrong_types_in_the_metadata_are_one_sentence(folder, capsys):
-    entries = json.loads((folder / "conversion.json").read_text())
-    for wrong in ({"parameters": "many"}, {"notes": 5, "shape": None}):
-        (folder / "conversion.json").write_text(json.dumps({**entries, **wrong}))
-        assert publish_command.main([str(folder), "--hub_model_id", NAME]) == 2
-        assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_a_hub_that_cannot_be_reached_is_told_in_one_sentence(folder, tmp_path):
-    done = push(Hub(address="http://127.0.0.1:9"), folder, tmp_path)
-    one_sentence(done, "the Hub cannot be reached")

@@ -2,7 +2,6 @@
 
 import _thread
 import json
-import shutil
 import threading
 import urllib.request
 import webbrowser
@@ -12,15 +11,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT, files_of, write_npz
+from conftest import ROOT, files_of
 from exported import export_once, make_pipeline
-from hub_client import NAME, TOKEN, connect
+from hub_client import NAME, TOKEN
 from huggingface_hub import SpaceCard
 from npm_stand_in import CONTENTS, install
 
 from diffusers_ict import ConsistencyPipeline
-from diffusers_ict.commands import demo, publish
-from diffusers_ict.commands import train as train_ict
+from diffusers_ict.commands import demo
 from diffusers_ict.errors import UserError
 from diffusers_ict.hub.card import make_card, merge
 from diffusers_ict.web import build, runtime
@@ -68,20 +66,9 @@ def test_a_page_is_its_files_the_runtime_and_the_model(model, tmp_path, monkeypa
     assert written.keys() == {"model.onnx", "model.json", "check.bin"}
 
     described = json.loads(written["model.json"])
-    expected = {
-        "title": "my-model",
-        "repository": None,
-        "resolution": 8,
-        "channels": 1,
-        "num_classes": 4,
-        "class_names": ["small", "middle", "2", "huge"],
-        "sigma_min": 0.002,
-        "sigma_max": 80,
-        "license": "cc-by-4.0",
-        "weights": "fp32",
-        "webgpu": False,
-        "check": {"file": "check.bin", "sigma": 80, "class_label": 0},
-    }
+    expected = {"title": "my-model", "repository": None, "license": "cc-by-4.0", "resolution": 8, "channels": 1}
+    expected |= {"num_classes": 4, "class_names": ["small", "middle", "2", "huge"], "sigma_min": 0.002, "sigma_max": 80}
+    expected |= {"weights": "fp32", "webgpu": False, "check": {"file": "check.bin", "sigma": 80, "class_label": 0}}
     assert described | expected == described
 
     x, stored = np.frombuffer(written["check.bin"], "<f4").reshape(2, 1, 1, 8, 8)
@@ -104,20 +91,19 @@ def test_a_page_of_a_hub_model_links_to_it_and_may_offer_webgpu(stand_ins, model
     assert names == {"LICENSE", *runtime.FILES, *runtime.WEBGPU_FILES}
 
 
-def test_images_that_the_page_cannot_show_are_refused(stand_ins, tmp_path):
+@pytest.mark.parametrize(
+    ("part", "odd", "message"),
+    [
+        ("unet", {"sample_size": [8, 16]}, "square images of 1 or 3 channels"),
+        ("scheduler", {"clip_denoised": False}, "draws with clip_denoised true and s_noise 1"),
+        ("scheduler", {"s_noise": 1.1}, "draws with clip_denoised true and s_noise 1"),
+    ],
+)
+def test_models_that_the_page_cannot_show_or_follow_are_refused(part, odd, message, stand_ins, tmp_path):
     pipeline = make_pipeline("unconditional")
-    pipeline.unet.register_to_config(sample_size=[8, 16])
-    pipeline.save_pretrained(tmp_path / "wide")
-    with pytest.raises(UserError, match="the page shows square images of 1 or 3 channels"):
-        build_page(str(tmp_path / "wide"), tmp_path / "page")
-
-
-@pytest.mark.parametrize("odd", [{"clip_denoised": False}, {"s_noise": 1.1}])
-def test_schedulers_that_the_page_does_not_follow_are_refused(odd, stand_ins, tmp_path):
-    pipeline = make_pipeline("unconditional")
-    pipeline.scheduler.register_to_config(**odd)
+    getattr(pipeline, part).register_to_config(**odd)
     pipeline.save_pretrained(tmp_path / "odd")
-    with pytest.raises(UserError, match="the page draws with clip_denoised true and s_noise 1"):
+    with pytest.raises(UserError, match=f"the page {message}|the page shows {message}"):
         build_page(str(tmp_path / "odd"), tmp_path / "page")
     assert not (tmp_path / "page").exists()
 
@@ -158,27 +144,6 @@ def test_demo_tells_what_it_lacks_in_one_sentence(model, tmp_path, capsys, monke
     assert not (tmp_path / "page").exists()
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    base = tmp_path_factory.mktemp("trained")
-    own = ["--dataset_name", write_npz(base / "data.npz"), "--class_conditional", "--max_train_steps", 8]
-    more = ["--train_batch_size", 4, "--ema_decays", 0.9, "--num_validation_images", 2, "--license", "cc-by-4.0"]
-    assert train_ict.main([str(flag) for flag in [*own, *more, "--output_dir", base / "my-digits"]]) == 0
-    return base / "my-digits"
-
-
-@pytest.fixture
-def run(trained, tmp_path) -> Path:
-    return shutil.copytree(trained, tmp_path / "my-digits")
-
-
-@pytest.fixture
-def published(hub, tmp_path, monkeypatch):
-    """published(folder, *flags): the exit code of publishing to the stand-in."""
-    connect(monkeypatch, hub, tmp_path / "h")
-    return lambda folder, *flags: publish.main([str(folder), "--hub_model_id", NAME, *flags])
-
-
 def test_publishing_with_a_space_pushes_the_page_and_links_both_ways(stand_ins, hub, run, published, tmp_path, capsys):
     assert published(run, "--space") == 0, capsys.readouterr().err
     assert f"/spaces/{NAME}-demo\n" in capsys.readouterr().out
@@ -205,26 +170,20 @@ def test_publishing_with_a_space_pushes_the_page_and_links_both_ways(stand_ins, 
     assert [len(hub.repositories[name].commits) for name in (NAME, SPACE)] == [1, 1], "nothing had changed"
 
 
-def test_a_card_on_the_hub_that_lacks_the_link_gets_it(stand_ins, hub, run, published):
+def test_a_card_on_the_hub_that_lacks_the_link_gets_it_once_and_the_rest_stays(stand_ins, hub, run, published):
     assert published(run) == 0
     assert SPACE not in hub.repositories
-    assert "huggingface.co/spaces" not in hub.repositories[NAME].files["README.md"].decode()
-    edited = hub.repositories[NAME].files["README.md"].decode().replace("## Limits", "## Limits\n\nNot for doctors.")
+    plain = hub.repositories[NAME].files["README.md"].decode()
+    assert "huggingface.co/spaces" not in plain
+    edited = plain.replace("## Limits", "## Limits\n\nNot for doctors.")
     hub.repositories[NAME].files["README.md"] = edited.encode()
     assert published(run, "--space", "--hub_private_repo") == 0
-    card = hub.repositories[NAME].files["README.md"].decode()
-    assert "Not for doctors." in card
-    assert card.index("# my-digits") < card.index(f"/spaces/{NAME}-demo") < card.index("diffusers-ict:about")
+    linked = hub.repositories[NAME].files["README.md"].decode()
+    assert "Not for doctors." in linked
+    assert linked.index("# my-digits") < linked.index(f"/spaces/{NAME}-demo") < linked.index("diffusers-ict:about")
     assert hub.repositories[SPACE].private
-
-
-def test_a_link_is_added_once_and_the_rest_of_the_card_stays(run):
-    plain = make_card(run, NAME).content
-    linked = merge(plain, make_card(run, NAME, space_id="someone/else").content)
-    assert linked.count("https://huggingface.co/spaces/someone/else") == 1
-    assert "spaces/someone" not in plain
     again = merge(linked, make_card(run, NAME, space_id="someone/other").content)
-    assert "spaces/someone/else" not in again
+    assert f"spaces/{NAME}-demo" not in again
     assert again.count("https://huggingface.co/spaces/someone/other") == 1
     assert merge(again, plain) == again
 

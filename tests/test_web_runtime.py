@@ -27,38 +27,33 @@ def names(folder) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.exists() else set()
 
 
-def test_the_archive_is_fetched_once_from_the_registry_of_the_environment(cache, monkeypatch):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_archive_is_fetched_once_from_the_registry_of_the_environment(cache, monkeypatch, damaged):
+    if damaged:
+        cache.mkdir()
+        (cache / f"{runtime.VERSION}.tgz").write_bytes(archive()[:-1])
     with registry(archive()) as (address, asked):
         monkeypatch.setenv("NPM_CONFIG_REGISTRY", f"{address}/mirror/")
-        first = runtime_archive()
-        assert first.read_bytes() == archive()
-        assert runtime_archive() == first
+        for _ in range(2):
+            kept = runtime_archive()
+            assert kept.read_bytes() == archive()
     assert asked == [f"/mirror/onnxruntime-web/-/onnxruntime-web-{runtime.VERSION}.tgz"]
-    assert names(cache) == {first.name}
-
-
-def test_a_damaged_archive_in_the_cache_is_fetched_again(cache, monkeypatch):
-    cache.mkdir()
-    (cache / f"{runtime.VERSION}.tgz").write_bytes(archive()[:-1])
-    with registry(archive()) as (address, asked):
-        monkeypatch.setenv("NPM_CONFIG_REGISTRY", address)
-        assert runtime_archive().read_bytes() == archive()
-    assert len(asked) == 1
+    assert names(cache) == {kept.name}
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ({"answer": archive({"package/dist/other": b""})}, "cannot be fetched from .*invalid hash value"),
-        ({"answer": archive(), "cut": 20}, "cannot be fetched from .*invalid hash value"),
-        ({"answer": b"gone", "status": 404}, "cannot be fetched from"),
+        ({"answer": archive({"package/dist/other": b""})}, "invalid hash value"),
+        ({"answer": archive(), "cut": 20}, "invalid hash value"),
+        ({"answer": b"gone", "status": 404}, "404"),
     ],
     ids=["another file", "truncated", "missing"],
 )
 def test_what_is_not_the_pinned_archive_is_refused_and_not_kept(cache, monkeypatch, answer, message):
     with registry(**answer) as (address, _):
         monkeypatch.setenv("NPM_CONFIG_REGISTRY", address)
-        with pytest.raises(UserError, match=message) as caught:
+        with pytest.raises(UserError, match=f"cannot be fetched from .*{message}") as caught:
             runtime_archive()
     assert "NPM_CONFIG_REGISTRY" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -84,10 +79,3 @@ def test_only_the_files_of_the_page_are_unpacked(tmp_path, webgpu, expected):
     assert {p.name: p.read_bytes() for p in target.iterdir()} == {n: CONTENTS[f"package/dist/{n}"] for n in expected}
     assert names(tmp_path) == {"a", "archive.tgz"}
     assert names(tmp_path / "a") == {"b"}
-
-
-def test_an_archive_without_a_file_is_refused(tmp_path):
-    lacking = {name: content for name, content in CONTENTS.items() if not name.endswith(FILES[1])}
-    (tmp_path / "archive.tgz").write_bytes(archive(lacking))
-    with pytest.raises(UserError, match=f"must have a file dist/{FILES[1]}"):
-        unpack_runtime(tmp_path / "archive.tgz", tmp_path)

@@ -9,15 +9,26 @@ import pytest
 from diffusers_ict.errors import UserError
 from diffusers_ict.web.server import serve
 
+TYPES = {
+    "/": "text/html; charset=utf-8",
+    "/page.js": "text/javascript; charset=utf-8",
+    "/style.css": "text/css; charset=utf-8",
+    "/model.json": "application/json",
+    "/model.onnx": "application/octet-stream",
+    "/check.bin": "application/octet-stream",
+    "/runtime/ort.mjs": "text/javascript; charset=utf-8",
+    "/runtime/ort.wasm": "application/wasm",
+}
+
 
 @pytest.fixture
 def server(tmp_path):
     folder = tmp_path / "page"
     (folder / "runtime").mkdir(parents=True)
-    for name in ("index.html", "page.js", "style.css", "model.json", "model.onnx", "check.bin"):
-        (folder / name).write_text(name)
-    for name in ("ort.mjs", "ort.wasm"):
-        (folder / "runtime" / name).write_text(name)
+    for path in TYPES:
+        if path != "/":
+            (folder / path[1:]).write_text(path)
+    (folder / "index.html").write_text("/")
     (tmp_path / "secret.txt").write_text("secret")
     with serve(folder) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -36,40 +47,23 @@ def ask(server, path: str) -> http.client.HTTPResponse:
     return answer
 
 
-@pytest.mark.parametrize(
-    ("path", "kind"),
-    [
-        ("/", "text/html; charset=utf-8"),
-        ("/page.js", "text/javascript; charset=utf-8"),
-        ("/style.css", "text/css; charset=utf-8"),
-        ("/model.json", "application/json"),
-        ("/model.onnx", "application/octet-stream"),
-        ("/check.bin", "application/octet-stream"),
-        ("/runtime/ort.mjs", "text/javascript; charset=utf-8"),
-        ("/runtime/ort.wasm", "application/wasm"),
-    ],
-)
-def test_files_have_their_types_and_the_page_is_isolated(server, path, kind):
+@pytest.mark.parametrize("path", TYPES)
+def test_files_have_their_types_and_the_page_is_isolated(server, path):
     answer = ask(server, path)
     assert answer.status == 200
-    assert answer.content.decode() == (path.split("/")[-1] or "index.html")
-    assert answer.headers["Content-Type"] == kind
+    assert answer.content.decode() == path
+    assert answer.headers["Content-Type"] == TYPES[path]
     assert answer.headers["Cross-Origin-Opener-Policy"] == "same-origin"
     assert answer.headers["Cross-Origin-Embedder-Policy"] == "require-corp"
 
 
 @pytest.mark.parametrize(
-    "path", ["/../secret.txt", "/%2e%2e/secret.txt", "/runtime/..%2f..%2fsecret.txt", "//secret.txt"]
+    "path", ["/../secret.txt", "/%2e%2e/secret.txt", "/runtime/..%2f..%2fsecret.txt", "//secret.txt", "/runtime/"]
 )
-def test_files_outside_the_page_are_not_served(server, path):
+def test_files_outside_the_page_and_lists_of_files_are_not_served(server, path):
     answer = ask(server, path)
     assert answer.status == 404
     assert answer.content != b"secret"
-
-
-def test_folders_are_not_listed(server):
-    answer = ask(server, "/runtime/")
-    assert answer.status == 404
     assert b"ort.mjs" not in answer.content
 
 

@@ -52,14 +52,13 @@ def _remove(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Ask the operating system to put a file or folder on disk. Windows cannot open folders, and need not."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Put a file or folder on disk. Windows cannot open folders, and need not."""
+    if not (path.is_dir() and os.name == "nt"):
+        handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
@@ -145,10 +144,7 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def read_text(path: Path, name: str | None = None) -> str:
-    """The content of a text file.
-
-    Args:
-        name: what messages call it, by default its path.
+    """The content of a text file, which messages call `name`, by default its path.
 
     Raises:
         UserError: it is not UTF-8.
@@ -156,9 +152,8 @@ def read_text(path: Path, name: str | None = None) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{name or path} must be text in UTF-8, and has other bytes at {error.start}; mend it."
-        ) from error
+        where = f"{name or path} must be text in UTF-8, and has other bytes at {error.start}"
+        raise UserError(f"{where}; mend it.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

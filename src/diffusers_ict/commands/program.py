@@ -65,23 +65,17 @@ def run_program(name: str, body: Callable[[], int | None]) -> int:
     except UserError as error:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(PATIENCE_SECONDS)
-        print(f"{name}: {as_flags(str(error))}", file=sys.stderr)
-        return 2
+        code, sentence = 2, str(error)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"{name}: a file cannot be read or written: {error.strerror or error}{where}.", file=sys.stderr)
-        return 2
+        code, sentence = 2, f"a file cannot be read or written: {error.strerror or error}{where}."
     except TrainingDiverged as error:
-        print(f"{name}: {as_flags(str(error))}.", file=sys.stderr)
-        return 1
+        code, sentence = 1, f"{error}."
     except TrainingStopped as error:
-        print(
-            f"{name}: {as_flags(str(error))}; the same command with --resume_from_checkpoint latest goes on.",
-            file=sys.stderr,
-        )
-        return 3
+        code, sentence = 3, f"{error}; the same command with --resume_from_checkpoint latest goes on."
     except KeyboardInterrupt:
-        print(f"{name}: interrupted.", file=sys.stderr)
-        return 130
+        code, sentence = 130, "interrupted."
     finally:
         warnings.formatwarning = plain
+    print(f"{name}: {as_flags(sentence)}", file=sys.stderr)
+    return code

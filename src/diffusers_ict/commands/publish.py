@@ -12,10 +12,9 @@ Exit codes: 0 published, 2 not published.
 
 import argparse
 import os
+import shutil
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +33,7 @@ NAME = "publish.py"
     argument("--license", help="of the weights, an identifier of the Hub such as cc0-1.0 [the card's]"),
     argument("--timeout", type=float, default=1800.0, help="seconds until an upload is given up [1800]"),
     argument("--space", action="store_true", help="also make a Space: a page that draws in the browser"),
+    argument("--remove_output_dir", action="store_true", help=argparse.SUPPRESS),  # for copies that a run publishes
 )
 def main(options: argparse.Namespace) -> None:
     """Publish as the flags say."""
@@ -43,11 +43,14 @@ def main(options: argparse.Namespace) -> None:
     from huggingface_hub.utils.logging import set_verbosity_error
 
     from ..hub.publish import publish, space_of
-    from ..web.space import make_space
+    from ..web.build import make_space
 
     set_verbosity_error()  # the client tells of every repeated request
     repo_id = options.hub_model_id
-    with _deadline(options.timeout, repo_id):
+    timer = threading.Timer(options.timeout, _give_up, [options])
+    timer.daemon = True
+    timer.start()
+    try:
         address = publish(
             options.output_dir,
             repo_id,
@@ -55,28 +58,26 @@ def main(options: argparse.Namespace) -> None:
             private=options.hub_private_repo or None,
             make_space=partial(make_space, repo_id=repo_id) if options.space else None,
         )
+    finally:
+        timer.cancel()
+        _remove_copy(options)
     print(f"Published at {address}")
     if options.space:
         print(f"Draw with it at {ENDPOINT}/spaces/{space_of(repo_id)}")
 
 
-@contextmanager
-def _deadline(seconds: float, repo_id: str) -> Iterator[None]:
-    """End the program after so many seconds: what hangs in threads or native code of the client has no other end."""
+def _give_up(options: argparse.Namespace) -> None:
+    """End the program: what hangs in threads or native code of the client has no other end."""
+    print(
+        f"{NAME}: {options.hub_model_id} was not published: the upload took longer than {options.timeout:g} seconds; "
+        "publish again with a larger --timeout, and files that have arrived are not sent again.",
+        file=sys.stderr,
+        flush=True,
+    )
+    _remove_copy(options)
+    os._exit(2)
 
-    def give_up() -> None:
-        print(
-            f"{NAME}: {repo_id} was not published: the upload took longer than {seconds:g} seconds; publish again with "
-            "a larger --timeout, and files that have arrived are not sent again.",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(2)
 
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+def _remove_copy(options: argparse.Namespace) -> None:
+    if options.remove_output_dir:
+        shutil.rmtree(options.output_dir, ignore_errors=True)

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,34 +13,8 @@ from torch.utils.data import Dataset
 
 from .transform import to_unit
 
-BLOCK = 1 << 24  # bytes hashed at once
+HASHED = 1024  # images at once
 LONGEST = 80  # characters of a list of classes
-
-
-@dataclass(frozen=True)
-class Originals:
-    """The pictures of a data set before they were converted: they tell whether the right data were read."""
-
-    smallest: tuple[int, int]  # width and height of the picture with the shortest shorter side
-    largest: tuple[int, int]  # and of the one with the longest
-    modes: dict[str, int]  # how many there are of each mode of Pillow, or type of arrays
-    enlarged: int  # how many had to be enlarged
-
-    @classmethod
-    def of(cls, pictures: Counter[tuple[tuple[int, int], str]], side: int) -> "Originals":
-        """Of pictures that were resized to `side`: how many there are of each (width and height, mode)."""
-        sizes = sorted({size for size, _ in pictures}, key=lambda size: (min(size), max(size)))
-        modes = Counter[str]()
-        for (_, mode), number in pictures.items():
-            modes[mode] += number
-        enlarged = sum(number for (size, _), number in pictures.items() if min(size) < side)
-        return cls(sizes[0], sizes[-1], dict(modes.most_common()), enlarged)
-
-    def __str__(self) -> str:
-        """Such as "32x24 to 640x480, 79 RGB, 1 L"."""
-        smallest, largest = ("x".join(map(str, size)) for size in (self.smallest, self.largest))
-        sizes = smallest if smallest == largest else f"{smallest} to {largest}"
-        return ", ".join([sizes, *(f"{number} {mode}" for mode, number in self.modes.items())])
 
 
 class Images(Dataset):
@@ -56,7 +29,7 @@ class Images(Dataset):
         labels: int64 [n] in 0 .. num_classes - 1, or None.
         num_classes: or None.
         class_names: one for each class where the data set names them.
-        originals: what the pictures were before they were converted, where it is known.
+        originals: how many pictures there were of each (width, height, mode) before the conversion, where it is known.
     """
 
     def __init__(
@@ -65,7 +38,7 @@ class Images(Dataset):
         labels: Tensor | None = None,
         num_classes: int | None = None,
         class_names: tuple[str, ...] | None = None,
-        originals: Originals | None = None,
+        originals: Counter[tuple[int, int, str]] | None = None,
     ) -> None:
         self.blocks = (pixels,) if isinstance(pixels, Tensor) else tuple(pixels)
         self.labels, self.num_classes, self.class_names = labels, num_classes, class_names
@@ -124,8 +97,8 @@ class Images(Dataset):
             return self.blocks[0][rows], labels
         if isinstance(rows, slice):
             rows = torch.arange(*rows.indices(len(self)))
-        ordered, order = rows.sort()
         pixels = self.blocks[0].new_empty(len(rows), *self.shape)
+        ordered, order = rows.sort()
         first, begin = 0, 0
         for block, end, last in zip(self.blocks, self._ends.tolist(), torch.searchsorted(ordered, self._ends).tolist()):
             if last > first:
@@ -163,7 +136,7 @@ class Images(Dataset):
     def overview(self) -> dict[str, str]:
         """Texts by title: number, shape and classes of the images, and what the pictures were, where it is known."""
         told = {"images": f"{len(self)} of {'x'.join(map(str, self.shape))}, {self._classes()}"}
-        return told if self.originals is None else {**told, "originals": str(self.originals)}
+        return told if self.originals is None else {**told, "originals": summary(self.originals)}
 
     def _classes(self) -> str:
         """Classes with the number of images of each, or, of many classes, the least and the largest number."""
@@ -177,6 +150,16 @@ class Images(Dataset):
         return f"{len(counts)} {'class' if len(counts) == 1 else 'classes'}: {each}"
 
 
+def summary(originals: Counter[tuple[int, int, str]]) -> str:
+    """Sizes and modes of pictures, by the shortest and the longest shorter side: "32x24 to 640x480, 79 RGB, 1 L"."""
+    sizes = sorted({(min(width, height), max(width, height), width, height) for width, height, _ in originals})
+    ends = dict.fromkeys(f"{width}x{height}" for *_, width, height in (sizes[0], sizes[-1]))
+    modes = Counter[str]()
+    for (_, _, mode), number in originals.items():
+        modes[mode] += number
+    return ", ".join([" to ".join(ends), *(f"{number} {mode}" for mode, number in modes.most_common())])
+
+
 def fingerprint_of(facts: Any) -> str:
     """SHA-256 of JSON types, in 32 hexadecimal digits."""
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
@@ -186,6 +169,6 @@ def _sha256(tensors: Sequence[Tensor]) -> str:
     """SHA-256 of the bytes of tensors, read in parts so that no copy of all of them is made."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        for part in tensor.split(max(1, BLOCK * len(tensor) // max(1, tensor.nbytes))):
+        for part in tensor.split(HASHED):
             digest.update(part.cpu().contiguous().numpy().data)
     return digest.hexdigest()

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..settings import setting
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from .dataset import Images
     from .transform import PictureFormat
 
 
@@ -35,17 +30,6 @@ class DataSettings:
     image_cache_dir: str | None = setting(
         None, "folder for decoded images, which later runs read [that of the datasets library]"
     )
-
-    def load(self, class_conditional: bool, accelerator: Accelerator | None = None) -> Images:
-        """Read the images; see `load_images`.
-
-        Of the processes of an accelerator, one on each machine decodes, and the others read what it cached.
-        """
-        from .load import load_images
-
-        with nullcontext() if accelerator is None else accelerator.local_main_process_first():
-            arguments = {item.name: getattr(self, item.name) for item in dataclasses.fields(DataSettings)}
-            return load_images(**arguments, class_conditional=class_conditional)
 
     @property
     def form(self) -> PictureFormat:

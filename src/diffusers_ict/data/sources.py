@@ -3,95 +3,103 @@
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
 import pyarrow.compute as pc
-import yaml
 from huggingface_hub import metadata_load
 
 from ..errors import UserError, first_line
+from .settings import DataSettings
 from .transform import suffixes
 
 SHARDS = 64  # of a stream of what was saved on disk
 FILES = {".parquet": "parquet", ".arrow": "arrow"}
-OTHER_FILES = (".zip", ".tar", ".tgz", ".gz", ".xz", ".7z", ".rar", ".npy", ".csv", ".json", ".jsonl", ".h5")
 # Paths are bytes, because names of files need not be in UTF-8.
 PATHS = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("binary")}})
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """Stored pictures that are to be decoded."""
+class Stored(NamedTuple):
+    """Pictures as they are stored, and their labels where they are wanted and there."""
 
-    stored: datasets.Dataset | np.ndarray  # {"bytes", "path"} for each picture; or an array [n, H, W] or [n, H, W, C]
-    column: str = "image"  # of a data set
+    pictures: datasets.Dataset | np.ndarray  # a data set with the column "image", or [n, H, W] or [n, H, W, C]
     labels: Sequence[int] | np.ndarray | None = None
     class_names: tuple[str, ...] | None = None
     key: Any = None  # what determines the pictures, as JSON types; an array is not cached and needs none
-    label_remedy: str = "give `label_column`"  # what to do where labels are needed and there are none
-    where: str = ""  # of a numbered picture, for messages
 
 
-def read_folder(folder: Path, with_labels: bool) -> Pictures:
-    """The images of a folder, sorted by their paths.
+def refuse(settings: DataSettings, source: str, *names: str) -> None:
+    """Refuse settings that mean nothing for a source."""
+    for name in names:
+        if getattr(settings, name) != getattr(DataSettings, name):
+            raise UserError(f"`{name}` means nothing for {source}, got {getattr(settings, name)}: leave it out.")
+
+
+def read_folder(settings: DataSettings, with_labels: bool) -> Stored:
+    """The images of a folder, sorted by their paths; the first sub-folder on the way to one is its class.
 
     The files are listed here: `datasets` would take words in their names as splits, unpack archives, and leave out
-    files without a line in metadata.csv. The first sub-folder on the way to a picture is its class.
+    files without a line in metadata.csv.
 
     Raises:
         UserError: no folder, no images, a link that leads back to a folder it lies in, or, with labels, images both in
             sub-folders and beside them.
     """
+    refuse(settings, "a folder of images", "dataset_config_name", "dataset_split", "image_column", "label_column")
+    folder = Path(settings.train_data_dir or "").resolve()
     if not folder.is_dir():
-        remedy = "unpack it" if folder.suffix in OTHER_FILES else "give a file as `dataset_name`"
-        remedy = f": {remedy}" if folder.is_file() else ""
-        raise UserError(f"`train_data_dir` must be a folder of images, got {folder}{remedy}.")
+        remedy = ": unpack an archive, and give a data file as `dataset_name`" if folder.is_file() else ""
+        raise UserError(f"`train_data_dir` must be a folder of images, got {settings.train_data_dir}{remedy}.")
     files = sorted(find_images(folder))
     if not files:
         raise UserError(
             f"`train_data_dir` {folder} holds no images: files in it or its sub-folders, with suffixes such as .png or "
             ".jpg, whose names do not begin with a dot."
         )
-    parts = [file.relative_to(folder).parts for file in files]
-    labels, names = _classes(folder, parts) if with_labels else (None, None)
     rows = {"image": [{"bytes": None, "path": os.fsencode(file)} for file in files]}
-    key = ["folder", state_of_files(folder.resolve().joinpath(*part) for part in parts)]
-    remedy = "move the images of each class into a sub-folder of its own (files such as metadata.csv are not read)"
-    return Pictures(datasets.Dataset.from_dict(rows, features=PATHS), "image", labels, names, key, remedy)
+    stored = Stored(datasets.Dataset.from_dict(rows, features=PATHS), key=state_of(files))
+    beside = [file for file in files if file.parent == folder]
+    if not with_labels or len(beside) == len(files):
+        return stored
+    if beside:
+        raise UserError(
+            f"`class_conditional` takes each sub-folder of {folder} as a class, and {len(beside)} of {len(files)} "
+            f"images, such as {beside[0].name}, lie in none: move them into one."
+        )
+    classes = [file.relative_to(folder).parts[0] for file in files]
+    names = tuple(sorted(set(classes)))
+    for name in names:
+        if name != name.encode(errors="replace").decode():
+            raise UserError(f"the class {os.fsencode(name)!r} has a name that is not in UTF-8: rename its folder.")
+    number = {name: index for index, name in enumerate(names)}
+    return stored._replace(labels=[number[name] for name in classes], class_names=names)
 
 
-def find_images(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+def find_images(top: Path) -> Iterator[Path]:
     """Files in a folder, at any depth, that are images by their names. Links are followed.
 
     What begins with a dot is passed over.
 
-    Args:
-        above: real paths of the folders on the way here.
-
     Raises:
         UserError: a link to a folder that it lies in, a link to nothing, or a folder that cannot be read.
     """
-    real = os.path.realpath(folder)
-    if real in above:
-        raise UserError(f"{folder} is a link to a folder that it lies in, so its images have no end: remove the link.")
-    try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be read ({error.strerror}); correct its permissions.") from error
-    for entry in entries:
-        path = folder / entry.name
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and path.is_dir()):
-            yield from find_images(path, (*above, real))
-        elif path.suffix.lower() in suffixes():
-            if not path.is_file():
-                raise UserError(f"{path} is a link to nothing, or no file of data: remove it.")
-            yield path
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"the folder {error.filename} cannot be read ({error.strerror}); correct its permissions.")
+
+    for name, folders, files in os.walk(top, onerror=unreadable, followlinks=True):
+        folder = Path(name)
+        above = (parent for parent in folder.parents if parent.is_relative_to(top))
+        if folder.is_symlink() and any(folder.samefile(parent) for parent in above):
+            raise UserError(f"{folder} is a link to a folder that it lies in: remove the link.")
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (folder / name for name in files if not name.startswith(".")):
+            if path.suffix.lower() in suffixes():
+                if not path.is_file():
+                    raise UserError(f"{path} is a link to nothing, or no file of data: remove it.")
+                yield path
 
 
 def holds_images(folder: Path) -> bool:
@@ -99,194 +107,125 @@ def holds_images(folder: Path) -> bool:
     return next(find_images(folder), None) is not None
 
 
-def _classes(folder: Path, parts: Sequence[tuple[str, ...]]) -> tuple[list[int] | None, tuple[str, ...] | None]:
-    """(labels, class names) of paths below the folder; both are None without sub-folders."""
-    beside = [part[0] for part in parts if len(part) == 1]
-    if len(beside) == len(parts):
-        return None, None
-    if beside:
-        raise UserError(
-            f"`class_conditional` takes each sub-folder of {folder} as a class, and {len(beside)} of {len(parts)} "
-            f"images, such as {beside[0]}, lie in none: move them into one."
-        )
-    names = tuple(sorted({part[0] for part in parts}))
-    for name in names:
-        if name != name.encode(errors="replace").decode():
-            raise UserError(
-                f"a sub-folder of {folder} gives its class a name that is not in UTF-8, {os.fsencode(name)!r}: rename "
-                "the folder."
-            )
-    number = {name: index for index, name in enumerate(names)}
-    return [number[part[0]] for part in parts], names
-
-
-def read_dataset(data: datasets.Dataset, image: str | None, label: str | None, with_labels: bool, key: Any) -> Pictures:
-    """The images of a data set, and their labels where they are wanted.
-
-    Args:
-        image, label: names of columns, where they are not the only ones of their type.
-        key: what determines the data, as JSON types.
-
-    Raises:
-        UserError: a column is missing, ambiguous or of the wrong type.
-    """
-    data = data.with_format(None)  # a format that was saved with the data may hide columns
-    column = image_column_of(data.features, image)
-    label = label_column_of(data.features, label) if with_labels else None
-    feature = data.features.get(label)
-    names = tuple(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-    # Undecoded, so that a broken file can be named when its turn comes.
-    stored = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    content, paths = (pc.struct_field(stored.data.column(column), field) for field in ("bytes", "path"))
-    named = pc.unique(pc.filter(paths, pc.is_null(content))).to_pylist()  # files that rows name without holding them
-    state = state_of_files(Path(path).absolute() for path in named if path)
-    labels = None if label is None else data[label][:]
-    return Pictures(stored, column, labels, names, [key, column, state])
-
-
-def local_state(name: str) -> list[str]:
-    """Path, sizes and times of a local file or of all files in a folder; empty for a name on the Hub."""
-    path = Path(name)
-    if not path.exists():
-        return []
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    return [str(path.resolve()), state_of_files(file.absolute() for file in files)]
-
-
-def state_of_files(paths: Iterable[Path]) -> str:
-    """SHA-256 of the path, size and time of modification of every file; a missing one counts as missing."""
+def state_of(files: Iterable[Path]) -> str:
+    """SHA-256 of the path, size and time of modification of every file; a missing one has neither."""
     digest = hashlib.sha256()
-    for path in paths:
+    for path in files:
         stat = path.stat() if path.exists() else None
         digest.update(os.fsencode(f"{path}\0{stat and (stat.st_size, stat.st_mtime_ns)}\n"))
     return digest.hexdigest()
 
 
-def check_settings(
-    name: str | None, folder: str | None, config: str | None, split: str, image: str | None, label: str | None
-) -> None:
-    """Refuse names of configurations, splits and columns for data that have none.
-
-    A local copy of a Hub data set has configurations and splits, and what was saved by `save_to_disk` may have splits.
+def read_dataset(settings: DataSettings, with_labels: bool, data: datasets.Dataset | None = None) -> Stored:
+    """The images of a data set, by default of that which the settings name, and their labels where they are wanted.
 
     Raises:
-        UserError: naming the setting.
+        UserError: it cannot be opened, or a column is missing, ambiguous or of the wrong type.
     """
-    path = Path(folder or name or "")
-    saved = folder is None and _is_saved(path)
-    what = "a folder of images" if folder else "a data set saved on disk" if saved else f"a {path.suffix} file"
-    if not (folder or saved or path.suffix in (*FILES, ".npz")):
-        return
-    for setting, does, value, remedy in (
-        ("dataset_config_name", "chooses a configuration of a Hub data set", config, "leave it out"),
-        (
-            *("dataset_split", "chooses a split of a Hub data set"),
-            *(None if saved or split == "train" else split, "name the folder or file of that split itself"),
-        ),
-        ("image_column", "names a column or an array", folder and image, "leave it out"),
-        ("label_column", "names a column or an array", folder and label, "leave it out"),
-    ):
-        if value is not None:
-            raise UserError(f"`{setting}` {does}, and {what} has none, got {value}: {remedy}.")
+    data = (open_dataset(settings) if data is None else data).with_format(None)  # a saved format may hide columns
+    whole = data._fingerprint
+    data = with_columns(data, settings, with_labels)
+    content, paths = (pc.struct_field(data.data.column("image"), field) for field in ("bytes", "path"))
+    named = pc.unique(pc.filter(paths, pc.is_null(content))).to_pylist()  # files that rows name without holding them
+    key = [whole, settings.image_column, state_of(Path(path).absolute() for path in named if path)]
+    labels = data["label"][:] if "label" in data.column_names else None
+    return Stored(data.select_columns(["image"]), labels, class_names_of(data), key)
 
 
-def open_dataset(name: str, config: str | None, split: str, streaming: bool = False) -> Any:
+def open_dataset(settings: DataSettings, streaming: bool = False) -> Any:
     """A data set of the Hub, a folder of `save_to_disk` or a file, as a `Dataset` or an `IterableDataset`.
 
     Raises:
         UserError: it cannot be opened.
     """
+    name, split = str(settings.dataset_name), settings.dataset_split
     path = Path(name)
     try:
-        if path.suffix in FILES:
-            if not path.is_file():
-                raise UserError(f"there is no file {name}.")
-            return datasets.load_dataset(FILES[path.suffix], data_files=str(path), split="train", streaming=streaming)
+        if builder := FILES.get(path.suffix):
+            refuse(settings, f"a {path.suffix} file", "dataset_config_name", "dataset_split")
+            return datasets.load_dataset(builder, data_files=name, split=split, streaming=streaming)
         if path.is_file():
             raise UserError(
                 "`dataset_name` must be a Hub data set, a folder of `save_to_disk`, or a file .parquet, .arrow or "
                 f".npz, got {name}: unpack an archive and give its folder as `train_data_dir`, and save an array with "
                 "`numpy.savez`."
             )
-        if _is_saved(path):
-            saved = _split_of(datasets.load_from_disk(name), name, split)
-            return saved.to_iterable_dataset(num_shards=min(len(saved), SHARDS)) if streaming else saved
-        if path.is_dir() and not _is_described(path) and holds_images(path):
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+            refuse(settings, "a data set saved on disk", "dataset_config_name")
+            saved = datasets.load_from_disk(name)
+            if isinstance(saved, datasets.Dataset):  # a single split
+                saved = {"train": saved, str(saved.split or "train"): saved}
+            if split not in saved:
+                raise UserError(f"`dataset_split` must be one of {', '.join(saved)} for {name}, got {split}.")
+            data = saved[split]
+            return data.to_iterable_dataset(num_shards=min(len(data), SHARDS)) if streaming else data
+        readme = path / "README.md"  # of a data set of the Hub, it names the files of its splits
+        described = {"configs", "dataset_info"} & set((metadata_load(readme) if readme.exists() else None) or ())
+        if path.is_dir() and not described and holds_images(path):
             # The library would guess splits from names of folders and files, and leave out the other images.
             raise UserError(f"a folder of images is given as `train_data_dir`, got `dataset_name` {name}.")
-        return datasets.load_dataset(name, config, split=split, streaming=streaming)
+        return datasets.load_dataset(name, settings.dataset_config_name, split=split, streaming=streaming)
     except UserError:
         raise
     except Exception as error:  # the library raises its own types, and OSError, ValueError, KeyError
         raise UserError(f"the data set {name} cannot be opened: {first_line(error)}") from error
 
 
-def _is_saved(path: Path) -> bool:
-    """Whether a folder was written by `save_to_disk`."""
-    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+def with_columns(data: Any, settings: DataSettings, with_labels: bool) -> Any:
+    """A data set, streamed or not, with the columns "image", undecoded, and "label", where it is wanted and there.
 
-
-def _is_described(folder: Path) -> bool:
-    """Whether a folder is a data set of the Hub: its README.md names the files of its splits."""
-    try:
-        metadata = metadata_load(folder / "README.md") or {}
-    except (OSError, ValueError, yaml.YAMLError):
-        return False
-    return not metadata.keys().isdisjoint(("configs", "dataset_info"))
-
-
-def _split_of(saved: Any, name: str, split: str) -> Any:
-    """The wanted split of what was saved, which may be one split alone."""
-    if isinstance(saved, datasets.DatasetDict):
-        if split not in saved:
-            raise UserError(f"`dataset_split` must be one of {', '.join(saved)} for {name}, got {split}.")
-        return saved[split]
-    if split not in ("train", str(saved.split)):
-        raise UserError(f"`dataset_split` must be left out, because {name} has no splits, got {split}.")
-    return saved
-
-
-def image_column_of(features: Any, wanted: str | None) -> str:
-    """The wanted column, or the only one that holds images.
+    Images are a column of images, or else of encoded files, which other programs store as plain bytes, or as {"bytes",
+    "path"}. Labels are a `ClassLabel`, or else a column called label, labels or class.
 
     Raises:
-        UserError: it is missing, ambiguous or of the wrong type.
+        UserError: a column is missing, ambiguous or of the wrong type.
     """
-    names = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    # Parquet files written by other programs hold images as plain bytes, or as {"bytes", "path"}.
-    names = names or [name for name, feature in features.items() if _holds(feature, "binary")]
-    if wanted is None and len(names) != 1:
+    types = {name: _type_of(feature) for name, feature in data.features.items()}
+    images, stored, classes = ([n for n in types if types[n] == kind] for kind in ("Image", "binary", "ClassLabel"))
+    image = pick(types, "image_column", settings.image_column, images or stored)
+    if image is None or types[image] not in ("Image", "binary", "string"):
         raise UserError(
-            f"the data must have one column of images, and has {len(names)} ({', '.join(features)}); name it with "
-            "`image_column`."
+            "`image_column` must name a column of images, encoded files as bytes, or paths of files, got "
+            f"{listed(types if image is None else {image: types[image]})}."
         )
-    column = _column(features, wanted, "image_column") if wanted is not None else names[0]
-    if isinstance(features[column], datasets.Image) or any(_holds(features[column], t) for t in ("binary", "string")):
-        return column
-    raise UserError(
-        f"`image_column` must name a column of images, encoded files as bytes, or paths of files, and {wanted} "
-        f"holds {getattr(features[column], 'dtype', None) or type(features[column]).__name__}."
-    )
+    columns, label = {image: "image"}, None
+    if with_labels:
+        named = [name for name in ("label", "labels", "class") if name in types]
+        label = pick(types, "label_column", settings.label_column, classes or named)
+    if label is not None:
+        columns[label] = "label"
+    data = data.select_columns(list(columns)).rename_columns({old: new for old, new in columns.items() if old != new})
+    return data.cast_column("image", datasets.Image(decode=False))  # a broken file can be named when its turn comes
 
 
-def label_column_of(features: Any, wanted: str | None) -> str | None:
-    """The wanted column, the only ClassLabel, or a column called label, labels or class; or None."""
-    if wanted is not None:
-        return _column(features, wanted, "label_column")
-    names = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    names = names or [name for name in ("label", "labels", "class") if name in features]
-    if len(names) > 1:
-        raise UserError(f"several columns could be labels ({', '.join(names)}); name one with `label_column`.")
-    return names[0] if names else None
+def class_names_of(data: Any) -> tuple[str, ...] | None:
+    """Names of the classes of a data set whose labels are a `ClassLabel`."""
+    names = getattr(data.features.get("label"), "names", None)
+    return None if names is None else tuple(names)
 
 
-def _holds(feature: Any, what: str) -> bool:
-    if isinstance(feature, dict):
-        return what == "binary" and _holds(feature.get("bytes"), what)
-    return getattr(feature, "dtype", None) in (what, f"large_{what}")
+def pick(columns: dict[str, str], setting: str, wanted: str | None, suitable: Sequence[str]) -> str | None:
+    """The column or array that a setting names, or the only suitable one, or None.
+
+    Args:
+        columns: what can be named, and the type of each.
+
+    Raises:
+        UserError: there is none of the wanted name, or several are suitable.
+    """
+    if wanted is not None and wanted not in columns:
+        raise UserError(f"`{setting}` must name one of {listed(columns)}, got {wanted}.")
+    if wanted is None and len(suitable) > 1:
+        raise UserError(f"several columns or arrays could be meant by `{setting}`: {', '.join(suitable)}; name one.")
+    return wanted or next(iter(suitable), None)
 
 
-def _column(features: Any, wanted: str, setting: str) -> str:
-    if wanted not in features:
-        raise UserError(f"the data has no column {wanted!r} for `{setting}`; it has {', '.join(features)}.")
-    return wanted
+def listed(columns: dict[str, str]) -> str:
+    """Columns or arrays with their types, for messages."""
+    return ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "none"
+
+
+def _type_of(feature: Any) -> str:
+    """The type of a column; of {"bytes", "path"} that of the bytes."""
+    feature = feature.get("bytes", feature) if isinstance(feature, dict) else feature
+    return feature.dtype.removeprefix("large_") if isinstance(feature, datasets.Value) else type(feature).__name__

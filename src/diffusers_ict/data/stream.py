@@ -6,14 +6,12 @@ own, so the images of a run depend on the number of its processes.
 """
 
 import itertools
-import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -21,109 +19,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError, first_line
-from .dataset import Images, Originals, fingerprint_of
+from .dataset import Images, fingerprint_of
 from .draw import BLOCK_ORDER, SHARD, derive_seed
-from .load import check_shape, checked_labels, name_of
+from .load import checked_labels
 from .npz import read_npz
 from .settings import DataSettings
-from .sources import image_column_of, open_dataset
-from .transform import Converted, PictureFormat
-
-
-@dataclass(frozen=True)
-class Shards:
-    """Stored pictures in parts, each of which can be read from any of its images on."""
-
-    data: datasets.IterableDataset  # its rows hold a picture that `PictureFormat.convert` takes, and perhaps a label
-    image: str = "image"  # names of columns
-    label: str | None = None  # None: no labels are wanted
-    num_classes: int | None = None
-    class_names: tuple[str, ...] | None = None
-    count: int | None = None  # images of all shards; None: nobody knows before they are read
-    identity: Any = None  # what the images are, as JSON types
-    name: str = ""  # of the data set, for messages
-
-    def read(self, shard: int, skipped: int) -> Iterator[tuple[Any, int]]:
-        """(picture, label or -1) of the images of a shard, from number `skipped` on.
-
-        Raises:
-            UserError: the stream breaks.
-        """
-        try:
-            for row in self.data.shard(self.data.num_shards, shard).skip(skipped):
-                yield row[self.image], -1 if self.label is None else row[self.label]
-        except UserError:
-            raise
-        except Exception as error:  # the library's, the Hub's and the transport's types
-            raise UserError(
-                f"the stream of {self.name} cannot be read ({first_line(error)}): go on later with "
-                "`resume_from_checkpoint` latest."
-            ) from error
-
-
-def open_shards(settings: DataSettings, with_labels: bool) -> Shards:
-    """The shards of what `dataset_name` names: a Hub data set, a folder of .parquet files, or one of .npz files.
-
-    Raises:
-        UserError: the data cannot be opened or streamed, or a column is missing, ambiguous or of the wrong type.
-    """
-    name, split = cast(str, settings.dataset_name), settings.dataset_split
-    path = Path(name)
-    if path.is_dir() and (parts := sorted(path.glob("*.npz"))):
-        return _npz_shards(parts, settings, with_labels)
-    data = open_dataset(name, settings.dataset_config_name, split, streaming=True)
-    data = data if data.features is not None else data._resolve_features()
-    image = image_column_of(data.features, settings.image_column)
-    data = data.cast_column(image, datasets.Image(decode=False))
-    label = _class_column(data.features, settings.label_column) if with_labels else None
-    names = None if label is None else tuple(data.features[label].names)
-    data = data.select_columns([image] if label is None else [image, label])
-    count = getattr((data.info.splits or {}).get(split), "num_examples", None) or None
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    which = _names_and_sizes(files) if path.exists() else [name, settings.dataset_config_name]
-    identity = ["stream", which, split, image, label, data.num_shards, count]
-    return Shards(data, image, label, None if names is None else len(names), names, count, identity, name)
-
-
-def _npz_shards(parts: list[Path], settings: DataSettings, with_labels: bool) -> Shards:
-    """Each file is a shard; arrays that are not compressed are mapped into memory."""
-    columns = settings.image_column, settings.label_column
-    count, classes = 0, 0
-    for path in parts:
-        pictures = read_npz(path, *columns, with_labels, mapped=True)
-        count += len(pictures.stored)
-        if with_labels:
-            if pictures.labels is None:
-                raise UserError(f"`class_conditional` needs labels, and {path} holds none: name `label_column`.")
-            classes = max(classes, checked_labels(pictures.labels, len(pictures.stored), None)[1])
-    arguments = {"parts": parts, "columns": columns, "with_labels": with_labels}
-    data = datasets.IterableDataset.from_generator(_rows_of_npz, gen_kwargs=arguments)
-    identity = ["npz parts", _names_and_sizes(parts), *columns]
-    return Shards(data, "image", "label" if with_labels else None, classes or None, None, count, identity)
-
-
-def _rows_of_npz(parts: list[Path], columns: tuple[Any, Any], with_labels: bool) -> Iterator[dict[str, Any]]:
-    for path in parts:
-        pictures = read_npz(path, *columns, with_labels, mapped=True)
-        labels = itertools.repeat(-1) if pictures.labels is None else pictures.labels
-        for picture, label in zip(cast(np.ndarray, pictures.stored), labels):
-            yield {"image": picture, "label": int(label)}
-
-
-def _names_and_sizes(files: list[Path]) -> list[list[Any]]:
-    """What tells files from others wherever they lie: a run may go on with a copy of its data on another machine."""
-    return [[path.name, path.stat().st_size] for path in files]
-
-
-def _class_column(features: Any, wanted: str | None) -> str:
-    """The column of the classes: only a `ClassLabel` says how many there are before all is read."""
-    names = [n for n, feature in features.items() if isinstance(feature, datasets.ClassLabel) and wanted in (None, n)]
-    if len(names) != 1:
-        raise UserError(
-            f"a stream must have one column of class labels (`ClassLabel`), and {len(names)} of its columns "
-            f"({', '.join(features)}) suit `label_column`: name one, or leave `streaming` out."
-        )
-    return names[0]
+from .sources import class_names_of, open_dataset, refuse, with_columns
 
 
 class Place(NamedTuple):
@@ -147,49 +48,60 @@ class StreamedImages:
     """The training images of one process, read block by block; the next block is read while this one is in use.
 
     Args:
-        shards: what is read; they say `num_classes`, `class_names` and `count`.
-        form: what the pictures are converted to.
+        settings: they name a Hub data set, or a folder of .parquet or .npz files.
+        class_conditional: read labels too.
         buffer: images of a block.
         seed: of the run; rank, ranks: which of how many processes reads.
 
     Attributes:
+        shape: (C, H, W); num_classes, class_names: of the labels, or None.
+        count: images of all shards, or None where nobody knows before they are read.
         examples: images of the first block, to show beside samples.
-        shape: (C, H, W).
 
     Raises:
-        UserError: the first block cannot be read.
+        UserError: settings that a stream cannot follow, data that cannot be opened, or a first block that cannot be
+            read.
     """
 
-    shape: tuple[int, int, int] = (0, 0, 0)  # until the first block is read
-
     def __init__(
-        self, shards: Shards, form: PictureFormat, buffer: int, seed: int, rank: int = 0, ranks: int = 1
+        self, settings: DataSettings, class_conditional: bool, buffer: int, seed: int, rank: int = 0, ranks: int = 1
     ) -> None:
-        self.shards, self.form, self.buffer, self.seed = shards, form, buffer, seed
-        self.num_classes, self.class_names, self.count = shards.num_classes, shards.class_names, shards.count
-        self.rank, self.ranks = rank, ranks
+        if settings.train_data_dir is not None or settings.dataset_name is None:
+            raise UserError(
+                "`streaming` reads a Hub data set, or a folder of .parquet or .npz files, which `dataset_name` names; "
+                "a folder of images is read without it."
+            )
+        refuse(settings, "a stream, which keeps no images", "image_cache_dir")
+        self.form, self.buffer, self.seed, self.rank, self.ranks = settings.form, buffer, seed, rank, ranks
+        path = Path(settings.dataset_name)
+        parts = sorted(path.glob("*.npz"))
+        opened = _open_parts(parts, settings, class_conditional) if parts else _open(settings, class_conditional)
+        self.data, self.num_classes, self.class_names, self.count = opened
+        # Names and sizes tell files from others wherever they lie: a run may go on with a copy of its data elsewhere.
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        which = [[file.name, file.stat().st_size] for file in files] if path.exists() else [settings.dataset_name]
+        columns = [settings.image_column, settings.label_column, class_conditional]
+        self._identity = [which, settings.dataset_config_name, settings.dataset_split, columns, self.count]
+        self._shape: tuple[int, ...] | None = None  # until the first block is read
         self._next: Future[Block] | None = None
         self._closed = False
         self._reader = ThreadPoolExecutor(1)
         self._block, self._used = self._read(Place()), 0
         self.examples = self._block.images
-        self.shape = self.examples.shape
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the images that are in memory: two blocks."""
-        return 2 * self._block.images.nbytes
+        self.shape = self._shape = self.examples.shape
 
     def fingerprint(self) -> str:
         """What the images are and in which order they come, in 32 hexadecimal digits."""
-        return fingerprint_of([self.shards.identity, asdict(self.form), self.buffer, self.ranks])
+        return fingerprint_of([self._identity, self.data.num_shards, asdict(self.form), self.buffer, self.ranks])
 
     def overview(self) -> dict[str, str]:
         """Texts by title: number, shape and classes of the images, how they are read, and what the first ones were."""
         count, shape = "unknown number" if self.count is None else self.count, "x".join(map(str, self.shape))
-        shards = f"{self.shards.data.num_shards} shards, shuffled in blocks of {self.buffer} images"
-        told = {"images": f"{count} of {shape}, {self.num_classes or 'no'} classes", "streamed": shards}
-        return {**told, "originals": str(self.examples.originals)}
+        return {
+            "images": f"{count} of {shape}, {self.num_classes or 'no'} classes",
+            "streamed": f"{self.data.num_shards} shards, shuffled in blocks of {self.buffer} images",
+            "originals": self.examples.overview()["originals"],
+        }
 
     def to(self, device: torch.device | str) -> "StreamedImages":
         """These images, which stay in host memory."""
@@ -240,65 +152,88 @@ class StreamedImages:
 
     def _read(self, place: Place) -> Block:
         """The block that begins at a place: a function of its arguments, the seed and the process."""
-        stored, labels, places = zip(*itertools.islice(self._from(place), self.buffer))
-        threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        with ThreadPoolExecutor(threads) as pool:
-            pictures = list(pool.map(self._convert, itertools.count(), stored))
-        shape = self.shape if any(self.shape) else pictures[0].pixels.shape
-        for number, picture in enumerate(pictures):
-            check_shape(picture, shape, name_of(number, stored[number]))
+        rows, places = zip(*itertools.islice(self._from(place), self.buffer))
+        stored = [row["image"] for row in rows]
+        shape = self._shape or self.form.convert(stored[0], 0).pixels.shape
+        with ThreadPoolExecutor() as pool:
+            pictures = list(pool.map(self.form.convert, stored, itertools.count(), itertools.repeat(shape)))
         generator = np.random.default_rng(derive_seed(self.seed, BLOCK_ORDER, self.rank, place.block))
         shuffled = generator.permutation(self.buffer)
-        known = None
+        labels = None
         if self.num_classes is not None:
-            names = self.class_names or tuple(map(str, range(self.num_classes)))
-            known = checked_labels(labels, self.buffer, names)[0][shuffled]
+            names = self.class_names or [""] * self.num_classes
+            labels = checked_labels([row["label"] for row in rows], self.buffer, names)[0][shuffled]
         pixels = torch.from_numpy(np.stack([pictures[number].pixels for number in shuffled]))
-        originals = Originals.of(Counter((picture.size, picture.mode) for picture in pictures), shape[1])
-        images = Images(pixels, known, self.num_classes, self.class_names, originals)
+        originals = Counter(picture.original for picture in pictures)
+        images = Images(pixels, labels, self.num_classes, self.class_names, originals)
         return Block(images, place, places[-1]._replace(block=place.block + 1))
 
-    def _convert(self, number: int, stored: Any) -> Converted:
-        return self.form.convert(stored, partial(name_of, number, stored))
-
-    def _from(self, place: Place) -> Iterator[tuple[Any, int, Place]]:
-        """The images of this process from a place on, without end: picture, label, and the place behind it.
+    def _from(self, place: Place) -> Iterator[tuple[dict[str, Any], Place]]:
+        """The rows of this process from a place on, without end, each with the place behind it.
 
         Where there are fewer shards than processes, each process reads all of them and uses every `ranks`-th image.
         """
         block, epoch, shard, offset = place
-        number_of_shards = self.shards.data.num_shards
-        shared = number_of_shards < self.ranks
+        shards = self.data.num_shards
+        shared = shards < self.ranks
         while True:
             seen = (shard, offset) != (0, 0)  # else every image of an epoch is ahead
-            order = np.random.default_rng(derive_seed(self.seed, SHARD, epoch)).permutation(number_of_shards).tolist()
+            order = np.random.default_rng(derive_seed(self.seed, SHARD, epoch)).permutation(shards).tolist()
             order = order if shared else order[self.rank :: self.ranks]
             for at in range(shard, len(order)):
-                for number, (stored, label) in enumerate(self.shards.read(order[at], offset), offset):
+                for number, row in enumerate(self._rows(order[at], offset), offset):
                     if self._closed:
                         raise CancelledError
                     seen = True
                     if not shared or number % self.ranks == self.rank:
-                        yield stored, label, Place(block, epoch, at, number + 1)
+                        yield row, Place(block, epoch, at, number + 1)
                 offset = 0
             if not seen:
                 raise UserError("the stream holds no images; check its name and `dataset_split`.")
             epoch, shard = epoch + 1, 0
 
+    def _rows(self, shard: int, skipped: int) -> Iterator[dict[str, Any]]:
+        try:
+            yield from self.data.shard(self.data.num_shards, shard).skip(skipped)
+        except UserError:
+            raise
+        except Exception as error:  # the library's, the Hub's and the transport's types
+            raise UserError(
+                f"the stream cannot be read ({first_line(error)}): go on later with `resume_from_checkpoint` latest."
+            ) from error
 
-def stream_images(
-    settings: DataSettings, class_conditional: bool, buffer: int, seed: int, rank: int, ranks: int
-) -> StreamedImages:
-    """The images that the settings name, streamed; for the other arguments see `StreamedImages`.
 
-    Raises:
-        UserError: settings that a stream cannot follow, and whatever opening the data or reading its beginning raises.
-    """
-    if settings.train_data_dir is not None or settings.dataset_name is None:
+# Rows {"image": what `PictureFormat.convert` takes, "label": int}, number and names of the classes, number of images.
+Opened = tuple[datasets.IterableDataset, int | None, tuple[str, ...] | None, int | None]
+
+
+def _open(settings: DataSettings, with_labels: bool) -> Opened:
+    data = open_dataset(settings, streaming=True)
+    data = with_columns(data if data.features is not None else data._resolve_features(), settings, with_labels)
+    names = class_names_of(data)
+    if with_labels and names is None:
         raise UserError(
-            "`streaming` reads a Hub data set, or a folder of .parquet or .npz files, which `dataset_name` names; a "
-            "folder of images is read without it."
+            "the labels of a stream must be a column of `ClassLabel`, which says how many classes there are: name one "
+            "by `label_column`, or leave `streaming` out."
         )
-    if settings.image_cache_dir is not None:
-        raise UserError("`streaming` keeps no images, and `image_cache_dir` keeps all of them: leave one of them out.")
-    return StreamedImages(open_shards(settings, class_conditional), settings.form, buffer, seed, rank, ranks)
+    count = getattr((data.info.splits or {}).get(settings.dataset_split), "num_examples", None) or None
+    return data, None if names is None else len(names), names, count
+
+
+def _open_parts(parts: list[Path], settings: DataSettings, with_labels: bool) -> Opened:
+    """Each .npz file is a shard, which is loaded when its turn comes; before, only the labels are."""
+    count, classes = 0, None
+    for path in parts:
+        images, _, labels = read_npz(path, settings, with_labels, with_images=False)
+        count += images
+        if with_labels and images:
+            classes = max(classes or 0, checked_labels(labels, images, None)[1])
+    arguments = {"parts": parts, "settings": settings, "with_labels": with_labels}
+    return datasets.IterableDataset.from_generator(_rows_of_parts, gen_kwargs=arguments), classes, None, count
+
+
+def _rows_of_parts(parts: list[Path], settings: DataSettings, with_labels: bool) -> Iterator[dict[str, Any]]:
+    for path in parts:
+        _, images, labels = read_npz(path, settings, with_labels)
+        for number, image in enumerate(images):
+            yield {"image": image} | ({} if labels is None else {"label": int(labels[number])})

@@ -1,9 +1,6 @@
 """One picture into bytes: upright, 8 bits, one colour mode, square, one size; and bytes into what networks see."""
 
 import os
-import struct
-import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -19,18 +16,11 @@ from ..errors import UserError, first_line
 
 MODES = ("L", "RGB", "RGBA")  # one, three and four channels
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
-ORIENTATION = 0x0112  # the EXIF tag
 BITS, WHITE_IS_ZERO = 258, 262  # TIFF tags; the second one is 0 where white is 0
 SCALED = ("PNG", "PPM")  # Pillow reads 16 bits of these formats as integers of 32 bits
 COMMON = ("PNG", "JPEG", "WEBP")  # tried first, which saves time: their first bytes fit no other format
 # Pillow knows them by their first bytes, and has no decoder of its own for them.
 NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
-TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
-# What Pillow raises on damaged files of one format or another.
-UNREADABLE = (
-    *(OSError, SyntaxError, ValueError, EOFError, LookupError, RuntimeError),
-    *(MemoryError, OverflowError, struct.error, zlib.error),
-)
 
 
 def to_unit(pixels: Tensor, flips: Tensor | None, device: torch.device | str) -> Tensor:
@@ -42,11 +32,10 @@ def to_unit(pixels: Tensor, flips: Tensor | None, device: torch.device | str) ->
 
 
 class Converted(NamedTuple):
-    """A picture as uint8 [C, side, side], and the width and height and mode, or type, that it had before."""
+    """A picture as uint8 [C, side, side], and its width, height, and mode or type before the conversion."""
 
     pixels: np.ndarray
-    size: tuple[int, int]
-    mode: str
+    original: tuple[int, int, str]
 
 
 @dataclass(frozen=True)
@@ -78,80 +67,86 @@ class PictureFormat:
         if len(colour) != 3:
             raise UserError(f"`background` must be the name of a colour, or #rrggbb, got {self.background}.")
 
-    def convert(self, stored: Any, name: Callable[[], str]) -> Converted:
+    def convert(self, stored: Any, number: int, shape: tuple[int, ...] | None = None) -> Converted:
         """Convert a stored picture: {"bytes", "path"} as `datasets.Image` stores it, bytes, or an array of pixels.
 
         An array of the right size keeps its channels, however many they are, where `mode` is None.
 
         Args:
-            name: the picture's name for messages.
+            number: its place in the data set, which names it in messages if it has no path.
+            shape: [C, H, W] of the first picture, where it must be the same.
 
         Raises:
-            UserError: it cannot be read or converted, or is not square, without `center_crop`.
+            UserError: it cannot be read or converted, or is not square, without `center_crop`, or differs in shape.
         """
         try:
-            if isinstance(stored, np.ndarray):
-                return self._from_array(stored, name)
-            with open_picture(stored) as picture:
-                picture.load()
-                return self._from_picture(_upright(picture), picture.mode, name)
-        except UserError:
-            raise
-        except TOO_LARGE as error:
-            reason = first_line(error).rstrip(".")
-            raise UserError(f"the image {name()} is too large ({reason}); make it smaller, or remove it.") from error
-        except UNREADABLE as error:
-            reason = first_line(error)
-            raise UserError(f"the image {name()} cannot be read ({reason}); convert, replace or remove it.") from error
+            converted = self._from_array(stored) if isinstance(stored, np.ndarray) else self._from_file(stored)
+        except Exception as error:  # of damaged files, Pillow raises whatever its decoders meet
+            raise UserError(
+                f"the image {_name(stored, number)} cannot be read ({first_line(error).rstrip('.')}); convert, replace "
+                "or remove it."
+            ) from error
+        if shape is not None and converted.pixels.shape != tuple(shape):
+            first, own = (f"{width}x{height} of {channels}" for channels, height, width in (shape, converted[0].shape))
+            raise UserError(
+                f"all images must have the same size and number of channels: the first is {first}, and "
+                f"{_name(stored, number)} is {own}; give `resolution` and `image_mode`."
+            )
+        return converted
 
-    def _from_array(self, values: np.ndarray, name: Callable[[], str]) -> Converted:
+    def _from_file(self, stored: Any) -> Converted:
+        with open_picture(stored) as picture:
+            picture.load()
+            return self._from_picture(_upright(picture), picture.mode)
+
+    def _from_array(self, values: np.ndarray) -> Converted:
         if values.ndim not in (2, 3) or values.size == 0:
             raise ValueError(f"it is an array {list(values.shape)} and must be [H, W] or [H, W, C], with pixels")
         array = as_bytes(values).reshape(*values.shape[:2], -1)
         height, width, channels = array.shape
         if self.mode is None and height == width == (self.resolution or height):
-            return Converted(array.transpose(2, 0, 1), (width, height), str(values.dtype))
+            return Converted(array.transpose(2, 0, 1), (width, height, str(values.dtype)))
         if channels not in (1, 3, 4):
             raise ValueError(f"it has {channels} channels, and only 1, 3 or 4 can be resized, cropped or converted")
-        picture = Image.fromarray(array.squeeze(-1) if channels == 1 else array)
-        return self._from_picture(picture, str(values.dtype), name)
+        return self._from_picture(Image.fromarray(array.squeeze(-1) if channels == 1 else array), str(values.dtype))
 
-    def _from_picture(self, upright: Image.Image, mode: str, name: Callable[[], str]) -> Converted:
+    def _from_picture(self, upright: Image.Image, mode: str) -> Converted:
         """`mode`: that the picture had before it was turned upright and brought to 8 bits."""
-        square = self._square(self._in_mode(upright), name)
+        square = self._in_mode(upright)
+        width, height = upright.size
+        if width != height:
+            if not self.center_crop:
+                raise ValueError(f"it is {width}x{height} and must be square: `center_crop` cuts out the middle")
+            side = min(width, height)
+            left, top = (width - side) // 2, (height - side) // 2
+            square = square.crop((left, top, left + side, top + side))
         if self.resolution is not None and square.width != self.resolution:
             square = square.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
         array = np.asarray(square)
-        return Converted(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1), upright.size, mode)
+        return Converted(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1), (width, height, mode))
 
     def _in_mode(self, picture: Image.Image) -> Image.Image:
         """A picture in mode L, RGB or RGBA; by default in the one that loses nothing."""
-        transparent = picture.mode in WITH_ALPHA or "transparency" in picture.info
         colour = picture.info.get("transparency")
+        transparent = picture.mode in WITH_ALPHA or "transparency" in picture.info
         if isinstance(colour, tuple) and max(colour) > 255:  # Pillow would look for it among colours of 8 bits
             raise ValueError("its transparent colour has 16 bits: save it with an alpha channel")
-        if self.mode is not None:
-            if transparent and self.mode != "RGBA":
-                canvas = Image.new("RGBA", picture.size, self.background)
-                canvas.alpha_composite(picture.convert("RGBA"))
-                picture = canvas
-            return picture.convert(self.mode)
-        lossless = "RGBA" if transparent else {"P": "RGB", "1": "L"}.get(picture.mode, picture.mode)
-        if lossless not in MODES:
-            raise ValueError(f"its mode {picture.mode} is not one of {', '.join(MODES)}: convert it with `image_mode`")
-        return picture if picture.mode == lossless else picture.convert(lossless)
+        if self.mode is None:
+            lossless = "RGBA" if transparent else {"P": "RGB", "1": "L"}.get(picture.mode, picture.mode)
+            if lossless not in MODES:
+                raise ValueError(f"its mode {lossless} is not one of {', '.join(MODES)}: convert it with `image_mode`")
+            return picture.convert(lossless)
+        if transparent and self.mode != "RGBA":
+            canvas = Image.new("RGBA", picture.size, self.background)
+            canvas.alpha_composite(picture.convert("RGBA"))
+            picture = canvas
+        return picture.convert(self.mode)
 
-    def _square(self, picture: Image.Image, name: Callable[[], str]) -> Image.Image:
-        width, height = picture.size
-        if width == height:
-            return picture
-        if not self.center_crop:
-            raise UserError(
-                f"images must be square, and {name()} is {width}x{height}: add `center_crop` to cut out the middle."
-            )
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        return picture.crop((left, top, left + side, top + side))
+
+def _name(stored: Any, number: int) -> str:
+    """A picture's name in messages: the path of its file, where it has one."""
+    path = stored.get("path") if isinstance(stored, dict) else None
+    return os.fsencode(path).decode("utf-8", "backslashreplace") if path else f"number {number}"
 
 
 @lru_cache(maxsize=1)
@@ -170,16 +165,12 @@ def open_picture(stored: dict[str, Any] | bytes | None) -> Image.Image:
     """A picture that is not decoded yet, from the content of its file, or from its path where there is no content.
 
     Raises:
-        ValueError, OSError: no picture, or in no format that Pillow decodes.
-        DecompressionBombError: more pixels than Pillow's limit.
+        ValueError, OSError: no picture, in no format that Pillow decodes, or of more pixels than Pillow's limit.
     """
     fields: dict[str, Any] = stored if isinstance(stored, dict) else {"bytes": stored}
-    if fields.get("bytes"):
-        file: BytesIO | Path = BytesIO(fields["bytes"])
-    elif fields.get("path"):
-        file = Path(os.fsdecode(fields["path"]))
-    else:
+    if not (fields.get("bytes") or fields.get("path")):
         raise ValueError("it is empty")
+    file = BytesIO(fields["bytes"]) if fields.get("bytes") else Path(os.fsdecode(fields["path"]))
     try:
         picture = Image.open(file, formats=_formats())
     except Image.UnidentifiedImageError as error:  # whose own message shows the file as a Python object
@@ -204,33 +195,27 @@ def as_bytes(values: np.ndarray) -> np.ndarray:
         return values
     if (kind, size) == ("u", 2):
         return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if kind not in "biuf":
-        raise ValueError(f"its values are {values.dtype} and must be uint8, uint16 or floats from 0 to 1")
-    least, most = values.min(), values.max()
-    if kind == "f" and least >= 0 and most <= 1:  # false for NaN
+    span = f" from {values.min():g} to {values.max():g}" if kind in "biuf" else ""
+    if kind == "f" and values.min() >= 0 and values.max() <= 1:  # false for NaN
         return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
-    raise ValueError(
-        f"its values are {values.dtype} from {least:g} to {most:g} and must be uint8, uint16 or floats from 0 to 1"
-    )
+    raise ValueError(f"its values are {values.dtype}{span} and must be uint8, uint16 or floats from 0 to 1")
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """A loaded picture, turned upright, in 8 bits. Of a file of several frames, the first is read.
+    """A loaded picture, which is turned upright, in 8 bits. Of a file of several frames, the first is read.
 
     Raises:
         ValueError: values of more than 8 bits whose range is not known.
     """
-    turned = ImageOps.exif_transpose(picture) if picture.getexif().get(ORIENTATION, 1) != 1 else picture
-    if turned.mode != "F" and not turned.mode.startswith("I"):
-        return turned
-    values = np.asarray(turned)
+    ImageOps.exif_transpose(picture, in_place=True)
+    if picture.mode != "F" and not picture.mode.startswith("I"):
+        return picture
     tags = getattr(picture, "tag_v2", {})  # of a TIFF file
-    if turned.mode == "I":
-        if picture.format not in SCALED:
-            raise ValueError("its values are integers of 32 bits, whose range is not known, and must have 8 or 16 bits")
-        values = values.astype(np.uint16)
+    if picture.mode == "I" and picture.format not in SCALED:
+        raise ValueError("its values are integers of 32 bits, whose range is not known, and must have 8 or 16 bits")
     if tags.get(BITS, (16,)) == (12,):
         raise ValueError("its values are integers of 12 bits and must have 8 or 16 bits")
-    if tags.get(WHITE_IS_ZERO) == 0 or "transparency" in turned.info:
+    if tags.get(WHITE_IS_ZERO) == 0 or "transparency" in picture.info:
         raise ValueError("with more than 8 bits, 0 must be black and transparency an alpha channel")
-    return Image.fromarray(as_bytes(values))
+    values = np.asarray(picture)
+    return Image.fromarray(as_bytes(values.astype(np.uint16) if picture.mode == "I" else values))

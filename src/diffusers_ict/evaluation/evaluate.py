@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 
 from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
+from ..data.load import load_images
 from ..data.settings import DataSettings
 from ..data.sources import holds_images
 from ..errors import UserError
@@ -62,8 +63,11 @@ def evaluate(
     output_dir = Path(settings.output_dir) if settings.output_dir else folder or Path("evaluation")
     check_writable("output_dir", output_dir)
     variants = [] if measured else _variants(settings, model_name)
-    device = accelerator.device
-    subject = measured.load(False, accelerator) if measured else load_consistency(model_name, variants[0]).to(device)
+    subject: Subject
+    if measured:
+        subject = load_images(measured, accelerator=accelerator)
+    else:
+        subject = load_consistency(model_name, variants[0]).to(accelerator.device)
     evaluator = _evaluator(settings, subject, metrics, accelerator)
 
     report = _describe(evaluator, words)
@@ -137,7 +141,7 @@ def _evaluator(
         reference = read_reference(Path(settings.reference), extractor, keep)
         real_shape, real = reference.description["shape"], reference.count
     else:
-        images = settings.load(by_class, accelerator)
+        images = load_images(settings, class_conditional=by_class, accelerator=accelerator)
         real_shape, real = images.shape, len(images) * (1 + settings.flip_reference)
     if tuple(real_shape) != shape:
         (c, h, w), (channels, height, width) = real_shape, shape

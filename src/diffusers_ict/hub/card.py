@@ -7,26 +7,28 @@ left alone, like everything outside.
 
 import dataclasses
 import hashlib
+import json
 import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import TemplateError
 
 from ..errors import UserError, first_line
-from ..files import read_text, write_text
+from ..files import read_json, read_text, write_text
+from ..formulas.stock_grid import middle_level
 from ..objectives import objective_class
-from ..objectives.base import Objective
-from . import sections
+from ..stock_key import STOCK_KEY
 from .metadata import ConversionMetadata, RunMetadata
 
 TEMPLATES = resources.files(__package__) / "templates"
 PIPELINE = TEMPLATES / "pipeline.py"  # sampling at any noise levels for those who have diffusers only
 COMMON = {"library_name": "diffusers", "pipeline_tag": "unconditional-image-generation"}
 TAGS = ["diffusers", "consistency-models", "diffusers-ict", "image-generation"]
+SHOWN_CLASSES = 20  # at most, by name
 SPACE = "space"  # the section with the link to a Space, which other cards do not have
 SECTION = re.compile(r"<!-- diffusers-ict:(\w+)(?: ([0-9a-f]{12}))? -->\n(.*?)<!-- /diffusers-ict -->\n?", re.S)
 
@@ -61,11 +63,11 @@ def make_card(folder: Path, repo_id: str, license: str | None = None, space_id: 
 
 def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardData, dict[str, Any]]:
     """(card metadata, values of the template trained.md) of a run."""
-    run = RunMetadata.read(folder)
-    recipe = _read_recipe(folder)
-    report = sections.entries(folder / "evaluation.json")
+    run, recipe, report = RunMetadata.read(folder), _read_recipe(folder), _entries(folder / "evaluation.json")
+    settings = {**recipe, **(recipe.get("objective") or {})}
+    methods = [settings["loss"], *[settings.get("consistency", "ct")] * (settings["loss"] == "act")]
+    methods = [*([] if run.objective else methods), "ct"]  # the run's first
     grids = sorted((folder / "samples").glob("*.png"))
-    papers = _papers(run, recipe)
     data = ModelCardData(
         license=license or recipe.get("license"),
         **COMMON,
@@ -73,46 +75,81 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
         datasets=[run.dataset] if run.dataset_on_hub else None,
         base_model=run.base_model if run.base_model_on_hub else None,
         model_name=name,
-        eval_results=sections.results(report) or None,
+        eval_results=_results(report) or None,
     )
+    hours, minutes, seconds = run.train_seconds // 3600, run.train_seconds % 3600 // 60, run.train_seconds % 60
     return data, {
         **dataclasses.asdict(run),
-        **sections.describe_model(folder, _settings(recipe)),
-        "papers": papers,
+        **_describe(folder, settings),
+        "papers": [objective_class(method) for method in dict.fromkeys(methods)],
         "method_settings": recipe.get("objective") or {},
         "sample_grid": grids[-1].name if grids else None,
         "variants": sorted(p.name.split(".")[1] for p in (folder / "unet").glob("*.*.safetensors")),
-        "train_time": sections.duration(run.train_seconds),
+        "train_time": f"{hours:.0f} h {minutes:.0f} min" if hours else f"{minutes:.0f} min {seconds:.0f} s",
         "report": report,
         "metrics": [name for row in report.get("rows", [])[:1] for name in row["metrics"] if not name.endswith("_std")],
         "quality_plot": (folder / "evaluation.png").is_file(),
-        "inspection": sections.entries(folder / "inspection.json"),
+        "inspection": _entries(folder / "inspection.json"),
     }
-
-
-def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a recipe by name, those of its block `objective` among the others."""
-    return {**recipe, **(recipe.get("objective") or {})}
-
-
-def _papers(run: RunMetadata, recipe: dict[str, Any]) -> list[type[Objective]]:
-    """The methods whose papers a card cites, the run's first."""
-    losses = [] if run.objective else [recipe["loss"]]
-    if losses == ["act"]:
-        losses.append(_settings(recipe).get("consistency", "ct"))
-    return [objective_class(loss) for loss in dict.fromkeys([*losses, "ct"])]
 
 
 def _converted(folder: Path, license: str | None) -> tuple[ModelCardData, dict[str, Any]]:
     """(card metadata, values of the template converted.md) of a conversion."""
     conversion = ConversionMetadata.read(folder)
-    data = ModelCardData(
-        license=license or conversion.license,
-        **COMMON,
-        tags=TAGS,
-        base_model=conversion.source if conversion.source_on_hub else None,
-    )
-    return data, {**sections.describe_model(folder, {}), **dataclasses.asdict(conversion)}
+    base_model = conversion.source if conversion.source_on_hub else None
+    data = ModelCardData(license=license or conversion.license, **COMMON, tags=TAGS, base_model=base_model)
+    return data, {**_describe(folder, {}), **dataclasses.asdict(conversion)}
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """The content of a JSON file, or nothing where there is none."""
+    return read_json(path) if path.is_file() else {}
+
+
+def _describe(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Classes and noise levels of a model, with the arguments of its pipelines that name a class.
+
+    The number before a name, as in "0 `cat`, 1 `dog` and 3 more", is what stock diffusers takes.
+    """
+    names = _entries(folder / "labels.json").get("id2label", {})
+    names = dict(sorted((int(number), name) for number, name in names.items()))
+    plain = [" ".join(name.replace("`", "'").replace("<!--", "<! --").split()) for name in names.values()]
+    shown = ", ".join(f"{number} `{name}`" for number, name in list(zip(names, plain))[:SHOWN_CLASSES])
+    scheduler = _entries(folder / "scheduler" / "scheduler_config.json")
+    levels = (scheduler.get(STOCK_KEY) or settings).get("intermediate_sigmas") or []
+    grid = ("num_train_timesteps", "sigma_min", "sigma_max", "rho")
+    middle = middle_level(**{name: scheduler[name] for name in grid if name in scheduler})
+    return {
+        "class_names": shown + (f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""),
+        "class_example": json.dumps(next(iter(names.values())), ensure_ascii=False) if names else "0",
+        "levels": sorted(levels, reverse=True),
+        "second_sigma": levels[0] if levels else float(f"{middle:.4g}"),
+    }
+
+
+def _results(report: dict[str, Any]) -> list[EvalResult]:
+    """One result for each metric of each row of evaluation.json; deviations go with their metric."""
+    shared: dict[str, Any] = {
+        key: report[key] for key in ("samples", "extractor", "extractor_weights", "reference") if key in report
+    }
+    results = []
+    for row in report.get("rows", []):
+        steps, variant = row["num_inference_steps"], row.get("variant")
+        for metric, value in row["metrics"].items():
+            if metric.endswith("_std"):
+                continue
+            settings = {"variant": variant, "standard_deviation": row["metrics"].get(f"{metric}_std"), **shared}
+            result = EvalResult(
+                task_type="unconditional-image-generation",
+                dataset_type=re.sub(r"[^\w.-]+", "-", report["dataset"]),  # an identifier
+                dataset_name=report["dataset"],
+                metric_type=metric,
+                metric_name=f"{metric}, {steps} step{'s' * (steps > 1)}" + (f", {variant}" if variant else ""),
+                metric_value=value,
+                metric_args={"num_inference_steps": steps, **{k: v for k, v in settings.items() if v is not None}},
+            )
+            results.append(result)
+    return results
 
 
 def read_card(text: str) -> ModelCard:
@@ -145,8 +182,7 @@ def merge(edited: str, fresh: str, license: str | None = None) -> str:
     old = {match[1] for match in SECTION.finditer(edited)}
 
     def renewed(match: re.Match) -> str:
-        untouched = match[2] == _hash(match[3])
-        return new.get(match[1], match[0]) if untouched else match[0]
+        return new.get(match[1], match[0]) if match[2] == _hash(match[3]) else match[0]
 
     made, card = read_card(fresh).data.to_dict(), read_card(edited)
     body, known = SECTION.sub(renewed, card.text), card.data.to_dict()

@@ -3,7 +3,6 @@
 import shlex
 from dataclasses import dataclass
 from enum import Enum
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,16 +63,15 @@ def is_publishable(repository: str) -> bool:
     return any(fetch_file(repository, kind.file_name) is not None for kind in (RunMetadata, ConversionMetadata))
 
 
-def _ok_unless(wrong: bool, topic: str, text: str) -> Finding:
+def _ok_unless(wrong: object, topic: str, text: str) -> Finding:
     return Finding(topic, Severity.ERROR if wrong else Severity.OK, text)
 
 
 def _weights(stock: ConsistencyModelPipeline) -> Finding:
     bad = [name for name, p in stock.unet.named_parameters() if not p.isfinite().all()]
-    count = sum(p.numel() for p in stock.unet.parameters())
-    good = f"{count / 1e6:.2f} M parameters, all of them finite."
+    good = f"{stock.unet.num_parameters() / 1e6:.2f} M parameters, all of them finite."
     text = f"{len(bad)} of its tensors hold values that are not numbers, {bad[0]} first." if bad else good
-    return _ok_unless(bool(bad), "weights", text)
+    return _ok_unless(bad, "weights", text)
 
 
 def _time(stock: ConsistencyModelPipeline) -> Finding:
@@ -90,23 +88,23 @@ def _channels(stock: ConsistencyModelPipeline) -> Finding:
     config = stock.unet.config
     classes = f"{config.num_class_embeds} classes" if config.num_class_embeds else "no classes"
     text = f"{config.in_channels} channels in, {config.out_channels} out, size {config.sample_size}, {classes}"
+    fault = ""
     if config.in_channels != config.out_channels:
-        text += ": the numbers of input and output channels must be equal"
+        fault = ": the numbers of input and output channels must be equal"
     elif config.sample_size is None:
-        text += ": without sample_size in its config stock diffusers cannot sample"
-    return _ok_unless(": " in text, "images", f"{text}.")
+        fault = ": without sample_size in its config stock diffusers cannot sample"
+    return _ok_unless(fault, "images", f"{text}{fault}.")
 
 
 def _constants(stock: ConsistencyModelPipeline) -> Finding:
     """The constants of the preconditioning."""
     odd = {name: stock.scheduler.config[name] for name in CONSTANTS if stock.scheduler.config[name] != CONSTANTS[name]}
+    severity, text = Severity.OK, "sigma_min 0.002, sigma_max 80 and sigma_data 0.5, as usual."
     if odd == {"sigma_data": DIFFUSION_SIGMA_DATA}:
         text = "sigma_min 0.002 and sigma_max 80, as usual, and sigma_data 1, as of a model that began as a DDPM."
-        return Finding("constants", Severity.OK, text)
-    if odd:
-        text = f"unusual constants, right only if the model was trained with them: {odd}."
-        return Finding("constants", Severity.ADVICE, text)
-    return Finding("constants", Severity.OK, "sigma_min 0.002, sigma_max 80 and sigma_data 0.5, as usual.")
+    elif odd:
+        severity, text = Severity.ADVICE, f"unusual constants, right only if the model was trained with them: {odd}."
+    return Finding("constants", severity, text)
 
 
 def _levels(stock: ConsistencyModelPipeline, repository: str) -> Finding:
@@ -127,22 +125,21 @@ def _levels(stock: ConsistencyModelPipeline, repository: str) -> Finding:
 def _equality(stock: ConsistencyModelPipeline) -> Finding:
     ours = ConsistencyPipeline(stock.unet, stock.scheduler)
     ours.set_progress_bar_config(disable=True)
-    seeded = partial(torch.Generator().manual_seed, 0)
     labels = 0 if stock.unet.config.num_class_embeds else None
     worst = 0.0
     for steps in (1, 2):
-        try:
-            pair = [  # [1, H, W, C] in [0, 1]
-                pipeline(1, labels, steps, generator=seeded(), output_type="np", return_dict=False)[0]
-                for pipeline in (stock, ours)
-            ]
-        except Exception as error:  # a broken model may raise anything
-            return Finding("sampling", Severity.ERROR, f"{steps}-step sampling fails: {first_line(error)}")
-        if not np.isfinite(pair).all():
+        images = []  # [1, H, W, C] in [0, 1]
+        for pipeline in (stock, ours):
+            generator = torch.Generator().manual_seed(0)
+            try:
+                images.append(pipeline(1, labels, steps, generator=generator, output_type="np", return_dict=False)[0])
+            except Exception as error:  # a broken model may raise anything
+                return Finding("sampling", Severity.ERROR, f"{steps}-step sampling fails: {first_line(error)}")
+        if not np.isfinite(images).all():
             return Finding("sampling", Severity.ERROR, f"{steps}-step images are not numbers.")
-        worst = max(worst, float(np.abs(pair[0] - pair[1]).max()))
+        worst = max(worst, float(np.abs(images[0] - images[1]).max()))
     text = f"stock diffusers and diffusers-ict differ by at most {worst:.3g} with one and two steps."
-    return _ok_unless(worst != 0.0, "sampling", text)
+    return _ok_unless(worst, "sampling", text)
 
 
 def _card(repository: str) -> Finding:
@@ -159,12 +156,10 @@ def _card(repository: str) -> Finding:
     if not missing:
         return Finding("card", Severity.OK, "its model card has licence, library, task, tags and a usage example.")
     text = "there is no README.md." if card is None else f"its model card lacks {', '.join(missing)}."
-    if is_publishable(repository):
-        name = "USER/NAME" if Path(repository).is_dir() else repository
-        remedy = _command("publish", repository, f"`hub_model_id` {name}{license}")
-    else:
-        remedy = _command("convert", repository, f"NEW_FOLDER{license}")
-    return Finding("card", Severity.ADVICE, text, remedy)
+    name = "USER/NAME" if Path(repository).is_dir() else repository
+    publish = ("publish", repository, f"`hub_model_id` {name}{license}")
+    convert = ("convert", repository, f"NEW_FOLDER{license}")
+    return Finding("card", Severity.ADVICE, text, _command(*(publish if is_publishable(repository) else convert)))
 
 
 def _command(program: str, repository: str, words: str) -> str:

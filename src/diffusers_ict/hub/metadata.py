@@ -25,10 +25,10 @@ class Metadata:
         Raises:
             UserError: its file is no JSON object, or lacks an entry.
         """
-        names = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
+        names = {item.name for item in dataclasses.fields(cls)}  # type: ignore[arg-type]
         entries = read_json(folder / cls.file_name)
         try:
-            return cls(**{name: entries[name] for name in names if name in entries})
+            return cls(**{name: entries[name] for name in names & entries.keys()})
         except TypeError as error:
             lacking = str(error).partition("argument")[2].lstrip("s: ")
             raise UserError(f"{folder / cls.file_name} lacks {lacking}.") from error

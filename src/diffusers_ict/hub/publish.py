@@ -7,13 +7,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -37,11 +39,43 @@ REASONS = {
     404: "there is no such user or organisation, or the token does not show it",
 }
 PROGRAM = "diffusers_ict.commands.main"
+DOOR_SECONDS = 10.0  # for the answer to what is asked before a run begins
 SILENCE_SECONDS = 60.0  # of a Hub that takes a request and does not answer, or takes no more bytes
 
 
 class PublishError(UserError):
     """Publishing failed. The message says why and what to do in one sentence, and never holds the token."""
+
+
+def check_push(repo_id: str | None, license: str | None) -> None:
+    """Check what a run is going to publish: the name of its repository, and its licence by asking the Hub.
+
+    A Hub that does not answer within `DOOR_SECONDS` stops nobody: a warning says that nothing is known.
+
+    Raises:
+        UserError: no repository can have the name, or the Hub refuses the licence.
+    """
+    check_repo_id(repo_id)
+    if license is None:
+        return
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            ModelCard(f"---\n{ModelCardData(license=license)}\n---\n").validate(repo_type="model")
+        except Exception as error:
+            errors.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)  # some versions of the client wait for ever
+    asking.start()
+    asking.join(DOOR_SECONDS)
+    if asking.is_alive():
+        errors.append(TimeoutError())
+    if errors and type(errors[0]) is ValueError:
+        raise UserError(f"`license` must be a licence identifier of the Hub, got {license}: {_reason(errors[0])}.")
+    if errors:
+        why = _reason(errors[0]).partition(";")[0]
+        warnings.warn(f"the Hub was not asked whether it takes the licence {license}: {why}.", stacklevel=2)
 
 
 def check_repo_id(name: str | None) -> None:
@@ -50,16 +84,14 @@ def check_repo_id(name: str | None) -> None:
     Raises:
         UserError: it lacks the owner, or has other characters than the Hub allows.
     """
-    try:
+    with suppress(HFValidationError):
         validate_repo_id(name)
-        valid = name is not None and name.count("/") == 1
-    except HFValidationError:
-        valid = False
-    if not valid:
-        raise UserError(
-            "`hub_model_id` must have the form user/name or organisation/name, of at most 96 letters, digits, '-', '_' "
-            f"and '.' (no '--', no '..', no '.git' at the end), got {name or 'none'}."
-        )
+        if name is not None and name.count("/") == 1:
+            return
+    raise UserError(
+        "`hub_model_id` must have the form user/name or organisation/name, of at most 96 letters, digits, '-', '_' "
+        f"and '.' (no '--', no '..', no '.git' at the end), got {name or 'none'}."
+    )
 
 
 def publish(
@@ -85,12 +117,13 @@ def publish(
             sent.
         PublishError: the Hub refuses the upload or does not answer. Large files that arrived are not sent again.
     """
-    space_id = None if make_space is None else space_of(repo_id)
     check_repo_id(repo_id)
+    space_id = None if make_space is None else space_of(repo_id)
     check_repo_id(space_id or repo_id)
     files: dict[str, Path | bytes] = {**published_files(folder)}
-    known = {"run.json", "recipe.yaml"} <= files.keys() or "conversion.json" in files
-    if not known or "model_index.json" not in files:
+    if "model_index.json" not in files or not (
+        {"run.json", "recipe.yaml"} <= files.keys() or "conversion.json" in files
+    ):
         raise UserError(
             f"{folder} must be the output folder of a training run or a conversion; it has no model_index.json, or "
             "neither run.json with recipe.yaml nor conversion.json."
@@ -101,8 +134,7 @@ def publish(
             make_space(folder, Path(page), ModelCard(card).data.license)
             parts = {p.relative_to(page).as_posix(): p for p in Path(page).rglob("*") if p.is_file()}
             _upload(parts, read_text(parts["README.md"]), space_of(repo_id), "space", private, license)
-    files["pipeline.py"] = PIPELINE.read_bytes()
-    address = _upload(files, card, repo_id, "model", private, license)
+    address = _upload({**files, "pipeline.py": PIPELINE.read_bytes()}, card, repo_id, "model", private, license)
     if os.access(folder, os.W_OK):
         try:
             write_text(folder / "README.md", card)
@@ -187,7 +219,8 @@ def _reason(caught: Exception) -> str:
 class BackgroundPublisher:
     """Publishes the folder of a run that goes on: copies of it, by `diffusers-ict publish` in a process of its own.
 
-    There is one upload at a time. Whatever fails or hangs stays in that process, which ends with this one.
+    There is one upload at a time. Whatever fails or hangs stays in that process. It ends with this one; where this one
+    is killed, it goes on for at most `timeout` seconds, and removes its copy.
 
     Args:
         folder: output folder of the run.
@@ -195,12 +228,13 @@ class BackgroundPublisher:
     """
 
     timeout = 1800.0  # seconds for an upload, and for what is under way when training ends
+    copy: tempfile.TemporaryDirectory
+    said: IO[str]  # without a name, so that nobody has to remove it
 
     def __init__(self, folder: Path, repo_id: str, private: bool = False) -> None:
         self.folder, self.repo_id, self.private = folder, repo_id, private
         self.due = False
         self.failure: str | None = None
-        self.copy: tempfile.TemporaryDirectory | None = None
         self.process: subprocess.Popen | None = None
         atexit.register(self._wait, 0.0)
 
@@ -224,39 +258,40 @@ class BackgroundPublisher:
         """Copy the folder, whose files may change, and begin to publish the copy."""
         self.due, self.failure = False, None
         self.copy = tempfile.TemporaryDirectory(prefix="publish-")
-        model = Path(self.copy.name, "model")
-        words = [*as_flag("hub_model_id", self.repo_id), *as_flag("timeout", self.timeout)]
+        words = [*as_flag("hub_model_id", self.repo_id), *as_flag("timeout", self.timeout), "--remove_output_dir"]
         words += as_flag("hub_private_repo", True) * self.private
         try:
             for name, file in published_files(self.folder).items():
-                (model / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(file, model / name)
-            with open(f"{self.copy.name}/said", "w", encoding="utf-8") as said:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", PROGRAM, "publish", str(model), *words],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=said,
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-                    start_new_session=True,  # Ctrl-C comes to the run alone
-                )
+                target = Path(self.copy.name, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(file, target)
+            self.said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed by `_wait`
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", PROGRAM, "publish", self.copy.name, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self.said,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                start_new_session=True,  # Ctrl-C comes to the run alone
+            )
         except OSError as error:  # a full disk
             self.failure = f"{self.repo_id} was not published: a copy of it cannot be made: {first_line(error)}."
             self.copy.cleanup()
 
     def _wait(self, seconds: float) -> None:
         """Wait for the upload that is under way, if there is one, and end it if it takes longer."""
-        if self.process is None or self.copy is None:
+        if self.process is None:
             return
-        try:
-            code = self.process.wait(max(0.0, seconds))
-            said = Path(self.copy.name, "said").read_text("utf-8").replace(f"{self.copy.name}/model", str(self.folder))
-            sentence = said.strip().rpartition("\n")[2].removeprefix("publish.py: ")
-            self.failure = (sentence or f"{self.repo_id} was not published: exit code {code}.") if code else None
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            self.failure = f"{self.repo_id} was not published: it took longer than {self.timeout:g} seconds."
-        finally:
-            self.process = None
-            self.copy.cleanup()
+        process, self.process = self.process, None
+        with self.copy, self.said:
+            try:
+                code = process.wait(max(0.0, seconds))
+                self.said.seek(0)
+                last = self.said.read().strip().rpartition("\n")[2].removeprefix("publish.py: ")
+                sentence = last.replace(self.copy.name, str(self.folder))
+                self.failure = (sentence or f"{self.repo_id} was not published: exit code {code}.") if code else None
+            except subprocess.TimeoutExpired:
+                self.failure = f"{self.repo_id} was not published: it took longer than {self.timeout:g} seconds."
+            finally:
+                process.kill()
+                process.wait()

@@ -20,12 +20,13 @@ from ..data import TrainingData
 from ..data.batches import Batch, Batches, streamed
 from ..data.dataset import Images
 from ..data.draw import FAKES, GENERATOR, REALS, Draw
+from ..data.load import load_images
 from ..data.map_dataset import MapDataset
 from ..data.sampler import StepSampler, step_loader
-from ..data.stream import StreamedImages, stream_images
+from ..data.stream import StreamedImages
 from ..errors import TrainingStopped, UserError
 from ..files import write_text
-from ..hub.publish import BackgroundPublisher, check_repo_id
+from ..hub.publish import BackgroundPublisher, check_push
 from ..objectives.act import ACT
 from ..objectives.base import Objective
 from ..pipeline_consistency import ConsistencyPipeline
@@ -136,7 +137,7 @@ def open_run(
         check_curriculum(objective, recipe.max_train_steps)  # before the data are read
     scheduler = make_scheduler(recipe, start)
     if recipe.push_to_hub:
-        check_repo_id(recipe.hub_model_id)
+        check_push(recipe.hub_model_id, recipe.license)
     contents = check_output_dir(Path(recipe.output_dir), recipe.resume_from_checkpoint)
 
     data = _open_data(recipe, dataset, accelerator)
@@ -204,9 +205,9 @@ def _open_data(recipe: Recipe, dataset: Any, accelerator: Accelerator) -> Traini
     if dataset is not None:
         return dataset if isinstance(dataset, (Images, StreamedImages)) else MapDataset(dataset)
     if not recipe.streaming:
-        return recipe.load(recipe.class_conditional, accelerator)
+        return load_images(recipe, class_conditional=recipe.class_conditional, accelerator=accelerator)
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    return stream_images(recipe, recipe.class_conditional, recipe.shuffle_buffer, recipe.seed, rank, ranks)
+    return StreamedImages(recipe, recipe.class_conditional, recipe.shuffle_buffer, recipe.seed, rank, ranks)
 
 
 def _resolve(

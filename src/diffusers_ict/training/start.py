@@ -33,21 +33,18 @@ def make_objective(recipe: Recipe, start: ConvertedModel | None) -> Objective:
     Raises:
         UserError: settings that it does not have, values that are not allowed, or a start that it does not align.
     """
-    settings = dict(recipe.objective)
     try:
-        objective = objective_class(recipe.loss).from_settings(**settings)
-        if start is not None and start.needs_alignment:
-            if "align_steps" not in objective.settings():
-                raise UserError(
-                    "`loss` must be ect, or act with `objective` consistency=ect, to begin with a diffusion model "
-                    f"that predicts {start.prediction}, because only ECT aligns it first, got {recipe.loss}."
-                )
-            objective = objective_class(recipe.loss).from_settings(**{"align_steps": ALIGN_STEPS, **settings})
-    except UserError:
-        raise
+        objective = objective_class(recipe.loss).from_settings(**recipe.objective)
     except ValueError as error:
         raise UserError(re.sub(r"`(?!objective)(\w+)`", r"`objective` \1", str(error))) from error
-    return objective
+    if start is None or not start.needs_alignment:
+        return objective
+    if "align_steps" not in objective.settings():
+        raise UserError(
+            "`loss` must be ect, or act with `objective` consistency=ect, to begin with a diffusion model that "
+            f"predicts {start.prediction}, because only ECT aligns it first, got {recipe.loss}."
+        )
+    return objective_class(recipe.loss).from_settings(**{"align_steps": ALIGN_STEPS, **recipe.objective})
 
 
 def check_curriculum(objective: Objective, total_steps: int) -> None:

@@ -1,4 +1,4 @@
-"""The page of a model: a folder of static files, for a Space or for the server of this machine."""
+"""The page of a model, a folder of static files for the server of this machine, and its Space on the Hub."""
 
 import shutil
 from importlib import resources
@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import SpaceCard, SpaceCardData
 
 from ..errors import UserError
-from ..files import public_name, read_text, staged_folder, write_json
-from ..hub.card import read_card
+from ..files import public_name, read_text, staged_folder, write_json, write_text
+from ..hub.card import TEMPLATES, merge, read_card, sealed
 from ..hub.fetch import fetch_file
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 from .onnx import Exported, make_onnx
@@ -18,6 +19,12 @@ from .runtime import runtime_archive, unpack_runtime
 PAGE = resources.files(__package__) / "page"
 CHECK = "check.bin"
 MOST_STEPS = 10  # that the page offers
+# With these the page is isolated, so that WebAssembly may use threads.
+HEADERS = {
+    "cross-origin-embedder-policy": "require-corp",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "cross-origin",
+}
 
 
 def build_page(
@@ -49,6 +56,7 @@ def build_page(
             onnxruntime-web cannot be had, or the ONNX file disagrees with the pipeline.
     """
     pipeline = load_consistency(model)
+    label = None if pipeline.unet.config.num_class_embeds is None else 0  # of the stored output
     name, on_hub = public_name(model)
     title = title or name.split("/")[-1]
     description = {
@@ -59,7 +67,7 @@ def build_page(
         "license": license or _license_of(model),
         "weights": dtype,
         "webgpu": webgpu,
-        "check": {"file": CHECK, "sigma": pipeline.scheduler.config.sigma_max, "class_label": _label(pipeline)},
+        "check": {"file": CHECK, "sigma": pipeline.scheduler.config.sigma_max, "class_label": label},
     }
     archive = runtime_archive()
     exported = make_onnx(pipeline, dtype, title)
@@ -69,17 +77,40 @@ def build_page(
         (staged / "runtime").mkdir(exist_ok=True)
         unpack_runtime(archive, staged / "runtime", webgpu)
         (staged / "model.onnx").write_bytes(exported.content)
-        (staged / CHECK).write_bytes(_check(pipeline, description["resolution"]))
+        (staged / CHECK).write_bytes(_check(pipeline, label, description["resolution"]))
         write_json(staged / "model.json", description)
     return exported
 
 
-def _images(pipeline: ConsistencyPipeline) -> dict[str, Any]:
-    """What the images of a model are.
+def make_space(model: Path, folder: Path, license: str | None, *, repo_id: str) -> None:
+    """Write the page of a model and its README.md into an empty folder, as `publish` wants it.
+
+    Args:
+        license: of the weights; repo_id: where the model is published.
 
     Raises:
-        UserError: they are neither grey nor of three colours, or not square.
+        UserError: as `build_page`.
     """
+    title = repo_id.split("/")[-1]
+    build_page(str(model), folder, title=title, hub_model_id=repo_id, license=license)
+    data = SpaceCardData(
+        title=title,
+        emoji="🎲",
+        colorFrom="indigo",
+        colorTo="pink",
+        sdk="static",
+        license=license,
+        models=[repo_id],
+        tags=["consistency-models", "diffusers-ict", "image-generation", "onnx"],
+        custom_headers=HEADERS,
+    )
+    template = (TEMPLATES / "space.md").read_text("utf-8")
+    card = sealed(SpaceCard.from_template(data, template_str=template, title=title, repo_id=repo_id).content)
+    write_text(folder / "README.md", merge(card, card))  # in the form that the next push gives it
+
+
+def _images(pipeline: ConsistencyPipeline) -> dict[str, Any]:
+    """What the images of a model are: grey or of three colours, and square, or else UserError."""
     config, names = pipeline.unet.config, pipeline.id2label
     sides = {config.sample_size} if isinstance(config.sample_size, int) else set(config.sample_size or ())
     if len(sides) != 1 or config.in_channels not in (1, 3):
@@ -99,8 +130,7 @@ def _images(pipeline: ConsistencyPipeline) -> dict[str, Any]:
 def _levels(pipeline: ConsistencyPipeline) -> dict[str, Any]:
     """The range of noise levels, and the pipeline's levels for each number of steps, from one on.
 
-    Raises:
-        UserError: the scheduler neither clips nor adds noise as the page does.
+    UserError where the scheduler does not clip or add noise as the page does.
     """
     scheduler, config = pipeline.scheduler, pipeline.scheduler.config
     if not config.clip_denoised or config.s_noise != 1:
@@ -122,16 +152,10 @@ def _license_of(model: str) -> str | None:
         return None
 
 
-def _label(pipeline: ConsistencyPipeline) -> int | None:
-    """The class of the stored output."""
-    return None if pipeline.unet.config.num_class_embeds is None else 0
-
-
-def _check(pipeline: ConsistencyPipeline, side: int) -> bytes:
+def _check(pipeline: ConsistencyPipeline, label: int | None, side: int) -> bytes:
     """An input x at sigma_max and the pipeline's image of it, in [-1, 1]: float32, little-endian, each [C, H, W]."""
-    config = pipeline.unet.config
-    shape = (1, config.in_channels, side, side)
+    shape = (1, pipeline.unet.config.in_channels, side, side)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    image = pipeline(1, _label(pipeline), latents=noise, output_type="latent", return_dict=False)[0].clamp(-1, 1)
+    image = pipeline(1, label, latents=noise, output_type="latent", return_dict=False)[0].clamp(-1, 1)
     x = noise * pipeline.scheduler.init_noise_sigma
     return b"".join(part.numpy().astype("<f4").tobytes() for part in (x, image))

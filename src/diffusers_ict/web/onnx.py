@@ -64,23 +64,19 @@ def make_onnx(pipeline: ConsistencyPipeline, dtype: str = "fp32", name: str = "m
         UserError: a package is missing, the model cannot be exported, or the file disagrees with the pipeline by more
             than `LIMITS`.
     """
-    check_exportable(pipeline, dtype)
+    _check(pipeline, dtype)
     function = Function(pipeline).eval()
     model = _translated(function, _inputs(pipeline, [pipeline.scheduler.config.sigma_max] * 2))
     _describe(model, pipeline, dtype, name)
-    exported = _held(model, function, pipeline, "fp32")
+    exported = _compared(model, function, pipeline, "fp32")
     if dtype == "fp16":
         _halve(model)
-        exported = _held(model, function, pipeline, "fp16")
+        exported = _compared(model, function, pipeline, "fp16")
     return exported
 
 
-def check_exportable(pipeline: ConsistencyPipeline, dtype: str) -> None:
-    """Check what can be known before the export.
-
-    Raises:
-        UserError: a package is missing, there is no such dtype, or the model is too large or has no image size.
-    """
+def _check(pipeline: ConsistencyPipeline, dtype: str) -> None:
+    """Raise UserError for what can be known before the export."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"ONNX files need {', '.join(missing)}: pip install 'diffusers-ict[onnx]'.")
     if dtype not in LIMITS:
@@ -150,9 +146,8 @@ def _describe(model: Any, pipeline: ConsistencyPipeline, dtype: str, name: str) 
     """Write down the constants that a sampler needs, as text."""
     from onnx.helper import set_model_props
 
-    constants = ("sigma_min", "sigma_max", "sigma_data", "rho")
     config = pipeline.scheduler.config
-    known = {key: f"{config[key]:g}" for key in constants}
+    known = {key: f"{config[key]:g}" for key in ("sigma_min", "sigma_max", "sigma_data", "rho")}
     levels = " ".join(f"{level:g}" for level in intermediate_sigmas(pipeline))
     set_model_props(model, {"name": name, **known, "intermediate_sigmas": levels, "weights": dtype})
     model.producer_name, model.producer_version = "diffusers-ict", __version__
@@ -181,39 +176,33 @@ def _halve(model: Any) -> None:
     model.graph.node.extend(nodes)
 
 
-def _held(model: Any, function: Function, pipeline: ConsistencyPipeline, dtype: str) -> Exported:
-    """The bytes of a model whose outputs are those of `function`.
+def _compared(model: Any, function: Function, pipeline: ConsistencyPipeline, dtype: str) -> Exported:
+    """The bytes of a model whose outputs are those of `function`, over batches and noise levels, also mixed ones.
 
     Raises:
-        UserError: they are not.
+        UserError: they differ by more than `LIMITS`.
     """
-    content = model.SerializeToString()
-    difference = _difference(content, function, pipeline)
-    if not difference <= LIMITS[dtype]:  # a difference that is not a number is none to accept
-        raise UserError(
-            f"the ONNX file with {dtype} weights must agree with the pipeline to {LIMITS[dtype]:.2g}, and differs by "
-            f"{difference:.2g}; nothing was written."
-        )
-    return Exported(content, difference)
-
-
-def _difference(content: bytes, function: Function, pipeline: ConsistencyPipeline) -> float:
-    """The largest difference between an ONNX file and a function, over batches and noise levels, also mixed ones."""
     import onnxruntime
 
     onnxruntime.disable_telemetry_events()  # what people export is their own affair
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
+    content = model.SerializeToString()
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [item.name for item in session.get_inputs()]
     config = pipeline.scheduler.config
     levels = [config.sigma_max, *intermediate_sigmas(pipeline), config.sigma_min]
-    batches = [[level] * size for size in BATCHES for level in levels] + [levels]
     differences = []
-    for batch in batches:
+    for batch in [[level] * size for size in BATCHES for level in levels] + [levels]:
         inputs = _inputs(pipeline, batch)
         (image,) = session.run(None, {name: value.numpy() for name, value in zip(names, inputs)})
         with torch.no_grad():
             differences.append((torch.from_numpy(image) - function(*inputs)).abs().max())
-    return torch.stack(differences).max().item()  # unlike Python's max, it keeps what is not a number
+    difference = torch.stack(differences).max().item()  # unlike Python's max, it keeps what is not a number
+    if not difference <= LIMITS[dtype]:
+        raise UserError(
+            f"the ONNX file with {dtype} weights must agree with the pipeline to {LIMITS[dtype]:.2g}, and differs by "
+            f"{difference:.2g}; nothing was written."
+        )
+    return Exported(content, difference)

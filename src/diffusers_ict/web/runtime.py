@@ -20,23 +20,15 @@ WEBGPU_FILES = ("ort.webgpu.bundle.min.mjs", "ort-wasm-simd-threaded.asyncify.wa
 
 
 def unpack_runtime(archive: Path, folder: Path, webgpu: bool = False) -> None:
-    """Write the files that a page needs into a folder, which exists, and no others.
+    """Write the files that a page needs, and no others, from the pinned archive into a folder, which exists.
 
     Args:
-        archive: what `runtime_archive` gave.
         webgpu: also those for WebGPU.
-
-    Raises:
-        UserError: the archive lacks one.
     """
     with tarfile.open(archive) as tar:
         for name in (*FILES, *WEBGPU_FILES * webgpu):
-            try:
-                source = tar.extractfile(f"package/dist/{name}")
-            except KeyError:
-                source = None
-            if source is None:
-                raise UserError(f"onnxruntime-web {VERSION} must have a file dist/{name}, and {archive} has none.")
+            source = tar.extractfile(f"package/dist/{name}")
+            assert source is not None  # the pinned archive has these files
             with source, open(folder / name, "wb") as target:
                 shutil.copyfileobj(source, target)
 

@@ -17,9 +17,8 @@ HEADERS = {
 
 
 class PageHandler(SimpleHTTPRequestHandler):
-    """Answers with files of the page alone, quietly."""
+    """Answers with files of the page alone, quietly. Types of files do not depend on the operating system."""
 
-    # Those of the operating system may lack or change some of these.
     extensions_map = {
         "": "application/octet-stream",
         ".html": "text/html; charset=utf-8",
@@ -27,8 +26,6 @@ class PageHandler(SimpleHTTPRequestHandler):
         ".js": "text/javascript; charset=utf-8",
         ".mjs": "text/javascript; charset=utf-8",
         ".json": "application/json",
-        ".svg": "image/svg+xml",
-        ".png": "image/png",
         ".wasm": "application/wasm",
     }
 
