@@ -22,7 +22,7 @@ from torch import Tensor
 from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.data.dataset import Images
 from diffusers_ict.data.load import load_images
-from diffusers_ict.evaluation import frechet_distance, precision_recall
+from diffusers_ict.evaluation import coverage_measures, frechet_distance
 from diffusers_ict.evaluation.extractors import make_extractor
 from diffusers_ict.image_grid import image_grid
 
@@ -57,8 +57,9 @@ def evaluate(pipeline: DiffusionPipeline, grid: Path, extract: Extractor, real: 
     for steps in (1, 2):
         images = draw(pipeline, steps, count, seed=1234)
         fake = extract(images)
-        precision, recall = precision_recall(real[:5000], fake[:5000])
-        out[f"{steps}"] = {"frechet": frechet_distance(real, fake), "precision": precision, "recall": recall}
+        measures = coverage_measures(real[:5000], fake[:5000])
+        out[f"{steps}"] = {"frechet": frechet_distance(real, fake)}
+        out[f"{steps}"] |= {name: measures[name] for name in ("precision", "recall")}
         first = images[:64].permute(0, 2, 3, 1).numpy() / 255
         image_grid(first, 16, zoom=2).save(f"{grid}-{steps}.png")
     return out

@@ -18,8 +18,9 @@ from PIL import Image
 from diffusers_ict import Colorize, ConsistencyEditPipeline, Edit, Inpaint, SuperResolve
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.errors import UserError
-from diffusers_ict.evaluation.samples import load_model
+from diffusers_ict.evaluation.samples import image_shape
 from diffusers_ict.image_grid import as_pictures, labelled_blocks
+from diffusers_ict.pipeline_consistency import load_consistency
 from diffusers_ict.settings import ArgumentParser
 
 
@@ -38,13 +39,13 @@ def edit(argv: Sequence[str] | None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="[0]")
     parser.add_argument("--output", type=Path, default=Path("edits.png"), help="[edits.png]")
     options = parser.parse_args(argv)
-    model = load_model(options.model, None, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    pipeline = ConsistencyEditPipeline(model.pipeline.unet, model.pipeline.scheduler)
+    model = load_consistency(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline, shape = ConsistencyEditPipeline(model.unet, model.scheduler), image_shape(model)
     pipeline.set_progress_bar_config(disable=True)
-    given = [opened(path, model.shape) for path in options.images]
-    blocks = {"before": VaeImageProcessor.pil_to_numpy(given).reshape(len(given), *model.shape[1:], model.shape[0])}
+    given = [opened(path, shape) for path in options.images]
+    blocks = {"before": VaeImageProcessor.pil_to_numpy(given).reshape(len(given), *shape[1:], shape[0])}
     before = torch.from_numpy(blocks["before"]).permute(0, 3, 1, 2) * 2 - 1
-    for name, what in edits_of(*model.shape).items():
+    for name, what in edits_of(*shape).items():
         more = {"num_inference_steps": options.num_inference_steps, "output_type": "np"}
         generator = torch.Generator(pipeline.device).manual_seed(options.seed)
         try:

@@ -21,22 +21,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusers_ict import karras_sigmas
+from diffusers_ict import ConsistencyPipeline, karras_sigmas
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.data.dataset import Images
 from diffusers_ict.data.load import load_images
 from diffusers_ict.data.settings import DataSettings
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import make_extractor
-from diffusers_ict.evaluation.analysis import STAGE_NAMES, stage_key
 from diffusers_ict.evaluation.metrics import neighbour_distances
-from diffusers_ict.evaluation.samples import Model, drawer, load_model
+from diffusers_ict.evaluation.samples import drawer, image_shape
 from diffusers_ict.files import atomic_file, write_json
 from diffusers_ict.hub.card import write_card
 from diffusers_ict.hub.metadata import RunMetadata
 from diffusers_ict.image_grid import as_pictures, labelled_blocks
+from diffusers_ict.pipeline_consistency import load_consistency
 from diffusers_ict.settings import ArgumentParser, add_flags
 from diffusers_ict.training.log import read_log
+
+STAGES = {"num_levels": "N", "stage": "stage"}  # what logs count the stages of a run by, and its name in plots
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,18 +63,18 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, DataSettings]
 def inspect(options: argparse.Namespace, data: DataSettings) -> None:
     """Make every picture."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(options.model, None, device)
-    images = load_images(data, class_conditional=model.classes is not None)
-    if images.shape != model.shape:
-        (c, h, w), (channels, height, width) = images.shape, model.shape
+    pipeline = load_consistency(options.model).to(device)
+    images = load_images(data, class_conditional=pipeline.unet.config.num_class_embeds is not None)
+    if images.shape != image_shape(pipeline):
+        (c, h, w), (channels, height, width) = images.shape, image_shape(pipeline)
         raise UserError(
             f"training images must be like the model's, {width}x{height} of {channels} channels, and are {w}x{h} of "
             f"{c}; convert them with `resolution` and `image_mode`."
         )
     extractor = make_extractor(options.extractor, options.extractor_weights, device)
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    report = along_the_noise(model, images, options.output_dir)
-    report |= neighbours(model, images, extractor, options.num_samples, options.output_dir)
+    report = along_the_noise(pipeline, images, options.output_dir)
+    report |= neighbours(pipeline, images, extractor, options.num_samples, options.output_dir)
     log = Path(options.model) / "log.jsonl"
     if log.is_file():
         plot_losses_by_sigma(read_log(log), options.output_dir / "losses_by_sigma.png")
@@ -88,10 +90,10 @@ def inspect(options: argparse.Namespace, data: DataSettings) -> None:
     print(f"Written: {options.output_dir}")
 
 
-def along_the_noise(model: Model, images: Images, folder: Path) -> dict:
+def along_the_noise(pipeline: ConsistencyPipeline, images: Images, folder: Path) -> dict:
     """along_sigma.png and gap.png: the first noisy image, then f of six images, with noise growing to the right."""
-    device = model.pipeline.device
-    f = model.pipeline.scheduler.consistency_function(model.pipeline.unet)
+    device = pipeline.device
+    f = pipeline.scheduler.consistency_function(pipeline.unet)
     count = min(64, len(images))
     pixels, labels = images.part(torch.arange(count) * (len(images) // count))
     x, labels = pixels.to(device).float() / 127.5 - 1, None if labels is None else labels.to(device)
@@ -116,10 +118,10 @@ def along_the_noise(model: Model, images: Images, folder: Path) -> dict:
     }
 
 
-def neighbours(model: Model, images: Images, extractor, count: int, folder: Path) -> dict:
+def neighbours(pipeline: ConsistencyPipeline, images: Images, extractor, count: int, folder: Path) -> dict:
     """neighbours.png: the samples that are nearest to a training image, each above that image, by distance."""
-    levels = [float(level) for level in model.pipeline.scheduler.sampling_sigmas(2)]
-    draw = drawer(model, images if model.classes else None, 0, levels)
+    levels = [float(level) for level in pipeline.scheduler.sampling_sigmas(2)]
+    draw = drawer(pipeline, images if pipeline.unet.config.num_class_embeds else None, 0, levels)
     drawn = torch.cat([draw(numbers).cpu() for numbers in torch.arange(count).split(250)])
     features, training = (
         torch.cat([extractor.features(part(numbers))[0] for numbers in torch.arange(total).split(250)])
@@ -181,8 +183,8 @@ def memorisation(samples: Tensor, training: Tensor) -> tuple[Tensor, Tensor, flo
 
 def switches(entries: list[dict[str, Any]]) -> list[tuple[int, int]]:
     """(step, N or stage) wherever it has changed, from the entries of a run's log."""
-    key = stage_key(entries)
-    return [(b["step"], b[key]) for a, b in pairwise(entries) if a.get(key) != b.get(key)]
+    pairs = list(pairwise(entries))
+    return [(b["step"], b[key]) for key in STAGES for a, b in pairs if key in b and a.get(key) != b[key]]
 
 
 def plot_losses_by_sigma(entries: list[dict[str, Any]], target: Path) -> None:
@@ -200,8 +202,8 @@ def plot_losses_by_sigma(entries: list[dict[str, Any]], target: Path) -> None:
     for step, stage in switches(entries):
         axes.axvline(step, color="grey", linewidth=0.6, linestyle="dotted")
         axes.annotate(f"{stage}", (step, 1), xycoords=("data", "axes fraction"), fontsize=7, ha="left", va="bottom")
-    key = stage_key(entries)
-    note = f" (dotted: {STAGE_NAMES[key]} becomes the number above)" if key else ""
+    name = "".join(name for key, name in STAGES.items() if entries and key in entries[0])
+    note = f" (dotted: {name} becomes the number above)" if name else ""
     axes.set(yscale="log", xlabel=f"optimizer step{note}", ylabel="weighted loss")
     axes.legend(title="sigma", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     with atomic_file(target) as temporary:

@@ -15,8 +15,9 @@ import torch
 
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.errors import UserError
-from diffusers_ict.evaluation.samples import drawer, load_model
+from diffusers_ict.evaluation.samples import drawer
 from diffusers_ict.image_grid import as_pictures, image_grid
+from diffusers_ict.pipeline_consistency import load_consistency
 from diffusers_ict.settings import ArgumentParser
 
 
@@ -39,15 +40,16 @@ def sample(argv: Sequence[str] | None) -> None:
         if (given := getattr(options, name)) < 1:
             raise UserError(f"`{name}` must be at least 1, got {given}.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_model(options.model, options.variant, device)
+    pipeline = load_consistency(options.model, options.variant).to(device)
     start = time.perf_counter()
-    levels = model.pipeline.scheduler.sampling_sigmas(options.num_inference_steps).tolist()
-    draw = drawer(model, None, options.seed, levels)
+    levels = pipeline.scheduler.sampling_sigmas(options.num_inference_steps).tolist()
+    draw = drawer(pipeline, None, options.seed, levels)
     pixels = draw(torch.arange(options.num_samples))
     taken = time.perf_counter() - start
     images = as_pictures(pixels.float() / 127.5 - 1)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    image_grid(images, min(model.classes or 10, 20), zoom=max(1, 64 // model.shape[1])).save(options.output)
+    columns = min(pipeline.unet.config.num_class_embeds or 10, 20)
+    image_grid(images, columns, zoom=max(1, 64 // images.shape[1])).save(options.output)
     steps = f"{options.num_inference_steps} step{'s' if options.num_inference_steps > 1 else ''}"
     print(f"{options.output}: {options.num_samples} samples with {steps} in {taken:.1f} seconds.")
 

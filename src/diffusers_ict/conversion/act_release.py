@@ -30,24 +30,15 @@ CHANNELS = 3
 
 
 def recognises(checkpoint: dict) -> bool:
-    """Whether this is a training state of that kind."""
+    """Whether this is such a training state."""
     state = checkpoint.get("state_dict")
     return isinstance(state, dict) and any(str(key).startswith(PREFIX) for key in state)
 
 
 def read(checkpoint: dict) -> tuple[dict[str, Tensor], list[str]]:
-    """(the weights by UNet2DModel's names, what was done) of the averaged network of a training state.
-
-    Raises:
-        UserError: it is incomplete, or holds something else than tensors of floating point numbers.
-    """
-    state = check_tensors(
-        {
-            key.removeprefix(PREFIX).removeprefix("_orig_mod."): value
-            for key, value in checkpoint["state_dict"].items()
-            if isinstance(key, str) and key.startswith(PREFIX)
-        }
-    )
+    """(weights by UNet2DModel's names, what was done) of the averaged network of a training state, or a UserError."""
+    averaged = {key: value for key, value in checkpoint["state_dict"].items() if str(key).startswith(PREFIX)}
+    state = check_tensors({key.removeprefix(PREFIX).removeprefix("_orig_mod."): averaged[key] for key in averaged})
     if "conv_out.weight" not in state:
         raise UserError("this checkpoint's averaged network has no conv_out: it is not the generator of an ACT run.")
     notes = []

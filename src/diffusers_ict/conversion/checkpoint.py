@@ -21,11 +21,7 @@ def shown(name: object, longest: int = 80) -> str:
 
 
 def read_checkpoint(path: Path) -> dict[Any, Any]:
-    """The dictionary in a file; nothing but tensors and plain containers is unpickled.
-
-    Raises:
-        UserError: there is no such file, it is damaged, or it holds something else.
-    """
+    """The dictionary in a file, or a UserError; nothing but tensors and plain containers is unpickled."""
     name = shown(path.name)
     try:
         # Files of PyTorch before 1.6 are no archives: they have no checksums, and cannot be mapped into memory.
@@ -55,11 +51,7 @@ def read_checkpoint(path: Path) -> dict[Any, Any]:
 
 
 def check_tensors(state: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The same entries, now known to be tensors of a network: dense, finite and of floating point.
-
-    Raises:
-        UserError: an entry is something else; names it.
-    """
+    """The same entries, now known to be tensors of a network: dense, finite and of floating point; or a UserError."""
     for name, value in state.items():
         if not isinstance(name, str):
             raise UserError(f"this checkpoint's entries must be named by text, and one is named {shown(name)}.")
@@ -81,11 +73,7 @@ def _problem(value: object) -> str | None:
 
 
 def length(state: Mapping[str, Tensor], name: str, axis: int = 0) -> int:
-    """The length of a tensor of a checkpoint along an axis.
-
-    Raises:
-        UserError: there is no such tensor, or it has no such axis.
-    """
+    """The length of a tensor of a checkpoint along an axis, or a UserError."""
     if name not in state:
         raise UserError(f"this checkpoint is incomplete: it has no {name}.")
     shape = state[name].shape

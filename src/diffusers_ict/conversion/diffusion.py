@@ -38,12 +38,9 @@ USUAL_LEAST = 0.0101  # the linear betas of DDPM begin at sigma 0.0100
 
 
 def noise_levels(scheduler: Mapping[str, Any]) -> Tensor:
-    """sigma(t) of the time steps 0 .. T - 1 of a scheduler's config: ascending, float64 [T].
+    """sigma(t) of the time steps 0 .. T - 1 of a scheduler's config: ascending, float64 [T]; or a UserError.
 
     Steps without any signal, of a schedule with zero terminal SNR, are left out.
-
-    Raises:
-        UserError: the config describes no schedule of betas.
     """
     try:
         signal = DDPMScheduler.from_config(dict(scheduler)).alphas_cumprod.double()
@@ -87,11 +84,7 @@ def to_consistency(unet: UNet2DModel, scheduler: Mapping[str, Any]) -> list[str]
 
 
 def edm_to_consistency(unet: UNet2DModel) -> list[str]:
-    """Turn an EDM network of openai/consistency_models, which is told 250 ln(sigma), into a start, in place.
-
-    Returns:
-        What its user should know.
-    """
+    """Turn an EDM network of openai/consistency_models into a start, in place; returns what its user should know."""
     refit_time_embedding(unet, lambda sigmas: embedding(unet, c_noise(sigmas)))
     return ["Recognised by its name as a diffusion model (EDM): a start for training, not for sampling in few steps."]
 

@@ -72,17 +72,12 @@ def _has_word(text: str, word: str) -> bool:
 
 
 def recognises(checkpoint: dict) -> bool:
-    """Whether this is a state dict of that kind."""
+    """Whether this is such a state dict."""
     return "time_embed.0.weight" in checkpoint and "input_blocks.0.0.weight" in checkpoint
 
 
 def read(checkpoint: dict) -> tuple[dict[str, Tensor], list[str]]:
-    """(the weights by UNet2DModel's names, what was done) of a state dict.
-
-    Raises:
-        UserError: it holds something else than tensors of floating point numbers, or is a variant of this layout that
-            UNet2DModel cannot express.
-    """
+    """(weights by UNet2DModel's names, what was done) of a state dict, or a UserError."""
     state = check_tensors(checkpoint)
     names, weights = _module_names(*_count(state)), dict[str, Tensor]()
     for key, tensor in state.items():

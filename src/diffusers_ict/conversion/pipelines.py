@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from diffusers import ConsistencyModelPipeline, DiffusionPipeline, UNet2DModel
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from ..errors import UserError
 from ..formulas.preconditioning import DIFFUSION_SIGMA_DATA
@@ -60,8 +59,8 @@ def convert(
         source: a .pt file of openai/consistency_models, a .ckpt file of the ACT release, or a folder or Hub id of a
             stock consistency pipeline, or of a pipeline with a UNet2DModel and a DDPM, DDIM or PNDM scheduler. Files
             are read without running code that they may hold.
-        resolution: image side in pixels, for files of other networks than the released ones.
-        attention_head_dim: channels of an attention head, for files of other networks than the released ones.
+        resolution, attention_head_dim: image side in pixels, and channels of an attention head, for files of other
+            networks than the released ones.
         intermediate_sigmas: noise levels between sampling steps; by default those of the source, which for a file is
             the published level of a network of openai/consistency_models that its name tells, such as
             ct_imagenet64.pt, and otherwise the middle of the stock grid.
@@ -97,47 +96,46 @@ def _recorded_prediction(source: str) -> str | None:
     """What a repository says that it was before it was converted, if it is a diffusion model and was not trained."""
     try:
         file = fetch_file(source, ConversionMetadata.file_name)
-    except (UserError, HfHubHTTPError, OfflineModeIsEnabled):  # the pipeline came from the cache
+    except UserError:  # the pipeline came from the cache
         return None
     return None if file is None else ConversionMetadata.read(file.parent).prediction
 
 
 def _load(source: str) -> DiffusionPipeline:
-    """The pipeline of a UNet2DModel with a scheduler that says what it was trained for.
-
-    Raises:
-        UserError: there is none, or its scheduler is of another class.
-    """
+    """The pipeline of a UNet2DModel with a scheduler that says what it was trained for, or a UserError."""
     if os.path.isfile(f"{source}/config.json") and not os.path.isfile(f"{source}/model_index.json"):
         raise UserError(
             f"{shown(source)} is a network without a scheduler, which says what it was trained for: save both as one "
             "pipeline, as DDPMPipeline(unet, scheduler) does."
         )
     pipeline = load_pipeline(source)
+    if problem := _problem(pipeline):
+        raise UserError(f"{shown(source)} {problem}")
+    return pipeline
+
+
+def _problem(pipeline: DiffusionPipeline) -> str | None:
     unet, scheduler = (getattr(pipeline, name, None) for name in ("unet", "scheduler"))
     if not isinstance(unet, UNet2DModel):
-        raise UserError(f"{shown(source)} must hold a UNet2DModel, and holds a {type(pipeline).__name__}.")
-    if others := sorted(pipeline.components.keys() - {"unet", "scheduler"}):
-        raise UserError(
-            f"{shown(source)} must draw pixels with a UNet alone, and it also holds {', '.join(others)}: its network "
-            "knows latents, not images."
+        return f"must hold a UNet2DModel, and holds a {type(pipeline).__name__}."
+    if others := ", ".join(sorted(pipeline.components.keys() - {"unet", "scheduler"})):
+        return f"must draw pixels with a UNet alone, and it also holds {others}: its network knows latents, not images."
+    if not isinstance(pipeline, ConsistencyModelPipeline) and type(scheduler).__name__ not in diffusion.SCHEDULERS:
+        allowed = ", ".join(diffusion.SCHEDULERS)
+        return (
+            f"must be a consistency model, or a diffusion model with one of {allowed}, and it has "
+            f"{type(scheduler).__name__}."
         )
-    name = type(scheduler).__name__
-    if not isinstance(pipeline, ConsistencyModelPipeline) and name not in diffusion.SCHEDULERS:
-        raise UserError(
-            f"{shown(source)} must be a consistency model, or a diffusion model with one of "
-            f"{', '.join(diffusion.SCHEDULERS)}, and it has {name}."
-        )
-    if unet.config.class_embed_type is not None:
-        raise UserError(
-            f"{shown(source)} must take its classes as numbers, and its UNet has class_embed_type "
-            f"{unet.config.class_embed_type!r}, which stock consistency pipelines cannot give it."
+    if (embedded := unet.config.class_embed_type) is not None:
+        return (
+            f"must take its classes as numbers, and its UNet has class_embed_type {embedded!r}, which stock "
+            "consistency pipelines cannot give it."
         )
     try:
         fast_columns(unet)
     except ValueError as error:
-        raise UserError(f"{shown(source)} cannot be converted: {error}") from error
-    return pipeline
+        return f"cannot be converted: {error}"
+    return None
 
 
 def _from_file(path: Path, resolution: int | None, head_dim: int | None, sigmas: list[float] | None) -> ConvertedModel:
@@ -172,12 +170,11 @@ def _make_scheduler(released: str | None, sigmas: list[float] | None) -> tuple[I
         note = f"Two steps go through {second:.4g}, stock diffusers' default: `intermediate_sigmas` sets another."
         return scheduler, [] if sigmas else [note]
     num_levels, index, published = openai_layout.TWO_STEPS[released]
-    levels = [published] if sigmas is None else sigmas
+    levels, which = ([published], "the published level") if sigmas is None else (sigmas, "as was asked for")
     scheduler = _scheduler({"num_train_timesteps": num_levels, "intermediate_sigmas": levels})
     second = scheduler.sampling_sigmas(2)[1]
     return scheduler, [
-        f"Recognised by its name as OpenAI's {released}: two steps go through {second:.4g}"
-        f"{', the published level' if sigmas is None else ', as was asked for'}.",
+        f"Recognised by its name as OpenAI's {released}: two steps go through {second:.4g}, {which}.",
         f"timesteps=[{index}, 0] of diffusers_ict.ConsistencyPipeline goes through {published:.4g}, as published: its "
         f"indices count the {num_levels} levels of rho 7. Stock diffusers has one grid only, in whose middle (index "
         f"{num_levels // 2}) lies the level of two steps; its other indices are not the published ones.",

@@ -44,11 +44,7 @@ def save_converted(converted: ConvertedModel, folder: Path, source: str, license
 
 
 def check_new(folder: Path) -> None:
-    """Check that a folder can be made under this name.
-
-    Raises:
-        UserError: there is something of this name, or there cannot be.
-    """
+    """Check that there is nothing of this name, and that a folder can have it, or raise a UserError."""
     try:
         folder.lstat()
     except FileNotFoundError:

@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
@@ -27,10 +28,10 @@ TEST_LEVELS = 3001  # of the embedding; none of them but the ends is a level of 
 NETWORK_LEVELS = 64
 MARGIN = 0.3  # of ln(sigma) on both sides of a smooth fit, because fits are worst at their ends
 SMOOTH_GAIN = 2.0  # slope of the hinges per unit of ln(sigma)
+NONE = torch.empty(0)
 # Weights of the penalties on large coefficients, relative to the mean square of a residual. The first keeps weights
 # small enough for half precision, the second only makes the solution unique, and the third smooths away the wiggle
 # that trained networks do not use.
-NONE = torch.empty(0)
 HEIGHT_RIDGE, EXACT_RIDGE, SMOOTH_RIDGE = 1e-9, 1e-10, 1e-4
 
 
@@ -51,8 +52,8 @@ def refit_from_sigma(unet: UNet2DModel, sigmas: Tensor) -> dict[str, float]:
     Raises:
         UserError: more levels than the second layer has features.
     """
-    test = _geometric(TEST_LEVELS, SIGMA_MIN, SIGMA_MAX)
-    few = _geometric(2 * NETWORK_LEVELS + 1, SIGMA_MIN, SIGMA_MAX)[1::2]
+    test = torch.from_numpy(np.geomspace(SIGMA_MIN, SIGMA_MAX, TEST_LEVELS))
+    few = torch.from_numpy(np.geomspace(SIGMA_MIN, SIGMA_MAX, 2 * NETWORK_LEVELS + 1))[1::2]
     exact, tested, outputs = embedding(unet, sigmas), embedding(unet, test), _outputs(unet, few, few)
     refit_time_embedding(unet, lambda levels: embedding(unet, levels), sigmas)
     got_exact, got = (unet.time_embedding(unet.time_proj(c_noise(levels))) for levels in (sigmas, test))
@@ -82,14 +83,15 @@ def refit_time_embedding(unet: UNet2DModel, wanted: Callable[[Tensor], Tensor], 
     first, second = unet.time_embedding.linear_1, unet.time_embedding.linear_2
     count = first.out_features
     if exact is None:
-        sigmas = _geometric(FIT_LEVELS, SIGMA_MIN * math.exp(-MARGIN), SIGMA_MAX * math.exp(MARGIN))
+        margin = math.exp(MARGIN)
+        sigmas = torch.from_numpy(np.geomspace(SIGMA_MIN / margin, SIGMA_MAX * margin, FIT_LEVELS))
         exact, height, gain, penalty = sigmas[:0], sigmas.log(), SMOOTH_GAIN, SMOOTH_RIDGE
         columns = ~fast_columns(unet)
     elif len(exact) > count:
         raise UserError(f"{len(exact)} noise levels are too many for a time embedding of {count} features.")
     else:
-        even = torch.linspace(SIGMA_MIN, SIGMA_MAX, FIT_LEVELS // 2, dtype=torch.float64)
-        sigmas = torch.cat([_geometric(FIT_LEVELS // 2, SIGMA_MIN, SIGMA_MAX), even]).sort().values
+        halves = [spread(SIGMA_MIN, SIGMA_MAX, FIT_LEVELS // 2) for spread in (np.geomspace, np.linspace)]
+        sigmas = torch.from_numpy(np.sort(np.concatenate(halves)))
         # This height spreads the knots like the levels, half of them by ln(sigma) and half by sigma.
         height, penalty = sigmas.log() / math.log(SIGMA_MAX / SIGMA_MIN) + sigmas / SIGMA_MAX, EXACT_RIDGE
         gain = (count - 1) / (height[-1] - height[0]).item()
@@ -109,11 +111,6 @@ def refit_time_embedding(unet: UNet2DModel, wanted: Callable[[Tensor], Tensor], 
 def embedding(unet: UNet2DModel, times: Tensor) -> Tensor:
     """The time embedding of a network at times [n], float64, [n, width]. The features are rounded to float32."""
     return copy.deepcopy(unet.time_embedding).double()(unet.time_proj(times).double())
-
-
-def _geometric(count: int, low: float, high: float) -> Tensor:
-    """Levels [count] from low to high, equally spaced in the logarithm, float64."""
-    return torch.linspace(math.log(low), math.log(high), count, dtype=torch.float64).exp()
 
 
 def _ridge(

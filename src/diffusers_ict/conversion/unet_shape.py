@@ -19,11 +19,7 @@ UNKNOWN = {  # what weights do not tell
 
 
 def read_config(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Arguments of UNet2DModel that follow from its weights.
-
-    Raises:
-        UserError: the weights are incomplete.
-    """
+    """Arguments of UNet2DModel that follow from its weights, or a UserError."""
 
     def count(modules: str) -> int:
         return len({name.split(".")[modules.count(".")] for name in state if name.startswith(modules)})
@@ -62,8 +58,7 @@ def complete(config: Mapping[str, Any], name: str, resolution: int | None, head_
         resolution, head_dim: those the user gives, or None.
 
     Raises:
-        UserError: something is missing; an image size that cannot be halved often enough; heads that do not divide the
-            width of a level with attention, as the coarsest always is.
+        UserError: something is missing, or does not fit the network.
     """
     options = {"sample_size": resolution, "attention_head_dim": head_dim}
     config = {**config, **{key: value for key, value in options.items() if value is not None}}
@@ -79,19 +74,15 @@ def complete(config: Mapping[str, Any], name: str, resolution: int | None, head_
             f"`resolution` must be a positive multiple of {factor}, by which this network divides the side of its "
             f"images, got {size}."
         )
-    attends = ["Attn" in block for block in config["down_block_types"][:-1]] + [True]
-    for width in sorted({width for width, attend in zip(widths, attends) if attend}):
+    attends = {width for width, block in zip(widths, config["down_block_types"]) if "Attn" in block}
+    for width in sorted({*attends, widths[-1]}):  # the middle attends, too
         if head_dim is not None and (head_dim < 1 or width % head_dim):
             raise UserError(f"`attention_head_dim` must divide {width}, the width of a level, got {head_dim}.")
     return config
 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UNet2DModel:
-    """A UNet2DModel in eval mode with exactly these weights, in float32 and in memory of its own.
-
-    Raises:
-        UserError: a tensor is missing, is left over, or has another shape than the configuration says.
-    """
+    """A UNet2DModel in eval mode with exactly these weights, in float32 and in memory of its own, or a UserError."""
     # Weights of a file may share memory, or be a part of it.
     copies = {
         name: weights.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)

@@ -1,13 +1,6 @@
 from .extractors import Extractor, make_extractor
 from .features import Features
-from .metrics import (
-    Moments,
-    coverage_measures,
-    frechet_distance,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-)
+from .metrics import Moments, coverage_measures, frechet_distance, inception_score, kernel_distance
 from .selection import FID, IS, KID, PR, Metric
 from .tuning import ternary_search, tune
 
@@ -25,7 +18,6 @@ __all__ = [
     "inception_score",
     "kernel_distance",
     "make_extractor",
-    "precision_recall",
     "ternary_search",
     "tune",
 ]

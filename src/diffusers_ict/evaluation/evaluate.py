@@ -22,19 +22,21 @@ from ..files import check_writable, portable, public_name, staged_folder, write_
 from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
 from ..hub.provenance import code_commit, hardware
+from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
 from ..version import __version__
 from .extractors import make_extractor
-from .features import Extraction, ImagesByNumber, Reference, add_features, describe_reference, read_reference
+from .features import Extraction, ImagesByNumber, Reference, measure_reference, read_reference
 from .report import plot_quality
-from .samples import Model, drawer, labels_of, list_variants, load_model
-from .selection import METRICS, Figures, Metric, check_metric
+from .samples import drawer, image_shape, labels_of, list_variants
+from .selection import METRICS, Figures, Metric
 from .settings import EvaluationSettings
 from .tuning import tune
 
-PUBLISHED_WEIGHTS = "published"  # the name of the weights that are no variant
+PUBLISHED = "published"  # the name of the weights that are no variant
 IMAGE_FILES = (".npz", ".parquet", ".arrow")
+Subject = Images | ConsistencyPipeline  # what is measured
 
 
 def evaluate(
@@ -44,8 +46,7 @@ def evaluate(
 
     Args:
         model_name: folder or Hub id of a consistency pipeline, or a file or folder of images.
-        words: the command line, for the report.
-        metrics: instead of those that the settings name.
+        words: the command line, for the report; metrics: instead of those that the settings name.
 
     Returns:
         The report, as written to evaluation.json.
@@ -62,25 +63,30 @@ def evaluate(
     output_dir = Path(settings.output_dir) if settings.output_dir else folder or Path("evaluation")
     check_writable("output_dir", output_dir)
     variants = [] if measured else _variants(settings, model_name)
+    device = accelerator.device
     subject = (
         load_images(measured, accelerator=accelerator)
         if measured
-        else load_model(model_name, variants[0], accelerator.device)
+        else load_consistency(model_name, variants[0]).to(device)
     )
     evaluator = _evaluator(settings, subject, metrics, accelerator)
 
     report = _describe(evaluator, words)
-    if settings.tune_sigmas is not None and isinstance(subject, Model) and folder is not None:
+    if settings.tune_sigmas is not None and isinstance(subject, ConsistencyPipeline) and folder is not None:
         report["tuned"] = _tune(settings.tune_sigmas, subject, evaluator, folder)
     report["rows"] = []
     for images, variant, sigmas in _rows(model_name, subject, variants, evaluator):
-        steps = None if sigmas is None else len(sigmas)
-        name = "images" if steps is None else f"{variant or PUBLISHED_WEIGHTS}, steps {steps}"
+        steps = sigmas and len(sigmas)
+        name = f"{variant or PUBLISHED}, steps {steps}" if steps else "images"
         figures, report["higher_is_better"] = evaluator.figures(images, evaluator.count, metrics, name)
         report["rows"].append({"num_inference_steps": steps, "variant": variant, "sigmas": sigmas, "metrics": figures})
         accelerator.print(f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in figures.items()))
     if accelerator.is_main_process:
-        _write(output_dir, report)
+        write_json(output_dir / "evaluation.json", report)
+        if variants:
+            plot_quality(report, output_dir / "evaluation.png")
+        if (output_dir / RunMetadata.file_name).is_file():
+            write_card(output_dir)
         print(f"Written: {output_dir / 'evaluation.json'}")
     accelerator.end_training()
     return report
@@ -88,108 +94,92 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Measures images against a reference.
-
-    Attributes:
-        count: images of each row of the report; metrics: of each row.
-        label_source: data whose classes samples are drawn as frequently as, or None for each class in turn.
-    """
+    """Measures images against a reference."""
 
     settings: EvaluationSettings
-    count: int
-    metrics: Sequence[Metric]
+    count: int  # images of each row of the report
+    metrics: Sequence[Metric]  # of each row
     extract: Extraction
     reference: Reference
-    label_source: Images | None
+    label_source: Images | None  # data whose classes samples are drawn as frequently as, or None for each class in turn
 
     def figures(
         self, images: ImagesByNumber, count: int, metrics: Sequence[Metric], label: str
     ) -> tuple[Figures, list[str]]:
         """(figures of `count` images, names of those of which higher is better), the same on all processes."""
         samples = self.extract(images, count, label, any(metric.needs_features for metric in metrics))
-        figures: Figures = {}
-        higher: list[str] = []
+        figures, higher = Figures(), list[str]()
         if self.reference.features is not None and self.extract.accelerator.is_main_process:
             for metric in metrics:
-                settings = metric.settings(count, self.reference.count)
-                values = metric.compute(samples, self.reference.features, self.extract.extractor, settings)
+                chosen = metric.settings(count, self.reference.count)
+                values = metric.compute(samples, self.reference.features, self.extract.extractor, chosen)
                 figures |= values
                 higher += values if metric.higher_is_better else []
         return tuple(broadcast_object_list([figures, higher]))
 
 
 def _evaluator(
-    settings: EvaluationSettings, subject: Images | Model, metrics: Sequence[Metric], accelerator: Accelerator
+    settings: EvaluationSettings, subject: Subject, metrics: Sequence[Metric], accelerator: Accelerator
 ) -> Evaluator:
-    """Read the real images, or their statistics, after a check that all metrics can be computed.
-
-    Raises:
-        UserError: they cannot.
-    """
+    """Read the real images, or their statistics, after a check that all metrics can be computed, or a UserError."""
     cache = Path(settings.cache_dir or "~/.cache/diffusers-ict").expanduser()
     check_writable("cache_dir", cache)
     extractor = make_extractor(settings.extractor, settings.extractor_weights, accelerator.device)
-    extract = Extraction(extractor, accelerator, settings.batch_size, subject.shape)
-    count = len(subject) if isinstance(subject, Images) else settings.num_samples
+    if isinstance(subject, Images):
+        count, shape, classes = len(subject), subject.shape, None
+    else:
+        count, shape, classes = settings.num_samples, image_shape(subject), subject.unet.config.num_class_embeds
+    extract = Extraction(extractor, accelerator, settings.batch_size, shape)
     wanted = [(metric, count) for metric in metrics]
     if settings.tune_sigmas is not None:
         wanted.append((METRICS[settings.tune_metric], settings.tune_samples or count))
     keep = any(metric.needs_features for metric, _ in wanted)
-    by_class = isinstance(subject, Model) and subject.classes is not None and settings.labels == "data"
+    by_class = classes is not None and settings.labels == "data"
     if by_class and settings.reference is not None:
         raise UserError("`reference` does not say how frequent classes are: give the data, or `labels` uniform.")
     images = None
     if settings.reference is not None:
         reference = read_reference(Path(settings.reference), extractor, keep)
+        real_shape, real = reference.description["shape"], reference.count
     else:
         images = load_images(settings, class_conditional=by_class, accelerator=accelerator)
-        name, _ = public_name(settings.data_name)
-        reference = describe_reference(images, name, settings.dataset_split, settings.flip_reference, extractor)
-    if (real := tuple(reference.description["shape"])) != extract.shape:
-        (c, h, w), (channels, height, width) = real, extract.shape
+        real_shape, real = images.shape, len(images) * (1 + settings.flip_reference)
+    if tuple(real_shape) != shape:
+        (c, h, w), (channels, height, width) = real_shape, shape
         raise UserError(
             f"real images must be like the ones to be measured, {width}x{height} of {channels} channels, and are "
             f"{w}x{h} of {c}; give `resolution`, `center_crop` and `image_mode` as in training."
         )
     for metric, samples in wanted:
-        check_metric(metric, min(samples, reference.count), extract.widths, extractor)
+        metric.check(min(samples, real), extract.widths, extractor)
     label_source = images if by_class else None
-    if isinstance(subject, Model):
+    if isinstance(subject, ConsistencyPipeline):
         labels_of(subject, label_source, settings.seed)  # refuses other classes before anything is computed
     if images is not None:
-        reference = add_features(reference, images, extract, cache, keep)
+        name, _ = public_name(settings.data_name)
+        facts = {"dataset": name, "split": settings.dataset_split, "flipped": settings.flip_reference}
+        reference = measure_reference(images, facts, extract, cache, keep)
     return Evaluator(settings, count, metrics, extract, reference, label_source)
 
 
 def _rows(
-    model_name: str, subject: Images | Model, variants: Sequence[str | None], evaluator: Evaluator
+    model_name: str, subject: Subject, variants: Sequence[str | None], evaluator: Evaluator
 ) -> Iterator[tuple[ImagesByNumber, str | None, list[float] | None]]:
     """(images, variant, noise levels) of each row of the report."""
     if isinstance(subject, Images):
         yield lambda numbers: subject.part(numbers)[0], None, None
     for variant in variants:
-        model = load_model(model_name, variant, evaluator.extract.accelerator.device)  # with levels just written
+        pipeline = load_consistency(model_name, variant).to(evaluator.extract.accelerator.device)  # with tuned levels
         for steps in evaluator.settings.steps:
-            sigmas = [float(sigma) for sigma in model.pipeline.scheduler.sampling_sigmas(steps)]
-            yield drawer(model, evaluator.label_source, evaluator.settings.seed, sigmas), variant, sigmas
-
-
-def _write(output_dir: Path, report: dict[str, Any]) -> None:
-    """Write evaluation.json and evaluation.png, and renew the card of a run."""
-    write_json(output_dir / "evaluation.json", report)
-    if any(row["num_inference_steps"] for row in report["rows"]):
-        plot_quality(report, output_dir / "evaluation.png")
-    if (output_dir / RunMetadata.file_name).is_file():
-        write_card(output_dir)
+            sigmas = [float(sigma) for sigma in pipeline.scheduler.sampling_sigmas(steps)]
+            yield drawer(pipeline, evaluator.label_source, evaluator.settings.seed, sigmas), variant, sigmas
 
 
 def _images_to_measure(path: Path) -> DataSettings | None:
-    """Images that are measured as they are, or None where `path` is a model.
-
-    A run that has published no model yet has grids of samples in its folder, which are no images to be measured.
-    """
+    """Images that are measured as they are, or None where `path` is a model."""
     if path.suffix in IMAGE_FILES:
         return DataSettings(dataset_name=str(path))
+    # A run without a model as yet has grids of samples in its folder.
     model = any((path / name).is_file() for name in ("model_index.json", "recipe.yaml"))
     return DataSettings(train_data_dir=str(path)) if path.is_dir() and not model and holds_images(path) else None
 
@@ -214,33 +204,30 @@ def _checked_metrics(
 
 
 def _variants(settings: EvaluationSettings, model_name: str) -> list[str | None]:
-    """The averages of the weights to be measured; None stands for the published one."""
-    names = [PUBLISHED_WEIGHTS, *list_variants(model_name)]
+    """The averages of the weights to be measured; None is the published one."""
+    names = [PUBLISHED, *list_variants(model_name)]
     chosen = names if settings.variants is None else settings.variants
     if unknown := set(chosen) - set(names):
         raise UserError(f"`variants` may be {', '.join(names)} for this model, got {', '.join(sorted(unknown))}.")
-    return [None if name == PUBLISHED_WEIGHTS else name for name in chosen]
+    return [None if name == PUBLISHED else name for name in chosen]
 
 
-def _tune(steps: int, model: Model, evaluator: Evaluator, folder: Path) -> dict[str, Any]:
+def _tune(steps: int, pipeline: ConsistencyPipeline, evaluator: Evaluator, folder: Path) -> dict[str, Any]:
     """Search noise levels for up to so many steps, write them if they are better, and describe the search.
 
-    The search has noise of its own. The old levels and the new are compared on the noise of the report's rows, so that
-    no reported figure is one that the levels were chosen by.
+    It has noise of its own, so that no reported figure is one that the levels were chosen by.
     """
-    settings, scheduler, accelerator = evaluator.settings, model.pipeline.scheduler, evaluator.extract.accelerator
+    settings, scheduler, accelerator = evaluator.settings, pipeline.scheduler, evaluator.extract.accelerator
     metric, count = METRICS[settings.tune_metric], settings.tune_samples or settings.num_samples
     search_seed = derive_seed(settings.seed, EVALUATION)
-    name = ""
+    figures = Figures()
 
     def figure(levels: list[float], fresh: bool) -> float:
-        nonlocal name
-        images = drawer(model, evaluator.label_source, settings.seed if fresh else search_seed, levels)
-        figures, _ = evaluator.figures(images, count, [metric], f"{len(levels)} steps")
-        name = next(iter(figures))  # a deviation stands behind its figure
-        return figures[name]
+        images = drawer(pipeline, evaluator.label_source, settings.seed if fresh else search_seed, levels)
+        figures.update(evaluator.figures(images, count, [metric], f"{len(levels)} steps")[0])
+        return next(iter(figures.values()))  # a deviation stands behind its figure
 
-    tuned = tune(figure, scheduler, steps, metric.higher_is_better)
+    tuned, name = tune(figure, scheduler, steps, metric.higher_is_better), next(iter(figures))
     for n, levels in tuned["old_levels"].items():
         old, new = [float(f"{level:.4g}") for level in levels], tuned["levels"][: len(levels)]
         before, after = (f"{tuned[key][n]:.5g} through" for key in ("before", "after"))

@@ -1,6 +1,5 @@
 """Feature networks as plain callables: uint8 images in, features out. Each library is imported where it is used."""
 
-import hashlib
 import importlib
 import importlib.util
 import io
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..errors import UserError, first_line
+from ..files import sha256
 from ..hub.provenance import weights_hash
 
 INCEPTION_URL = (
@@ -46,11 +46,7 @@ class Extractor:
 
     @torch.no_grad()
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """uint8 [n, C, H, W] on any device -> (features, logits or None), float32 on the CPU.
-
-        Raises:
-            UserError: the network fails, or returns something else.
-        """
+        """uint8 [n, C, H, W] on any device -> (features, logits or None), float32 on the CPU; or a UserError."""
         try:
             out = self.network(images.to(self.device))
         except UserError:
@@ -81,15 +77,16 @@ def make_extractor(name: str, weights: str | None = None, device: torch.device |
     Raises:
         UserError: unknown, or something has to be installed or downloaded first; says what.
     """
-    makers = {"pixels": _pixels, "inception": _inception, "dinov2": _dinov2}
-    if name in makers:
-        return makers[name](weights, torch.device(device))
-    path = Path(name)
+    device, path = torch.device(device), Path(name)
+    if name == "pixels":
+        return Extractor("raw pixels in [0, 1]", "none", "none", lambda x: x.flatten(1).float() / 255, device)
+    if name in ("inception", "dinov2"):
+        return (_inception if name == "inception" else _dinov2)(weights, device)
     if path.suffix not in (".py", ".pt2"):
-        raise UserError(f"`extractor` must be {', '.join(makers)}, or a .py or .pt2 file, got {name}.")
+        raise UserError(f"`extractor` must be pixels, inception, dinov2, or a .py or .pt2 file, got {name}.")
     if not path.is_file():
         raise UserError(f"there is no file {name} for `extractor`.")
-    return _from_file(path, torch.device(device))
+    return _from_file(path, device)
 
 
 def colour(images: Tensor) -> Tensor:
@@ -99,15 +96,10 @@ def colour(images: Tensor) -> Tensor:
     return images.expand(-1, 3, -1, -1)
 
 
-def _pixels(weights: str | None, device: torch.device) -> Extractor:
-    return Extractor("raw pixels in [0, 1]", "none", "none", lambda x: x.flatten(1).float() / 255, device)
-
-
 def _inception(weights: str | None, device: torch.device) -> Extractor:
     """The Inception network of published FIDs, with the resize of its TensorFlow original, by torch-fidelity."""
-    network = _inception_class()
+    network, state = _inception_class(), io.BytesIO()
     # Its constructor would download, or unpickle whatever a file holds; here it reads tensors that were read safely.
-    state = io.BytesIO()
     torch.save(_inception_weights(weights), state)
     state.seek(0)
     try:
@@ -139,17 +131,14 @@ def _inception_class() -> Any:
 
 
 def _inception_weights(path: str | None) -> dict[str, Tensor]:
+    missing = f"the Inception weights cannot be downloaded; give a file of {INCEPTION_URL} as `extractor_weights`"
     try:
         if path is None:
             return torch.hub.load_state_dict_from_url(INCEPTION_URL, map_location="cpu", weights_only=True)
         return load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
     except Exception as error:  # each format has its own classes
-        if path is not None:
-            raise UserError(f"`extractor_weights` {path} cannot be read: {first_line(error)}") from error
-        raise UserError(
-            f"the Inception weights cannot be downloaded ({first_line(error)}): fetch {INCEPTION_URL} on a machine "
-            "that can, and give the file as `extractor_weights`."
-        ) from error
+        problem = f"`extractor_weights` {path} cannot be read" if path else missing
+        raise UserError(f"{problem}: {first_line(error)}") from error
 
 
 def _dinov2(weights: str | None, device: torch.device) -> Extractor:
@@ -180,7 +169,7 @@ def _dinov2(weights: str | None, device: torch.device) -> Extractor:
 def _from_file(path: Path, device: torch.device) -> Extractor:
     """An extractor of a user's own, whose code is run."""
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = sha256(path)
         if path.suffix == ".pt2":
             network = torch.export.load(path).module().to(device)
             return Extractor(path.name, digest, f"as in {path.name}", network, device)

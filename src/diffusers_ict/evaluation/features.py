@@ -115,31 +115,28 @@ class Reference:
         return self.description["images"] * (1 + self.description["flipped"])
 
 
-def describe_reference(images: Images, name: str, split: str, flipped: bool, extractor: Extractor) -> Reference:
-    """The reference of these images, without features as yet."""
-    facts = {"version": FORMAT, "dataset": name, "split": split, "images": len(images), "shape": list(images.shape)}
-    facts |= {"flipped": flipped, "fingerprint": images.fingerprint()}
-    return Reference(facts | {"extractor": extractor.name, "weights": extractor.weights, "resize": extractor.resize})
-
-
-def add_features(reference: Reference, images: Images, extract: Extraction, cache: Path, keep: bool) -> Reference:
-    """The reference with features, from `cache/reference-HASH.safetensors`, or computed and kept there.
+def measure_reference(images: Images, facts: dict[str, Any], extract: Extraction, cache: Path, keep: bool) -> Reference:
+    """The reference of images, from `cache/reference-HASH.safetensors`, or computed and kept there.
 
     Args:
+        facts: dataset, split, and whether the images are `flipped`.
         keep: whether features are needed beside their mean and covariance.
 
     Raises:
         UserError: the file cannot be written; or see `Extraction`.
     """
-    path, stored = cache / f"reference-{reference.hash}.safetensors", None
-    if extract.accelerator.is_main_process and path.exists():
+    extractor, accelerator, stored = extract.extractor, extract.accelerator, None
+    network = {"extractor": extractor.name, "weights": extractor.weights, "resize": extractor.resize}
+    pixels = {"images": len(images), "shape": list(images.shape), "fingerprint": images.fingerprint()}
+    reference = Reference({"version": FORMAT, **facts, **pixels, **network})
+    path = cache / f"reference-{reference.hash}.safetensors"
+    if accelerator.is_main_process and path.exists():
         try:
             stored = _load(path).features
         except UserError as error:
             warnings.warn(f"{error} It is made again.", stacklevel=2)
-        if keep and stored is not None and stored.features is None:
-            stored = None
-    if broadcast_object_list([stored is not None])[0]:  # so that all processes take the same path
+    usable = stored is not None and not (keep and stored.features is None)
+    if broadcast_object_list([usable])[0]:  # so that all processes take the same path
         return replace(reference, features=stored)
 
     def real(numbers: Tensor) -> Tensor:
@@ -148,7 +145,7 @@ def add_features(reference: Reference, images: Images, extract: Extraction, cach
         return torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
 
     reference = replace(reference, features=extract(real, reference.count, "reference", keep))
-    if extract.accelerator.is_main_process:
+    if accelerator.is_main_process:
         _save(path, reference)
     return reference
 
@@ -157,8 +154,7 @@ def read_reference(path: Path, extractor: Extractor, keep: bool) -> Reference:
     """Read a reference of an earlier evaluation.
 
     Raises:
-        UserError: no such file, a damaged one, one made with another extractor, or one without features where they
-            are needed.
+        UserError: there is none, it is damaged, was made with another extractor, or lacks features that are needed.
     """
     reference = _load(path)
     name, weights = (reference.description[key] for key in ("extractor", "weights"))
@@ -201,9 +197,8 @@ def _load(path: Path) -> Reference:
         moments = Moments(reference.count, tensors["mean"], tensors["covariance"] * (reference.count - 1))
         return replace(reference, features=Features(moments, tensors.get("features")))
     except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(
-            f"{path} is not a file of reference statistics, or a damaged one: {first_line(error)}."
-        ) from error
+        reason = first_line(error)
+        raise UserError(f"{path} is not a file of reference statistics, or a damaged one: {reason}.") from error
 
 
 def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:

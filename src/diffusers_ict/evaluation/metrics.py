@@ -28,11 +28,11 @@ class Moments:
     scatter: Tensor
 
     @classmethod
-    def of(cls, features: Tensor, chunk: int = 5000) -> "Moments":
+    def of(cls, features: Tensor) -> "Moments":
         """Moments of all rows of features [n, d]."""
         dim = features.shape[1]
         moments = cls(0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64))
-        for rows in features.split(chunk) if len(features) else ():
+        for rows in features.split(CHUNK) if len(features) else ():
             moments.update(rows)
         return moments
 
@@ -70,9 +70,7 @@ def frechet_distance(a: Tensor | Moments, b: Tensor | Moments) -> float:
     return (means + cov_a.trace() + cov_b.trace() - 2 * cross).item()
 
 
-def kernel_distance(
-    real: Tensor, fake: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = SUBSET_SEED
-) -> tuple[float, float]:
+def kernel_distance(real: Tensor, fake: Tensor, subsets: int = 100, subset_size: int = 1000) -> tuple[float, float]:
     """KID, Binkowski et al. (arXiv:1801.01401): mean and deviation over subsets of the unbiased squared MMD.
 
     Kernel (x.y / d + 1)^3, in float64.
@@ -84,7 +82,7 @@ def kernel_distance(
     Raises:
         ValueError: a set has fewer rows than a subset.
     """
-    rng = np.random.RandomState(seed)
+    rng = np.random.RandomState(SUBSET_SEED)
     values = []
     for _ in range(subsets):
         f, r = (x[torch.from_numpy(rng.choice(len(x), subset_size, replace=False))].double() for x in (fake, real))
@@ -94,13 +92,13 @@ def kernel_distance(
     return float(np.mean(values)), float(np.std(values))
 
 
-def inception_score(logits: Tensor, splits: int = 10, seed: int = SUBSET_SEED) -> tuple[float, float]:
+def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
     """exp E_x KL(p(y|x) || p(y)), Salimans et al. (arXiv:1606.03498): mean and deviation over splits, in float64.
 
     Args:
         logits: of a classifier, [n, classes]; rows are shuffled before they are split.
     """
-    order = np.random.RandomState(seed).permutation(len(logits))
+    order = np.random.RandomState(SUBSET_SEED).permutation(len(logits))
     log_p = logits[torch.from_numpy(order)].double().log_softmax(1)
     scores = []
     for number in range(splits):
@@ -110,9 +108,7 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = SUBSET_SEED) -
     return float(np.mean(scores)), float(np.std(scores))
 
 
-def coverage_measures(
-    real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5, chunk: int = CHUNK
-) -> dict[str, float]:
+def coverage_measures(real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5) -> dict[str, float]:
     """ "precision" and "recall" (arXiv:1904.06991), "density" and "coverage" (arXiv:2002.09797), in float32.
 
     Precision is the share of fakes within some real sample's distance to its k-th neighbour, recall the same with the
@@ -122,15 +118,14 @@ def coverage_measures(
     Args:
         real, fake: features, [n, d] and [m, d], each of more than max(k, k_density) rows.
         k: neighbour of precision and recall; k_density: that of density and coverage.
-        chunk: rows of the distance matrix held at once.
     """
     real, fake = real.float(), fake.float()
-    radii = neighbour_distances(real, (k, k_density), chunk)
-    (fake_radius,) = neighbour_distances(fake, (k,), chunk)
+    radii = neighbour_distances(real, (k, k_density))
+    (fake_radius,) = neighbour_distances(fake, (k,))
     precise = torch.zeros(len(fake), dtype=torch.bool)
     recalled, covered, inside = [], [], 0
-    for rows, radius, density_radius in zip(*(x.split(chunk) for x in (real, *radii))):
-        distances = torch.cdist(rows, fake)  # [chunk, m]
+    for rows, radius, density_radius in zip(*(x.split(CHUNK) for x in (real, *radii))):
+        distances = torch.cdist(rows, fake)  # [CHUNK, m]
         precise |= (distances <= radius[:, None]).any(0)
         recalled.append((distances <= fake_radius).any(1))
         within = distances <= density_radius[:, None]
@@ -141,15 +136,9 @@ def coverage_measures(
     return {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3, chunk: int = CHUNK) -> tuple[float, float]:
-    """Precision and recall alone; see `coverage_measures`."""
-    measures = coverage_measures(real, fake, k, k, chunk)
-    return measures["precision"], measures["recall"]
-
-
-def neighbour_distances(points: Tensor, ks: tuple[int, ...], chunk: int = CHUNK) -> list[Tensor]:
+def neighbour_distances(points: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
     """For each k the distance of every point to its k-th nearest neighbour among the others: [n] each."""
     # The nearest of all is the point itself, at distance 0.
-    smallest = [torch.cdist(rows, points).topk(max(ks) + 1, largest=False).values for rows in points.split(chunk)]
+    smallest = [torch.cdist(rows, points).topk(max(ks) + 1, largest=False).values for rows in points.split(CHUNK)]
     distances = torch.cat(smallest)
     return [distances[:, k].contiguous() for k in ks]

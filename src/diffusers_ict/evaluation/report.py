@@ -15,12 +15,12 @@ def plot_quality(report: dict[str, Any], target: Path) -> None:
 
     rows = report["rows"]
     names = [name for name in rows[0]["metrics"] if not name.endswith("_std")]
-    columns = min(3, len(names))
-    lines = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(4 * columns, 3 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flat
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    for panel, name in zip(panels, names):
+    counts = sorted({row["num_inference_steps"] for row in rows})
+    columns = min(3, len(names))
+    figure = Figure(figsize=(4 * columns, 3 * math.ceil(len(names) / columns)), layout="constrained")
+    for place, name in enumerate(names, 1):
+        panel: Any = figure.add_subplot(math.ceil(len(names) / columns), columns, place)
         for variant in variants:
             points = [
                 (row["num_inference_steps"], row["metrics"][name], row["metrics"].get(f"{name}_std", 0.0))
@@ -29,13 +29,10 @@ def plot_quality(report: dict[str, Any], target: Path) -> None:
             ]
             panel.errorbar(*zip(*points), marker="o", capsize=3, label=variant or "published")
         better = "higher" if name in report["higher_is_better"] else "lower"
-        counts = sorted({row["num_inference_steps"] for row in rows})
         panel.axhline(0, color="none")  # so that differences are seen in proportion
         panel.set(xlabel="sampling steps", xticks=counts, xlim=(counts[0] - 0.4, counts[-1] + 0.4))
         title = TITLES.get(name, name.replace("_", " ").capitalize())
         panel.set_title(f"{title}\n({better} is better)", fontsize=10)
-    for panel in list(panels)[len(names) :]:
-        panel.remove()
     if len(variants) > 1:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(variants), 4), fontsize=8)

@@ -1,8 +1,8 @@
 """The samples of an evaluation, drawn by a pipeline. Each is a function of its number."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import list_repo_files
@@ -11,43 +11,18 @@ from torch import Tensor
 from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
 from ..errors import UserError, first_line
-from ..pipeline_consistency import ConsistencyPipeline, load_consistency
+from ..pipeline_consistency import ConsistencyPipeline
 
 
-@dataclass(frozen=True)
-class Model:
-    """A pipeline to be sampled."""
-
-    pipeline: ConsistencyPipeline
-
-    @property
-    def classes(self) -> int | None:
-        """How many, or None for an unconditional model."""
-        return self.pipeline.unet.config.num_class_embeds
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what it draws."""
-        config = self.pipeline.unet.config
-        size = config.sample_size
-        return (config.out_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
-
-
-def load_model(repository: str, variant: str | None, device: torch.device) -> Model:
-    """A consistency pipeline by path or Hub id, with one of its averages of the weights; None is the published one.
-
-    Raises:
-        UserError: there is none, or a damaged one.
-    """
-    return Model(load_consistency(repository, variant).to(device))
+def image_shape(pipeline: ConsistencyPipeline) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a pipeline draws."""
+    config = pipeline.unet.config
+    size = config.sample_size
+    return (config.out_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
 
 
 def list_variants(repository: str) -> list[str]:
-    """The variants of the weights that a folder or a Hub repository holds.
-
-    Raises:
-        UserError: the Hub cannot be asked.
-    """
+    """The variants of the weights that a folder or a Hub repository holds, or a UserError."""
     folder = Path(repository)
     try:
         files = map(str, folder.glob("unet/*")) if folder.is_dir() else list_repo_files(repository)
@@ -57,13 +32,13 @@ def list_variants(repository: str) -> list[str]:
     return sorted({part[1] for part in parts if len(part) == 3})
 
 
-def labels_of(model: Model, images: Images | None, seed: int) -> Callable[[Tensor], Tensor | None]:
+def labels_of(pipeline: ConsistencyPipeline, images: Images | None, seed: int) -> Callable[[Tensor], Tensor | None]:
     """Labels of samples by their numbers: as frequent as in `images`, or each class in turn where that is None.
 
     Raises:
         UserError: the data has other classes than the model.
     """
-    classes = model.classes
+    classes = pipeline.unet.config.num_class_embeds
     if classes is None:
         return lambda numbers: None
     if images is None:
@@ -78,21 +53,21 @@ def labels_of(model: Model, images: Images | None, seed: int) -> Callable[[Tenso
     return lambda numbers: shuffled[numbers % len(shuffled)]
 
 
-def drawer(model: Model, images: Images | None, seed: int, levels: list[float]) -> Callable[[Tensor], Tensor]:
-    """A function that draws the samples of given numbers [n] through the noise levels `levels`: uint8 [n, C, H, W].
+def drawer(
+    pipeline: ConsistencyPipeline, images: Images | None, seed: int, levels: list[float]
+) -> Callable[[Tensor], Tensor]:
+    """A function that draws the samples of some numbers [n] through the noise levels `levels`: uint8 [n, C, H, W].
 
-    Every sample has noise of its own, which depends on the seed and its number alone, and a label by `labels_of`. So
-    step counts and variants are compared on the same noise, and figures depend neither on the batch size nor on the
-    number of processes.
+    The noise of a sample depends on the seed and its number alone, its label is that of `labels_of`. So step counts and
+    variants are compared on the same noise, whatever the batch size and the number of processes.
     """
-    pipeline, labels = model.pipeline, labels_of(model, images, seed)
+    labels = labels_of(pipeline, images, seed)
 
     def draw(numbers: Tensor) -> Tensor:
         seeds = [derive_seed(seed, EVALUATION, number) for number in numbers.tolist()]
-        generators = [torch.Generator(pipeline.device).manual_seed(own) for own in seeds]
-        (drawn,) = pipeline(
-            len(seeds), labels(numbers), sigmas=levels, generator=generators, output_type="pt", return_dict=False
-        )
+        generators = [torch.Generator(pipeline.device).manual_seed(seed) for seed in seeds]
+        options: dict[str, Any] = {"sigmas": levels, "generator": generators, "output_type": "pt"}
+        (drawn,) = pipeline(len(seeds), labels(numbers), **options, return_dict=False)
         if not drawn.isfinite().all():
             raise UserError(
                 f"the model draws images that are not numbers at noise levels {levels}; its weights are broken."

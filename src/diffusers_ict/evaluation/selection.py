@@ -9,9 +9,8 @@ from .extractors import Extractor
 from .features import Features
 from .metrics import coverage_measures, frechet_distance, inception_score, kernel_distance
 
-KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
-IS_SETTINGS = {"splits": 10}
-PR_SETTINGS = {"k_precision_recall": 3, "k_density_coverage": 5}
+KID_SUBSET_SIZE = 1000  # as in the paper of KID
+NEIGHBOURS = {"k_precision_recall": 3, "k_density_coverage": 5}
 
 Figures = dict[str, float]  # by name, as in evaluation.json
 
@@ -39,30 +38,42 @@ class Metric:
     needs_logits: bool = False
     needs_features: bool = True
 
+    def check(self, images: int, widths: Sequence[int], extractor: Extractor) -> None:
+        """Check that it can be computed from so many images, drawn or real.
+
+        Args:
+            widths: numbers of features, and of logits where there are any, of an image.
+
+        Raises:
+            UserError: too few images, or no class probabilities.
+        """
+        if images < (minimum := self.minimum(widths[0])):
+            why = f" with {widths[0]} features" if minimum > widths[0] else ""
+            raise UserError(
+                f"the metric {self.name} needs at least {minimum} images of each kind{why}, got {images}; give more "
+                "images, or remove it from `metrics`."
+            )
+        if self.needs_logits and len(widths) == 1:
+            raise UserError(f"the metric {self.name} needs class probabilities, which {extractor.name} does not give.")
+
 
 def _frechet(samples, reference, extractor, settings) -> Figures:
     return {extractor.frechet: frechet_distance(reference.moments, samples.moments)}
 
 
 def _kernel(samples, reference, extractor, settings) -> Figures:
-    sets = reference.features, samples.features
-    mean, deviation = kernel_distance(*sets, settings["subsets"], settings["subset_size"])
-    return {"kid": mean, "kid_std": deviation}
+    subsets = settings["subsets"], settings["subset_size"]
+    return dict(zip(("kid", "kid_std"), kernel_distance(reference.features, samples.features, *subsets)))
 
 
-def _kernel_settings(samples: int, reference: int) -> dict[str, Any]:
-    """Subsets of 1,000 images, as in KID's paper, or half of the smaller set where that has fewer.
-
-    Subsets of all images would be one and the same, and have no deviation.
-    """
-    fewest = min(samples, reference)
-    size = KID_SUBSET_SIZE if fewest >= KID_SUBSET_SIZE else fewest // 2
-    return {"subsets": KID_SUBSETS, "subset_size": size, "kernel": "(x.y/d + 1)^3"}
+def _kernel_settings(*counts: int) -> dict[str, Any]:
+    """Half of a smaller set: subsets of all its images would be one and the same, and have no deviation."""
+    size = KID_SUBSET_SIZE if min(counts) >= KID_SUBSET_SIZE else min(counts) // 2
+    return {"subsets": 100, "subset_size": size, "kernel": "(x.y/d + 1)^3"}
 
 
 def _inception(samples, reference, extractor, settings) -> Figures:
-    mean, deviation = inception_score(samples.logits, settings["splits"])
-    return {"inception_score": mean, "inception_score_std": deviation}
+    return dict(zip(("inception_score", "inception_score_std"), inception_score(samples.logits, settings["splits"])))
 
 
 def _coverage(samples, reference, extractor, settings) -> Figures:
@@ -71,25 +82,6 @@ def _coverage(samples, reference, extractor, settings) -> Figures:
 
 FID = Metric("fid", _frechet, lambda dim: dim + 1, lambda *counts: {}, higher_is_better=False, needs_features=False)
 KID = Metric("kid", _kernel, lambda dim: 4, _kernel_settings, higher_is_better=False)
-IS = Metric("is", _inception, lambda dim: 10, lambda *counts: dict(IS_SETTINGS), True, needs_logits=True)
-PR = Metric("pr", _coverage, lambda dim: 6, lambda *counts: dict(PR_SETTINGS), higher_is_better=True)
+IS = Metric("is", _inception, lambda dim: 10, lambda *counts: {"splits": 10}, True, needs_logits=True)
+PR = Metric("pr", _coverage, lambda dim: 6, lambda *counts: dict(NEIGHBOURS), higher_is_better=True)
 METRICS = {metric.name: metric for metric in (FID, KID, IS, PR)}
-
-
-def check_metric(metric: Metric, images: int, widths: Sequence[int], extractor: Extractor) -> None:
-    """Check that a metric can be computed from so many images, drawn or real.
-
-    Args:
-        widths: numbers of features, and of logits where there are any, of an image.
-
-    Raises:
-        UserError: too few images, or no class probabilities.
-    """
-    if images < (minimum := metric.minimum(widths[0])):
-        why = f" with {widths[0]} features" if minimum > widths[0] else ""
-        raise UserError(
-            f"the metric {metric.name} needs at least {minimum} images of each kind{why}, got {images}; give more "
-            "images, or remove it from `metrics`."
-        )
-    if metric.needs_logits and len(widths) == 1:
-        raise UserError(f"the metric {metric.name} needs class probabilities, which {extractor.name} does not give.")
