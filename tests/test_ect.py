@@ -27,13 +27,7 @@ def uniform_of(*levels: float) -> torch.Tensor:
     return torch.tensor([LN_T.cdf(math.log(t)) for t in levels], dtype=torch.float64)
 
 
-def test_a_single_stage_of_q_256_has_the_published_ratios():
-    r, t = ECTObjective(256).sample_pair(uniform_of(0.004, 80), 0, 8)
-    assert (r / t).tolist() == pytest.approx([1 - 5 / 256, 1 - 1 / 256], abs=1e-4)
-    assert ECTObjective(256).ratio(torch.tensor([0.0, 80.0]), 0).tolist() == pytest.approx([0.98046875, 0.99609375])
-
-
-def test_the_stages_of_q_2_narrow_the_gap_as_computed_by_hand():
+def test_the_stages_of_q_2_and_the_one_of_q_256_have_the_ratios_computed_by_hand():
     # At t = ln 3, sigmoid(-t) = 1/4 and n(t) = 1 + 8/4 = 3.
     by_hand = [0, 0, 0.25, 0.625, 0.8125, 0.90625, 0.953125, 0.9765625, 0.98828125]  # 1 - 3 / 2^(stage + 1), or 0
     objective = ECTObjective(align_steps=10, stage_steps=10)
@@ -41,6 +35,7 @@ def test_the_stages_of_q_2_narrow_the_gap_as_computed_by_hand():
         (r,), (t,) = objective.sample_pair(uniform_of(math.log(3)), 10 * number, 90)
         assert t.item() == pytest.approx(math.log(3), rel=1e-9)
         assert r.item() == pytest.approx(max(ratio * math.log(3), 0.002), rel=1e-9)
+    assert ECTObjective(256).ratio(torch.tensor([0.0, 80.0]), 0).tolist() == pytest.approx([0.98046875, 0.99609375])
 
 
 def test_ln_t_is_normal_but_for_the_draws_beyond_the_ends():
@@ -56,7 +51,7 @@ def test_ln_t_is_normal_but_for_the_draws_beyond_the_ends():
 
 
 @pytest.mark.parametrize("q", [1.1, 2, 256])
-def test_the_levels_of_every_number_and_stage_are_in_range_and_apart(q):
+def test_the_levels_of_every_number_and_stage_are_in_range_apart_and_independent_of_the_batch(q):
     u = torch.cat([torch.tensor([0.0, 2**-53, 1 - 2**-53]), torch.rand(1000, dtype=torch.float64)])
     objective = ECTObjective(q, stage_steps=1, align_steps=1)
     for step in (0, 1, 2, 5, 20, 10**9):
@@ -64,16 +59,10 @@ def test_the_levels_of_every_number_and_stage_are_in_range_and_apart(q):
         assert torch.isfinite(t).all()
         assert ((r >= 0.002) & (r < t) & (t >= 0.004) & (t <= 80)).all()
         assert (r <= 0.9991 * t).all()
+        parts = zip(*(objective.sample_pair(part, step, 10**9 + 1) for part in u.split(37)), strict=True)
+        assert all(torch.equal(torch.cat(part), full) for part, full in zip(parts, (r, t), strict=True))
         if step == 0:
             assert (r == 0.002).all()
-
-
-def test_a_sample_has_its_levels_in_any_part_of_a_batch():
-    u, objective = torch.rand(37, dtype=torch.float64), ECTObjective(256)
-    whole = objective.sample_pair(u, 0, 8)
-    for size in (1, 5, 16):
-        parts = zip(*(objective.sample_pair(part, 0, 8) for part in u.split(size)), strict=True)
-        assert all(torch.equal(torch.cat(part), full) for part, full in zip(parts, whole, strict=True))
 
 
 def test_stages_count_steps_after_the_alignment():
@@ -96,12 +85,12 @@ def test_stages_end_where_all_ratios_are_at_their_largest():
 
 @pytest.mark.parametrize("stage", [-1, 0, 3, 7])
 def test_the_mean_weight_is_the_integral_over_the_lognormal(stage):
-    objective = ECTObjective(stage_steps=1, align_steps=1)
     z = np.linspace(-8, 8, 400_001)
     t = np.exp(-1.1 + 2 * z).clip(0.004, 80)
     ratio = 1 - (1 + 8 / (1 + np.exp(t))) / 2 ** (stage + 1)
     weight = 1 / (t - np.maximum(t * np.maximum(ratio, 0), 0.002))
     exact = (weight * np.exp(-(z**2) / 2)).sum() * (z[1] - z[0]) / math.sqrt(2 * math.pi)
+    objective = ECTObjective(stage_steps=1, align_steps=1)
     assert objective.mean_weight(stage + 1, 20) == pytest.approx(exact, rel=2e-3)
 
 
@@ -122,9 +111,6 @@ def test_the_target_of_an_alignment_is_the_image_with_the_least_noise():
     sigma, sigma_next = objective.sample_pair(torch.rand(6, dtype=torch.float64), 0, 8)
     pair = consistency_pair(lambda x, sigma, labels: 0 * x, x, z, sigma, sigma_next, teacher=boundary)
     torch.testing.assert_close(pair.target, x + 0.002 * z)
-
-
-# ---------------------------------------------------------------- settings
 
 
 def objective_of(loss: str, **settings) -> Objective:
@@ -165,8 +151,6 @@ def test_an_alignment_must_end_before_the_run():
     with pytest.raises(UserError, match=r"`max_train_steps`: an alignment of 12 steps needs .* more steps, got 12"):
         check_curriculum(ECTObjective(align_steps=12), 12)
 
-
-# ---------------------------------------------------------------- whole runs
 
 ACT_ON_ECT = [*ACT, "consistency=ect", *ECT[5:]]
 
