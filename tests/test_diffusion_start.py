@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import shutil
 
 import guided_unet
 import numpy as np
@@ -21,7 +20,7 @@ from diffusers import (
     PNDMScheduler,
     UNet2DModel,
 )
-from short_run import ICT, run
+from short_run import ICT, assert_refused, run
 from sklearn.datasets import load_digits
 
 from diffusers_ict import ConsistencyPipeline
@@ -30,6 +29,7 @@ from diffusers_ict.conversion import convert as to_start
 from diffusers_ict.conversion.diffusion import edm_to_consistency, noise_levels, to_consistency
 from diffusers_ict.conversion.openai_layout import is_edm
 from diffusers_ict.formulas.time_embedding import uses_fast_columns
+from diffusers_ict.training.log import read_log
 
 LEVELS = [0.002, 0.01, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 80.0]
 
@@ -225,19 +225,19 @@ def test_a_converted_velocity_model_draws_its_own_estimate_in_stock_diffusers(tm
 
 
 @pytest.mark.parametrize(
-    ("pipeline", "scheduler", "kind", "note"),
+    ("pipeline", "scheduler", "kind", "end"),
     [
-        (DDIMPipeline, DDIMScheduler, "epsilon", "exact only at low noise until it is aligned"),
-        (DDPMPipeline, DDPMScheduler, "sample", "exact only at high noise until it is aligned"),
-        (PNDMPipeline, PNDMScheduler, "epsilon", "exact only at low noise until it is aligned"),
+        (DDIMPipeline, DDIMScheduler, "epsilon", "low"),
+        (DDPMPipeline, DDPMScheduler, "sample", "high"),
+        (PNDMPipeline, PNDMScheduler, "epsilon", "low"),
     ],
 )
-def test_other_predictions_begin_at_their_limit(pipeline, scheduler, kind, note, tmp_path, capsys):
-    before = saved(tmp_path / "given", kind, pipeline, scheduler)
-    started(tmp_path / "given")
-    assert note in capsys.readouterr().out
-    assert note in (tmp_path / "start" / "README.md").read_text().replace("\n", " ")
-    after = UNet2DModel.from_pretrained(tmp_path / "start" / "unet")
+def test_other_predictions_begin_at_their_limit(pipeline, scheduler, kind, end, tmp_path):
+    before = saved(tmp_path / "model", kind, pipeline, scheduler)
+    start = started(tmp_path / "model")
+    note = f"exact only at {end} noise until it is aligned"
+    assert note in (start / "README.md").read_text().replace("\n", " ")
+    after = UNet2DModel.from_pretrained(start / "unet")
     sign = 1 if kind == "sample" else -1
     assert torch.equal(after.conv_out.weight, sign * before.conv_out.weight)
     assert torch.equal(after.conv_out.bias, sign * before.conv_out.bias)
@@ -256,12 +256,11 @@ def test_noise_that_ends_below_80_is_said(tmp_path, capsys):
 
 def test_a_repository_of_2022_has_everything_in_one_folder(tmp_path):
     """Such as google/ddpm-cifar10-32: config.json, scheduler_config.json and the weights beside model_index.json."""
-    saved(tmp_path / "given")
-    for part in ("unet", "scheduler"):
-        for file in (tmp_path / "given" / part).iterdir():
-            shutil.move(file, tmp_path / "given" / file.name)
-        (tmp_path / "given" / part).rmdir()
-    one_step(started(tmp_path / "given"), DiffusionPipeline)
+    folder = tmp_path / "model"
+    saved(folder)
+    for file in [*(folder / "unet").iterdir(), *(folder / "scheduler").iterdir()]:
+        file.rename(folder / file.name)
+    one_step(started(folder), DiffusionPipeline)
 
 
 @pytest.fixture
@@ -272,30 +271,25 @@ def begun(flags):
 
 
 def test_training_begins_with_a_velocity_model_and_keeps_its_sigma_data(begun, tmp_path):
-    saved(tmp_path / "given")
-    own = [*ICT, *begun, tmp_path / "given", "--max_train_steps", 4, "--learning_rate", 1e-9]
+    saved(tmp_path / "model")
+    own = [*ICT, *begun, tmp_path / "model", "--max_train_steps", 4, "--learning_rate", 1e-9]
     assert run(*own, "--output_dir", tmp_path / "run") == 0
     config = json.loads((tmp_path / "run" / "scheduler" / "scheduler_config.json").read_text())
     assert config["sigma_data"] == 1.0
-    assert "pretrained_model_name_or_path: given\n" in (tmp_path / "run" / "recipe.yaml").read_text()  # and no path
-    started(tmp_path / "given")
-    trained, start = (one_step(tmp_path / name, DiffusionPipeline) for name in ("run", "start"))
+    assert "pretrained_model_name_or_path: model\n" in (tmp_path / "run" / "recipe.yaml").read_text()  # and no path
+    trained, start = (one_step(path, DiffusionPipeline) for path in (tmp_path / "run", started(tmp_path / "model")))
     torch.testing.assert_close(trained, start, rtol=0, atol=1e-4)
 
 
 def test_a_model_that_predicts_noise_is_aligned_and_by_ect_alone(begun, tmp_path, capsys):
-    saved(tmp_path / "given", "epsilon")
-    started(tmp_path / "given")
-    capsys.readouterr()
-    for start in ("given", "start"):
-        own = [*begun, tmp_path / start, "--output_dir", tmp_path / "run", "--max_train_steps", 8]
-        assert run(*own) == 2
-        assert "predicts epsilon, because only ECT aligns it" in capsys.readouterr().err
-        assert run(*own, "--loss", "ect") == 2
-        assert "an alignment of 500 steps needs a run of more steps, got 8" in capsys.readouterr().err
-        assert not (tmp_path / "run").exists()
+    saved(tmp_path / "model", "epsilon")
+    for start in (tmp_path / "model", started(tmp_path / "model")):
+        own = [*begun, start, "--output_dir", tmp_path / "run", "--max_train_steps", 8]
+        assert_refused(tmp_path, capsys, "predicts epsilon, because only ECT aligns it", *own)
+        needs = "an alignment of 500 steps needs a run of more steps, got 8"
+        assert_refused(tmp_path, capsys, needs, *own, "--loss", "ect")
     assert run(*own, "--loss", "ect", "--objective", "align_steps=4") == 0
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    log = read_log(tmp_path / "run" / "log.jsonl")
     assert log[0]["stage"] == -1
     assert log[-1]["stage"] >= 0
     assert run(*begun, tmp_path / "run", "--output_dir", tmp_path / "next", "--max_train_steps", 8) == 0
