@@ -8,7 +8,6 @@ import torch
 from diffusers_ict.errors import UserError
 from diffusers_ict.training import checkpoint
 from diffusers_ict.training.checkpoint import Checkpoint
-from diffusers_ict.training.state import load_moments, moments
 
 
 def some(step: int) -> Checkpoint:
@@ -115,28 +114,6 @@ def test_a_full_disk_or_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path,
     checkpoint.save(tmp_path, 2, some(2), keep=1)
     assert checkpoint.load_latest(tmp_path).state["step"] == 2
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-2"], "rests of the torn write are left"
-
-
-def test_optimizer_moments_round_trip_bit_for_bit():
-    def trained():
-        torch.manual_seed(0)
-        model = torch.nn.Linear(3, 3)
-        return model, torch.optim.RAdam(model.named_parameters(), 1e-2)
-
-    def step(model, optimizer, times):
-        for _ in range(times):
-            model(torch.ones(1, 3)).square().sum().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    model, optimizer = trained()
-    step(model, optimizer, 8)
-    other, other_optimizer = trained()
-    other.load_state_dict(model.state_dict())
-    load_moments(other_optimizer, moments(optimizer))
-    step(model, optimizer, 3)
-    step(other, other_optimizer, 3)
-    assert torch.equal(model.weight, other.weight)
 
 
 def test_what_a_kill_in_a_save_or_in_pruning_left_is_deleted(tmp_path):

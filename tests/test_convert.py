@@ -168,16 +168,11 @@ def test_a_refitted_network_agrees_with_the_original_at_levels_between_those_of_
     assert rms(wanted - wanted.mean(0), wanted) > 0.9, "the network does not look at the noise level"
     assert rms(got - wanted, wanted) < 1e-4
 
-    levels = torch.tensor([80.0, 0.821, *pipeline.scheduler.sampling_sigmas(40)], dtype=torch.float64)
-    wanted, got = embedded(unet, levels), embedded(pipeline.unet, 250 * levels.log())
-    assert (got - wanted).abs().max() < 2e-5 * wanted.abs().max()
-
     stated = json.loads((folder / "conversion.json").read_text())["refit"]
     assert stated.pop("levels") == 40
     assert all(0 < error < 3e-5 for error in stated.values())
     for text in (capsys.readouterr().out, (folder / "README.md").read_text()):
-        for name in ("at_levels", "between_levels", "network_output"):
-            assert f"{stated[name]:.1e}" in text, name
+        assert all(f"{error:.1e}" in text for error in stated.values())
 
 
 PUBLISHED = {  # levels of the grid, index of the second step, and its level, by scripts/launch.sh of the authors
@@ -212,13 +207,16 @@ def test_published_networks_have_their_published_levels(name, tmp_path, capsys):
         assert scheduler.sigmas[1].item() == np.float32(level)
 
 
+ASKED = ["--intermediate_sigmas", "2.5", "0.4"]
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "said", "levels", "grid"),
     [
-        ("ct_cat256.pt", ["--intermediate_sigmas", "2.5", "0.4"], "two steps go through 2.5, as was asked", [2.5, 0.4], 151),
+        ("ct_cat256.pt", ASKED, "two steps go through 2.5, as was asked", [2.5, 0.4], 151),
         ("object256.pt", [], "stock diffusers' default: --intermediate_sigmas sets another", [], 40),
     ],
-)  # fmt: skip
+)
 def test_published_levels_give_way_and_are_for_released_names_only(name, flags, said, levels, grid, tmp_path, capsys):
     scheduler = ConsistencyPipeline.from_pretrained(converted(tmp_path / name, *small(), *flags)).scheduler
     assert said in capsys.readouterr().out

@@ -61,7 +61,6 @@ def test_two_processes_tell_bad_input_once_and_a_quiet_launcher_adds_nothing(tmp
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        (["--nonsense", 1], "unrecognized arguments"),
         (["--train_batch_size", 40], "a batch must not be larger than the data: 80 images a step"),
         (["--model_config_name_or_path", "act_lsun_cat256_unet.json"], "must be a multiple of 32, got 8"),
         (["--class_conditional"], "the UNet is made for no classes and the run has 4"),
@@ -71,14 +70,12 @@ def test_two_processes_tell_bad_input_once_and_a_quiet_launcher_adds_nothing(tmp
         (["--hub_token", "hf_secret"], "unrecognized arguments: --hub_token hf_...; settings"),
         (["--s1", 40], "settings of a method are given as --objective NAME=VALUE"),
         (["--objective", "s3=1"], "--objective of ICT can have s0, s1, p_mean, p_std, huber_c, got s3"),
-        (["--objective", "s1"], "NAME=VALUE is wanted"),
         (["--objective", "s1=1"], "--s1 must be at least --s0, got s1 1 and s0 2"),
         (["--resume_from_checkpoint", "nowhere/checkpoint-1"], "it does not exist or has no manifest"),
         (["--pretrained_model_name_or_path", "nowhere"], "path: stock diffusers cannot load nowhere"),
         (["--intermediate_sigmas", 100], "--intermediate_sigmas: must be different numbers"),
         (["--intermediate_sigmas", 0.01], "choose an intermediate sigma in that range"),
         (["--loss", "act", "--objective", "adversarial_weight=1.2"], "0 < w_mid <= w <= 1"),
-        (["--loss", "act", "--objective", "adversarial_weight_mid=0.5"], "0 < w_mid <= w <= 1"),
         (["--loss", "act", "--objective", "augment_tau=-1"], "--augment_tau must be above 0"),
         (["--push_to_hub", "--hub_model_id", "some one/my digits"], "user/name"),
         (["--mixed_precision", "fp16"], "--mixed_precision fp16 does not exist on CPUs"),

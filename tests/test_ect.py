@@ -123,12 +123,15 @@ def objective_of(loss: str, **settings) -> Objective:
     return make_objective(Recipe(loss=loss, objective=settings), None)
 
 
-def test_a_recipe_makes_the_objective():
+def test_a_recipe_makes_the_objective_whose_alignment_must_end_before_the_run():
     assert objective_of("ect") == ECTObjective()
     assert objective_of("act", consistency="ect", huber_c=0.03).consistency == ECTObjective(huber_c=0.03)
     settings = {"q": 256, "stage_steps": 100, "align_steps": 5, "p_mean": -0.8, "p_std": 1.6}
     assert objective_of("ect", **settings) == ECTObjective(256.0, 100, 8, 5, -0.8, 1.6, 0.0)
     assert [objective_of("ect").stage(k, 80) for k in range(0, 80, 10)] == list(range(8))
+    check_curriculum(ECTObjective(align_steps=11), 12)
+    with pytest.raises(UserError, match=r"`max_train_steps`: an alignment of 12 steps needs .* more steps, got 12"):
+        check_curriculum(ECTObjective(align_steps=12), 12)
 
 
 @pytest.mark.parametrize(
@@ -139,23 +142,14 @@ def test_a_recipe_makes_the_objective():
         ("ect", {"align_steps": -1}, "`align_steps` must be at least 0, got -1"),
         ("ect", {"align_steps": 1.5}, "`align_steps` must be an integer, got 1.5"),
         ("ect", {"q": 1.0}, "`q` must be at least 1.1"),
-        ("ect", {"huber_c": -0.1}, "`huber_c` must be at least 0"),
-        ("ict", {"s1": 5}, "`s1` must be at least `s0`"),
         ("act", {"consistency": "act"}, "`consistency` must be a loss without a discriminator"),
         ("act", {"augment": "yes"}, "`augment` must be true or false"),
-        ("act", {"augment_signal": "loss"}, "`augment_signal` must be one of penalty, sign"),
         ("ct", {"metric": "l1"}, "`metric` must be l2 or lpips, got l1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(loss, settings, message):
     with pytest.raises(UserError, match=message):
         objective_of(loss, **settings)
-
-
-def test_an_alignment_must_end_before_the_run():
-    check_curriculum(ECTObjective(align_steps=11), 12)
-    with pytest.raises(UserError, match=r"`max_train_steps`: an alignment of 12 steps needs .* more steps, got 12"):
-        check_curriculum(ECTObjective(align_steps=12), 12)
 
 
 ACT_ON_ECT = [*ACT, "consistency=ect", *ECT[5:]]

@@ -78,15 +78,12 @@ def test_an_objective_without_a_grid_trains_resumes_and_is_logged(objective, fla
         train(recipe("other", resume_from_checkpoint=start))
 
 
-def test_the_mean_weight_of_an_objective_without_a_grid_is_its_integral():
+def test_the_mean_weight_and_the_levels_of_an_objective_without_a_grid(generator):
     objective = Continuous()
     # The mean over u of 2 / (low (high / low)^u), in closed form.
     exact = 2 * (1 / objective.low - 1 / objective.high) / np.log(objective.high / objective.low)
     assert objective.mean_weight(0, 8) == pytest.approx(exact, rel=1e-5)
-
-
-def test_the_scheduler_draws_the_levels_of_an_objective_without_a_grid(generator):
-    sigma, sigma_next = ICTScheduler().training_sigmas(Continuous(), 6, 8, 512, generator)
+    sigma, sigma_next = ICTScheduler().training_sigmas(objective, 6, 8, 512, generator)
     torch.testing.assert_close(sigma, sigma_next * 0.9375)
     assert sigma_next.min() > 0.01
     assert sigma_next.max() < 80
@@ -102,19 +99,15 @@ def test_a_metric_is_one_object(tmp_path):
     data = write_npz(tmp_path / "data.npz")
     images = np.load(data)["images"]
     np.savez(tmp_path / "dark.npz", images=images // 2)
-    settings = EvaluationSettings(
-        dataset_name=str(data),
-        extractor="pixels",
-        cache_dir=str(tmp_path / "cache"),
-        output_dir=str(tmp_path / "out"),
-    )
-    report = evaluate(str(tmp_path / "dark.npz"), settings, metrics=[metric])
+    settings = {"dataset_name": str(data), "extractor": "pixels", "cache_dir": str(tmp_path / "cache")}
+    dark, out = str(tmp_path / "dark.npz"), str(tmp_path / "out")
+    report = evaluate(dark, EvaluationSettings(**settings, output_dir=out), metrics=[metric])
     expected = images.mean() - (images // 2).mean()
     assert report["rows"][0]["metrics"] == {"brightness": pytest.approx(expected, rel=1e-5)}
     assert report["settings"] == {"brightness": {"scale": 255}}
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == report
-    both = evaluate(str(tmp_path / "dark.npz"), EvaluationSettings(**{**vars(settings), "num_samples": 64}), metrics=[
-        metric, Metric(**{**vars(FID), "minimum": lambda dim: 2})])  # fmt: skip
+    fid = dataclasses.replace(FID, minimum=lambda dim: 2)
+    both = evaluate(dark, EvaluationSettings(**settings, output_dir=out, num_samples=64), metrics=[metric, fid])
     assert list(both["rows"][0]["metrics"]) == ["brightness", "frechet"]
 
 

@@ -49,8 +49,8 @@ def test_act_recipes_say_what_was_published():
     recipes = [read("--config", f"act_{name}") for name in ("cifar10", "imagenet64", "lsun_cat256")]
     assert [recipe.objective["metric"] for recipe in recipes] == ["lpips"] * 3
     assert [recipe.objective["augment"] for recipe in recipes] == [True, False, False]
-    for recipe in recipes:  # half of the second batch are fakes, and both halves together are the first
-        assert 2 * recipe.discriminator_batch_size == recipe.train_batch_size
+    # Half of the second batch are fakes, and both halves together are the first.
+    assert all(2 * recipe.discriminator_batch_size == recipe.train_batch_size for recipe in recipes)
     assert not recipes[2].random_flip
     assert read("--config", "ct_cifar10").learning_rate == 4e-4
 

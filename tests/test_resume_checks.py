@@ -20,7 +20,7 @@ from accelerate.state import AcceleratorState
 from conftest import ROOT
 from filelock import FileLock
 from safetensors import SafetensorError
-from short_run import ACT, ICT, LOSSES, assert_bitwise_equal, assert_refused, run
+from short_run import ACT, LOSSES, assert_bitwise_equal, assert_refused, run
 
 from diffusers_ict.errors import UserError
 from diffusers_ict.training import checkpoint, outputs, train
@@ -30,22 +30,6 @@ from diffusers_ict.training.recipe import Recipe
 from diffusers_ict.training.resume import check_resumes
 
 LATEST = ["--resume_from_checkpoint", "latest"]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of a run of 12 steps that was not disturbed: the first test that needs it makes it."""
-    return tmp_path_factory.mktemp("whole") / "out"
-
-
-@pytest.fixture
-def finished(flags, whole, tmp_path):
-    """Flags of that run, of which tmp_path/out is a copy: it has checkpoints of steps 5, 10 and 12."""
-    own = [*ICT, *flags, "--max_train_steps", 12]
-    if not whole.exists():
-        assert run(*own, "--output_dir", whole) == 0
-    shutil.copytree(whole, tmp_path / "out")
-    return [*own, "--output_dir", tmp_path / "out"]
 
 
 @pytest.fixture
@@ -74,12 +58,6 @@ def test_what_changes_the_result_is_refused(finished, changed, message, tmp_path
     assert_refused(tmp_path, capsys, message, *finished, *changed)
 
 
-def test_weights_of_another_shape_are_refused(finished, tmp_path, capsys):
-    config = json.loads((tmp_path / "unet.json").read_text())
-    (tmp_path / "unet.json").write_text(json.dumps({**config, "block_out_channels": [8]}))
-    assert_refused(tmp_path, capsys, "has the shape (16,", *finished, *LATEST, "--resume_with_changes")
-
-
 def test_another_precision_is_refused_also_where_accelerate_sets_it(finished, tmp_path, capsys, monkeypatch):
     assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["mixed_precision"] == "no"
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -97,10 +75,15 @@ def test_other_images_under_the_same_name_are_refused(finished, change, tmp_path
     assert_refused(tmp_path, capsys, "made with other images and this run has these", *finished, *LATEST)
 
 
-def test_where_images_and_configs_are_read_from_does_not_matter(finished, tmp_path, monkeypatch):
+def test_weights_of_another_shape_are_refused_and_where_files_are_read_from_does_not_matter(
+    finished, tmp_path, capsys, monkeypatch
+):
     (tmp_path / "elsewhere").mkdir()
     shutil.copy(tmp_path / "data.npz", tmp_path / "elsewhere" / "pictures.npz")
     shutil.copy(tmp_path / "unet.json", tmp_path / "elsewhere" / "net.json")
+    config = json.loads((tmp_path / "unet.json").read_text())
+    (tmp_path / "unet.json").write_text(json.dumps({**config, "block_out_channels": [8]}))
+    assert_refused(tmp_path, capsys, "has the shape (16,", *finished, *LATEST, "--resume_with_changes")
     monkeypatch.chdir(tmp_path)
     moved = ["--dataset_name", "elsewhere/pictures.npz", "--model_config_name_or_path", "elsewhere/net.json"]
     assert run(*finished, *LATEST, *moved) == 0
@@ -160,10 +143,10 @@ def stop_at(patch, step, action):
 def test_latest_begins_anew_where_there_is_no_usable_checkpoint(finished, whole, there, tmp_path, monkeypatch):
     """One command line serves a machine that may stop at any time."""
     out = tmp_path / "out"
-    if there == "damaged checkpoints":
-        for damaged in checkpoint.list_checkpoints(out):
-            (damaged / "unet.safetensors").write_bytes(b"torn")
-    else:
+    damage = there == "damaged checkpoints"
+    for damaged in checkpoint.list_checkpoints(out):
+        (damaged / "unet.safetensors").write_bytes(b"torn")
+    if not damage:
         shutil.rmtree(out)
     if there == "a lock":  # and half a recipe
         out.mkdir()
@@ -174,22 +157,22 @@ def test_latest_begins_anew_where_there_is_no_usable_checkpoint(finished, whole,
             stop_at(patch, 3, kill)
             with pytest.raises(SystemExit):
                 run(*finished, *LATEST)
-    damage = there == "damaged checkpoints"
     with pytest.warns(UserWarning, match="passing over") if damage else contextlib.nullcontext():
         assert run(*finished, *LATEST) == 0
     assert_bitwise_equal(whole, out)
     assert [entry["step"] for entry in read_log(out / "log.jsonl")] == list(range(1, 13))
 
 
-def test_what_is_no_checkpoint_of_this_run_or_version_is_refused(finished, tmp_path, capsys):
+def test_a_second_writer_and_what_is_no_checkpoint_of_this_run_or_version_are_refused(finished, tmp_path, capsys):
+    with FileLock(tmp_path / "out" / ".lock"):
+        assert_refused(tmp_path, capsys, "is in use by another run", *finished, *LATEST)
     newest, *older = checkpoint.list_checkpoints(tmp_path / "out")
     saved = checkpoint.load(newest)
     saved.state.pop("format")
     checkpoint.save(tmp_path / "out", 12, saved)
     assert_refused(tmp_path, capsys, "made by another version of diffusers-ict", *finished, *LATEST)
     (newest / "unet.safetensors").write_bytes(b"torn")
-    named = [*finished, "--resume_from_checkpoint", newest]
-    assert_refused(tmp_path, capsys, "is not as it was written", *named)
+    assert_refused(tmp_path, capsys, "is not as it was written", *finished, "--resume_from_checkpoint", newest)
     for folder in (newest, *older):
         shutil.rmtree(folder)
     assert_refused(tmp_path, capsys, "its run has seed 0, and this one 7", *finished, *LATEST, "--seed", 7)
@@ -240,11 +223,6 @@ def test_a_launcher_that_is_gone_stops_the_run():
     assert interruption.reason(0) is None
     interruption.launcher = os.getppid() + 1
     assert interruption.reason(0) == "its launcher is gone"
-
-
-def test_a_second_writer_is_refused(finished, tmp_path, capsys):
-    with FileLock(tmp_path / "out" / ".lock"):
-        assert_refused(tmp_path, capsys, "is in use by another run", *finished, *LATEST)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -336,15 +314,3 @@ def wait_for(condition):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     return value
-
-
-def test_samples_of_the_step_of_a_checkpoint_are_drawn_by_the_resumed_run(anew, tmp_path, monkeypatch):
-    """Whether the run was killed between its checkpoint and its samples, or asked to stop at that step."""
-    own = [*anew, "--max_train_steps", 6, "--validation_steps", 3]
-    with monkeypatch.context() as patch:
-        stop_at(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert run(*own) == 3
-    assert run(*own, *LATEST) == 0
-    shutil.rmtree(tmp_path / "out" / "samples")
-    assert run(*own, *LATEST) == 0
-    assert [path.name for path in (tmp_path / "out" / "samples").iterdir()] == ["step-0000006.png"]

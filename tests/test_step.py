@@ -1,13 +1,14 @@
-"""A step asks the device for nothing: the host may run ahead of it, and a graph can hold it."""
+"""A step asks the device for nothing, so that the host runs ahead of it; compiled networks train as eager ones do."""
 
 import json
 
 import pytest
 import torch
 from conftest import write_npz
-from short_run import ACT, CT, ECT, ICT, final_tensors, run
+from short_run import ACT, CT, ECT, ICT, LOSSES, final_tensors, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffusers_ict import ICTScheduler
 from diffusers_ict.training.ema import Average
 from diffusers_ict.training.log import Metrics
 from diffusers_ict.training.run import Run
@@ -62,17 +63,9 @@ def test_the_guard_notices_every_way_of_reading(guard):
         read()
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        pytest.param(ICT, id="ict", marks=pytest.mark.slow),
-        pytest.param(ECT, id="ect", marks=pytest.mark.slow),
-        pytest.param(CT, id="ct"),
-        pytest.param(ACT, id="act"),
-    ],
-)
+@pytest.mark.parametrize("loss", LOSSES)
 def test_no_step_waits_for_the_device(loss, flags, tmp_path, monkeypatch, guard):
-    """On CPUs, RAdam reads its step counts; on CUDA it is capturable and does not. Averages count on the CPU."""
+    """On CPUs, RAdam reads step counts and the scheduler its levels; on CUDA they do not. Averages count on CPUs."""
     draw, count, guarded = Run.micro_batches, Metrics.count_step, []
 
     def drawing(self, role, number):
@@ -84,8 +77,9 @@ def test_no_step_waits_for_the_device(loss, flags, tmp_path, monkeypatch, guard)
     def unguarded(function):
         def call(self, *args, **kwargs):
             was, guard.active = guard.active, False
-            function(self, *args, **kwargs)
+            result = function(self, *args, **kwargs)
             guard.active = was
+            return result
 
         return call
 
@@ -94,12 +88,33 @@ def test_no_step_waits_for_the_device(loss, flags, tmp_path, monkeypatch, guard)
         count(self, images)
 
     monkeypatch.setattr(Run, "micro_batches", drawing)
-    monkeypatch.setattr(torch.optim.RAdam, "step", unguarded(torch.optim.RAdam.step))
-    monkeypatch.setattr(Average, "update_parameters", unguarded(Average.update_parameters))
+    reading = ((torch.optim.RAdam, "step"), (Average, "update_parameters"), (ICTScheduler, "training_sigmas"))
+    for place, name in reading:
+        monkeypatch.setattr(place, name, unguarded(getattr(place, name)))
     monkeypatch.setattr(Metrics, "count_step", counting)
     own = ["--logging_steps", 12, "--max_train_steps", 12, "--checkpointing_steps", 12]
     assert run(*loss, *flags, *own, "--output_dir", tmp_path / "out") == 0
     assert guarded == [7]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [ICT, ECT, CT, ACT], ids=["ict", "ect", "ct", "act"])
+def test_a_compiled_run_is_an_eager_one(loss, flags, tmp_path, monkeypatch):
+    """In one graph without breaks, forwards and backwards; without dropout, whose masks a compiler draws otherwise."""
+    compiled, compile = [], torch.compile
+
+    def compiling(function, **options):
+        compiled.append(options)
+        return compile(function, backend="aot_eager", **options)
+
+    own = [*loss, *flags, "--dropout", 0, "--max_train_steps", 12, "--checkpointing_steps", 12]
+    assert run(*own, "--output_dir", tmp_path / "eager") == 0
+    monkeypatch.setattr(torch, "compile", compiling)
+    assert run(*own, "--torch_compile", "--output_dir", tmp_path / "compiled") == 0
+    assert compiled == [{"fullgraph": True}] * (2 if loss in (ACT, CT) else 1), "D, and CT's teacher, are networks, too"
+    eager, ours = final_tensors(tmp_path / "eager"), final_tensors(tmp_path / "compiled")
+    for name, value in eager.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from short_run import ACT, ICT, assert_refused, run
+from short_run import ACT, assert_refused, run
 
 from diffusers_ict.training import checkpoint
 from diffusers_ict.training.log import read_log
@@ -11,21 +11,6 @@ from diffusers_ict.training.recipe import Recipe
 
 BRIEFLY = ["--max_train_minutes", 1e-6]
 LATEST = ["--resume_from_checkpoint", "latest"]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return tmp_path_factory.mktemp("whole") / "out"
-
-
-@pytest.fixture
-def finished(flags, whole, tmp_path):
-    """Flags of a run of 12 steps that has ended in tmp_path/out, with checkpoints at 5, 10 and 12."""
-    own = [*ICT, *flags, "--max_train_steps", 12]
-    if not whole.exists():
-        assert run(*own, "--output_dir", whole) == 0
-    shutil.copytree(whole, tmp_path / "out")
-    return [*own, "--output_dir", tmp_path / "out"]
 
 
 def names(folder):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import TINY, make_unet
 from diffusers import UNet2DModel
-from short_run import run
 
 from diffusers_ict import ICT, ICTScheduler
 from diffusers_ict.data.dataset import Images
@@ -89,17 +88,6 @@ def test_dropout_is_the_given_one_else_that_of_the_config_else_the_published_one
     file = tmp_path / "saved" / "unet" / "config.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "dropout"}))
     assert dropout_of(pretrained_model_name_or_path=str(tmp_path / "saved")) == 0.3
-
-
-def test_the_summary_says_which_dropout_is_used_and_where_it_comes_from(flags, stating, tmp_path, capsys):
-    for own, line in (
-        (["--dropout", 0.2], "0.2, given"),
-        (["--model_config_name_or_path", stating], "0.1, of the UNet's config"),
-        ([], "0.3, published for iCT"),
-        (["--loss", "act"], "0.0, published for ACT"),
-    ):
-        assert run(*flags, *own, "--max_train_steps", 400, "--dry_run", "--output_dir", tmp_path / "out") == 0
-        assert f"\ndropout     {line}\n" in capsys.readouterr().out
 
 
 def test_a_config_that_leaves_channels_and_classes_open_takes_those_of_the_data():
