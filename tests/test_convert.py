@@ -224,14 +224,6 @@ def test_published_levels_give_way_and_are_for_released_names_only(name, flags, 
     assert scheduler.config.num_train_timesteps == grid
 
 
-def test_files_of_old_versions_of_pytorch_are_read(tmp_path):
-    new, old = converted(tmp_path / "new.pt", *small()), tmp_path / "old"
-    torch.save(small()[0], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert convert.main([str(tmp_path / "old.pt"), str(old), *small()[1:]]) == 0
-    drawn = [images_by_pipeline(folder, DiffusionPipeline, 2, None, num_inference_steps=1) for folder in (new, old)]
-    assert np.array_equal(*drawn)
-
-
 @pytest.mark.slow
 def test_the_released_act_networks_are_known_by_their_widths(tmp_path):
     """The CIFAR-10 one, whole: 27.50 M parameters after the three channels that are not used are gone."""

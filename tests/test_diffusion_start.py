@@ -4,22 +4,12 @@ import copy
 import json
 import math
 
+import diffusers
 import guided_unet
 import numpy as np
 import pytest
 import torch
 from conftest import make_unet
-from diffusers import (
-    CMStochasticIterativeScheduler,
-    DDIMPipeline,
-    DDIMScheduler,
-    DDPMPipeline,
-    DDPMScheduler,
-    DiffusionPipeline,
-    PNDMPipeline,
-    PNDMScheduler,
-    UNet2DModel,
-)
 from short_run import ICT, assert_refused, run
 from sklearn.datasets import load_digits
 
@@ -56,7 +46,9 @@ def test_the_stock_scheduler_makes_the_diffusion_models_estimate_of_f(kind, sigm
     rng = torch.Generator().manual_seed(0)
     image, noise, error = (torch.randn(2, 3, 8, 8, generator=rng) for _ in range(3))
     x = image.clip(-1, 1) + sigma * noise
-    stock = CMStochasticIterativeScheduler(sigma_min=2**-30, sigma_max=sigma, sigma_data=1.0, clip_denoised=False)
+    stock = diffusers.CMStochasticIterativeScheduler(
+        sigma_min=2**-30, sigma_max=sigma, sigma_data=1.0, clip_denoised=False
+    )
     stock.set_timesteps(1)
     x_t = stock.scale_model_input(x, stock.timesteps[0])
     exact = x.double() / math.sqrt(1 + sigma**2)
@@ -73,11 +65,11 @@ def test_the_stock_scheduler_makes_the_diffusion_models_estimate_of_f(kind, sigm
 
 
 def test_the_levels_of_betas_are_those_of_their_definition():
-    linear = noise_levels(DDPMScheduler().config)
+    linear = noise_levels(diffusers.DDPMScheduler().config)
     signal = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     np.testing.assert_allclose(linear, np.sqrt((1 - signal) / signal), rtol=1e-4)
     assert (round(linear[0].item(), 7), round(linear[-1].item(), 1)) == (0.0100013, 157.4)
-    assert noise_levels(DDIMScheduler(rescale_betas_zero_snr=True).config).isfinite().all()
+    assert noise_levels(diffusers.DDIMScheduler(rescale_betas_zero_snr=True).config).isfinite().all()
 
 
 DIGITS = torch.from_numpy(load_digits().images / 8 - 1).float()[:, None]
@@ -118,7 +110,7 @@ def told(unet, time, sign=1):
 
 @pytest.mark.slow
 def test_the_refit_keeps_the_denoising_error_of_a_trained_ddpm():
-    scheduler = DDPMScheduler()
+    scheduler = diffusers.DDPMScheduler()
 
     def loss_of(unet, x, noise, uniform):
         times = (1000 * uniform).long()
@@ -183,7 +175,7 @@ def test_a_file_named_edm_is_a_start_that_needs_no_alignment(tmp_path, capsys):
     assert (to_start(str(start)).prediction, to_start(str(start)).needs_alignment) == ("edm", False)
 
 
-def saved(folder, kind="v_prediction", pipeline=DDPMPipeline, scheduler=DDPMScheduler, **changes):
+def saved(folder, kind="v_prediction", pipeline=diffusers.DDPMPipeline, scheduler=diffusers.DDPMScheduler, **changes):
     """A diffusion model whose time embedding is the same at all times, so that its refit is exact."""
     unet = make_unet(**changes)
     unet.time_embedding.linear_2.weight.data.zero_()
@@ -215,7 +207,7 @@ def test_a_converted_velocity_model_draws_its_own_estimate_in_stock_diffusers(tm
         estimate = clean_estimate("v_prediction", x_t, unet(x_t, torch.full((4,), 929.6)).sample, 80.0)
     expected = (estimate.clip(-1, 1) / 2 + 0.5).permute(0, 2, 3, 1)
     assert expected.std() > 0.05, "a constant image proves nothing"
-    stock = one_step(start, DiffusionPipeline)
+    stock = one_step(start, diffusers.DiffusionPipeline)
     torch.testing.assert_close(stock, expected, rtol=0, atol=1e-4)  # sigma_min takes 2.5e-5 of the network's part
     assert torch.equal(stock, one_step(start, ConsistencyPipeline))
     assert check_repository.main([str(start)]) == 0
@@ -225,9 +217,9 @@ def test_a_converted_velocity_model_draws_its_own_estimate_in_stock_diffusers(tm
 @pytest.mark.parametrize(
     ("pipeline", "scheduler", "kind", "end"),
     [
-        (DDIMPipeline, DDIMScheduler, "epsilon", "low"),
-        (DDPMPipeline, DDPMScheduler, "sample", "high"),
-        (PNDMPipeline, PNDMScheduler, "epsilon", "low"),
+        (diffusers.DDIMPipeline, diffusers.DDIMScheduler, "epsilon", "low"),
+        (diffusers.DDPMPipeline, diffusers.DDPMScheduler, "sample", "high"),
+        (diffusers.PNDMPipeline, diffusers.PNDMScheduler, "epsilon", "low"),
     ],
 )
 def test_other_predictions_begin_at_their_limit(pipeline, scheduler, kind, end, tmp_path):
@@ -235,7 +227,7 @@ def test_other_predictions_begin_at_their_limit(pipeline, scheduler, kind, end, 
     start = started(tmp_path / "model")
     note = f"exact only at {end} noise until it is aligned"
     assert note in (start / "README.md").read_text().replace("\n", " ")
-    after = UNet2DModel.from_pretrained(start / "unet")
+    after = diffusers.UNet2DModel.from_pretrained(start / "unet")
     sign = 1 if kind == "sample" else -1
     assert torch.equal(after.conv_out.weight, sign * before.conv_out.weight)
     assert torch.equal(after.conv_out.bias, sign * before.conv_out.bias)
@@ -247,7 +239,7 @@ def test_a_repository_of_2022_has_everything_in_one_folder(tmp_path):
     saved(folder)
     for file in [*(folder / "unet").iterdir(), *(folder / "scheduler").iterdir()]:
         file.rename(folder / file.name)
-    one_step(started(folder), DiffusionPipeline)
+    one_step(started(folder), diffusers.DiffusionPipeline)
 
 
 @pytest.fixture
@@ -264,7 +256,9 @@ def test_training_begins_with_a_velocity_model_and_keeps_its_sigma_data(begun, t
     config = json.loads((tmp_path / "run" / "scheduler" / "scheduler_config.json").read_text())
     assert config["sigma_data"] == 1.0
     assert "pretrained_model_name_or_path: model\n" in (tmp_path / "run" / "recipe.yaml").read_text()  # and no path
-    trained, start = (one_step(path, DiffusionPipeline) for path in (tmp_path / "run", started(tmp_path / "model")))
+    trained, start = (
+        one_step(path, diffusers.DiffusionPipeline) for path in (tmp_path / "run", started(tmp_path / "model"))
+    )
     torch.testing.assert_close(trained, start, rtol=0, atol=1e-4)
 
 

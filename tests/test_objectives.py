@@ -149,9 +149,6 @@ def test_pair_difference_in_bfloat16_training_equals_float32s_at_1281_levels():
     assert torch.equal(difference(True), difference(False))
     relative = ((difference(True).double() - exact) / exact).abs()
     assert relative.median() < 1e-5
-    coarse = [x.bfloat16() + sigmas[pairs + n].view(-1, 1, 1, 1).bfloat16() * z.bfloat16() for n in (0, 1)]
-    error = ((coarse[1] - coarse[0]).double() - exact) / exact
-    assert error.abs().median() > 0.3, "half precision would have passed too"
 
 
 @pytest.mark.parametrize("objective", [ICT(), CT()], ids=["ict", "ct"])

@@ -1,20 +1,41 @@
-"""Runs that must be equal: killed and resumed, in parts, in processes, with recomputed activations."""
+"""Runs that must be equal: killed and resumed, in parts, in processes, with recomputed activations.
+
+A run that goes on from an older checkpoint, or in another folder, shadows, prunes and takes over nothing.
+"""
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from short_run import ACT, CT, ECT, ICT, LOSSES, assert_bitwise_equal, final_tensors, run, several_processes, words
+from short_run import (
+    ACT,
+    CT,
+    ECT,
+    ICT,
+    LOSSES,
+    assert_bitwise_equal,
+    assert_refused,
+    final_tensors,
+    run,
+    several_processes,
+    words,
+)
 
 from diffusers_ict.training import checkpoint
 from diffusers_ict.training.log import read_log
+from diffusers_ict.training.recipe import Recipe
+
+LATEST = ["--resume_from_checkpoint", "latest"]
+BRIEFLY = ["--max_train_minutes", 1e-6]
 
 
 def kill_at_random_step(flags: list[str], folder: Path, earliest: int, latest: int) -> int:
@@ -43,7 +64,10 @@ def test_killed_and_resumed_a_run_ends_bit_identical(loss, flags, tmp_path):
     at = kill_at_random_step([*loss, *flags], tmp_path / "killed", 6, 22)
     saved = [p.name for p in checkpoint.list_checkpoints(tmp_path / "killed")]
     assert "checkpoint-24" not in saved, f"killed too late, after {at} steps"
-    assert run(*loss, *flags, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "latest") == 0
+    if damaged := loss is ICT and bool(saved):  # then the one before serves, if there is one
+        (tmp_path / "killed" / saved[0] / "optimizer.safetensors").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match=f"passing over the checkpoint {saved[0]}") if damaged else nullcontext():
+        assert run(*loss, *flags, "--output_dir", tmp_path / "killed", *LATEST) == 0
     assert_bitwise_equal(tmp_path / "whole", tmp_path / "killed")
     steps = [entry["step"] for entry in read_log(tmp_path / "killed" / "log.jsonl")]
     assert steps == list(range(1, 25)), "the log has gaps or repeats"
@@ -52,20 +76,6 @@ def test_killed_and_resumed_a_run_ends_bit_identical(loss, flags, tmp_path):
     for name in ("unet", "discriminator") if loss is ACT else ("unet",):
         exported = [tmp_path / folder / name / "diffusion_pytorch_model.safetensors" for folder in ("whole", "killed")]
         assert exported[0].read_bytes() == exported[1].read_bytes()
-
-
-@pytest.mark.slow
-def test_with_the_newest_checkpoint_damaged_the_previous_one_serves(flags, tmp_path):
-    assert run(*ICT, *flags, "--output_dir", tmp_path / "whole") == 0
-    kill_at_random_step([*ICT, *flags], tmp_path / "killed", 12, 22)
-    newest = checkpoint.list_checkpoints(tmp_path / "killed")[0]
-    file = newest / "optimizer.safetensors"
-    raw = bytearray(file.read_bytes())
-    raw[len(raw) // 2] ^= 0xFF
-    file.write_bytes(raw)
-    with pytest.warns(UserWarning, match=f"passing over the checkpoint {newest.name}"):
-        assert run(*ICT, *flags, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "latest") == 0
-    assert_bitwise_equal(tmp_path / "whole", tmp_path / "killed")
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -122,3 +132,61 @@ def test_gradient_checkpointing_changes_nothing(flags, tmp_path):
     for name, own in (("plain", []), ("checkpointed", ["--gradient_checkpointing"])):
         assert run(*ICT, *flags, *own, "--max_train_steps", 5, "--output_dir", tmp_path / name) == 0
     assert_bitwise_equal(tmp_path / "plain", tmp_path / "checkpointed")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.glob("*checkpoint-*"))
+
+
+def test_a_run_that_goes_on_from_an_older_checkpoint_is_what_latest_finds(finished, tmp_path):
+    out = tmp_path / "out"
+    changed = [*finished, "--resume_with_changes", "--learning_rate", 1e-4]
+    with pytest.warns(UserWarning, match=r"renamed to superseded-\*: checkpoint-12, checkpoint-10"):
+        assert run(*changed, *BRIEFLY, "--resume_from_checkpoint", out / "checkpoint-5") == 3
+    superseded = ["superseded-checkpoint-10", "superseded-checkpoint-12"]
+    assert names(out) == ["checkpoint-5", "checkpoint-6", *superseded]
+    content = bytearray((out / "log.jsonl").read_bytes())
+    content[5] ^= 0x80  # a damaged log does not stop a resume
+    (out / "log.jsonl").write_bytes(content)
+    assert run(*changed, *LATEST) == 0
+    assert [entry["step"] for entry in read_log(out / "log.jsonl")] == list(range(2, 13))
+    changes = checkpoint.load_latest(out).state["changes"]
+    assert [change["step"] for change in changes] == [5]
+
+
+def test_a_run_does_not_take_over_the_folder_of_another(finished, tmp_path, capsys):
+    other = shutil.copytree(tmp_path / "out", tmp_path / "other")
+    there = ["--resume_from_checkpoint", tmp_path / "out" / "checkpoint-5", "--output_dir", other]
+    assert_refused(tmp_path, capsys, "holds another run than that of --resume_from_checkpoint", *finished, *there)
+
+
+def test_a_run_that_lives_while_another_reads_its_images_is_not_overwritten(finished, tmp_path, monkeypatch, capsys):
+    """It ended before the other one took the lock, so that only the contents of the folder tell of it."""
+    out, load = tmp_path / "late", Recipe.load
+
+    def loading(self, *args):
+        shutil.copytree(tmp_path / "out", out, dirs_exist_ok=True)
+        return load(self, *args)
+
+    monkeypatch.setattr(Recipe, "load", loading)
+    for resuming in (False, True):
+        shutil.rmtree(out, ignore_errors=True)
+        if resuming:
+            shutil.copytree(tmp_path / "out" / "checkpoint-5", out / "checkpoint-5")
+        own = ["--resume_from_checkpoint", out / "checkpoint-5"] if resuming else []
+        assert run(*finished, *own, "--output_dir", out) == 2
+        assert "was written to by another run meanwhile: start this one again" in capsys.readouterr().err
+        assert names(out) == ["checkpoint-10", "checkpoint-12", "checkpoint-5"]
+        assert len(read_log(out / "log.jsonl")) == 12
+
+
+def test_files_of_others_in_the_folder_are_no_run_and_augmentation_can_be_added_with_changes(flags, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "slurm-12.out").write_text("queued")
+    own = [*flags, "--max_train_steps", 8, "--output_dir", out, "--image_cache_dir", out / "cache"]
+    without = [flag for flag in ACT if "augment" not in flag]
+    assert run(*without, *own, *BRIEFLY, *LATEST) == 3
+    assert run(*ACT, *own, "--resume_with_changes", *LATEST) == 0
+    assert (out / "slurm-12.out").read_text() == "queued"
+    assert any(entry.get("augment_p") for entry in read_log(out / "log.jsonl"))
