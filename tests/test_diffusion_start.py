@@ -237,8 +237,10 @@ def test_a_repository_of_2022_has_everything_in_one_folder(tmp_path):
     """Such as google/ddpm-cifar10-32: config.json, scheduler_config.json and the weights beside model_index.json."""
     folder = tmp_path / "model"
     saved(folder)
-    for file in [*(folder / "unet").iterdir(), *(folder / "scheduler").iterdir()]:
-        file.rename(folder / file.name)
+    for part in (folder / "unet", folder / "scheduler"):
+        for file in part.iterdir():
+            file.rename(folder / file.name)
+        part.rmdir()
     one_step(started(folder), diffusers.DiffusionPipeline)
 
 
