@@ -138,7 +138,7 @@ def bare_step(
     A forward pass without gradients, one with them, its backward pass, and RAdam.
     """
     network = copy.deepcopy(network).train()
-    optimizer = make_optimizer(network.parameters(), 1e-4, (0.9, 0.999))
+    optimizer = make_optimizer(network, 1e-4, (0.9, 0.999))
     x, level = noise_for(network, batch)
 
     def step() -> None:

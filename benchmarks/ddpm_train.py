@@ -102,7 +102,6 @@ class DDPMTraining:
             header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))["__metadata__"]
         self.done, self.seconds = int(header["done"]), float(header["seconds"])
         self.average.optimization_step = self.done
-        steps = self.recipe.max_train_steps
         self.schedule = self._schedule(self.done)
 
 

@@ -19,7 +19,7 @@ from diffusers_ict import (
     hold_fast_columns,
     zero_fast_columns,
 )
-from diffusers_ict.training.ema import EMA
+from diffusers_ict.training.ema import exponential_average
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--steps", type=int, default=1400)
@@ -49,7 +49,7 @@ hold_fast_columns(unet)
 objective, scheduler = ICT(), ICTScheduler()
 f = scheduler.consistency_function(unet)
 optimizer = torch.optim.RAdam(unet.parameters(), lr=1e-3)
-ema = EMA(unet.named_parameters(), [0.99])
+average = exponential_average(unet, 0.99)
 
 for step in range(options.steps):
     rows = torch.randint(len(images), (options.batch_size,))
@@ -60,12 +60,11 @@ for step in range(options.steps):
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    ema.update(step)
+    average.update_parameters(unet)
     if step % 100 == 0:
         print(f"step {step}: N = {objective.num_levels(step, options.steps)}, loss = {loss:.3f}")
 
-ema.copy_to(unet, 0.99)
-pipeline = ConsistencyPipeline(unet.eval(), scheduler)
+pipeline = ConsistencyPipeline(average.module, scheduler)
 pipeline.save_pretrained(options.output_dir)
 pipeline(4, class_labels=[0, 1, 2, 3], num_inference_steps=2).images[0].resize((64, 64)).save(
     f"{options.output_dir}/zero.png"

@@ -21,9 +21,11 @@ class Weight(nn.Module):
 
 def test_constant_weights_are_a_fixed_point_and_a_jump_decays_geometrically():
     for decay in (0.9, 0.5):
-        average = exponential_average(Weight(), decay)
+        net = Weight()
+        average = exponential_average(net, decay)
+        net.set(1)
         for _ in range(4):
-            average.update_parameters(Weight().set(1))
+            average.update()
         assert average.module.weight.item() == pytest.approx(1 - decay**4, rel=1e-6)
 
 
@@ -33,7 +35,8 @@ def test_warmup_averages_over_the_last_tenth_of_a_short_run():
     for step in range(1000):
         now = min(0.9999, (1 + step) / (10 + step))
         reference = now * reference + (1 - now) * step
-        average.update_parameters(net.set(step))
+        net.set(step)
+        average.update()
     assert average.module.weight.item() == pytest.approx(reference, rel=1e-4)
     assert 850 < average.module.weight.item() < 950
 
@@ -43,7 +46,8 @@ def test_a_power_function_average_weighs_the_steps_by_their_power():
     net, exponent, steps = Weight(), power_exponent(0.1), 500
     average = power_average(net, 0.1)
     for step in range(steps):
-        average.update_parameters(net.set(step + 1))
+        net.set(step + 1)
+        average.update()
     shares = torch.arange(1, steps + 1, dtype=torch.float64) ** exponent
     exact = (shares * torch.arange(1, steps + 1)).sum() / shares.sum()
     assert average.module.weight.item() == pytest.approx(exact.item(), rel=2e-3)
@@ -56,7 +60,7 @@ def test_averages_that_the_warmup_makes_equal_are_told(total_steps):
     for _ in range(total_steps):
         net.weight.data.normal_()
         for average in averages:
-            average.update_parameters(net)
+            average.update()
     equal = torch.equal(*(average.module.weight for average in averages))
     assert equal == (note_on_equal_averages([0.5, 0.9], total_steps) is not None)
     assert note_on_equal_averages([0.9], total_steps) is None
@@ -74,14 +78,17 @@ def test_averages_are_float32_even_of_bfloat16_weights():
     net = Weight(torch.bfloat16)
     average = exponential_average(net, 0.9999)
     for _ in range(10):
-        average.update_parameters(net.set(1))
+        net.set(1)
+        average.update()
     assert average.module.weight.item() == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_an_average_goes_on_where_its_steps_are_set():
-    average = exponential_average(Weight(), 0.9999, warmup=True)
+    net = Weight()
+    average = exponential_average(net, 0.9999, warmup=True)
+    net.set(1)
     average.steps = 90
-    average.update_parameters(Weight().set(1))
+    average.update()
     assert average.module.weight.item() == pytest.approx(1 - 91 / 100, rel=1e-5)
     assert average.steps == 91
 

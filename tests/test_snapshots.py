@@ -20,17 +20,17 @@ STD = 0.075
 @pytest.fixture
 def made(flags, tmp_path, monkeypatch):
     """A run with snapshots, and the average of STD that was tracked while it trained."""
-    update, tracked = Average.update_parameters, {}
+    update, tracked = Average.update, {}
 
-    def tracking(self, net):
+    def tracking(self):
         if self.decay_at(0) == 0 and self.decay_at(1) == power_decay(2, power_exponent(0.05)):
             share = 1 - power_decay(self.steps + 1, power_exponent(STD))
-            for name, weight in net.named_parameters():
+            for (name, _), weight in zip(self.module.named_parameters(), self._weights):
                 average = tracked.setdefault(name, torch.zeros(weight.shape, dtype=torch.float64))
                 average.lerp_(weight.detach().double(), share)
-        update(self, net)
+        update(self)
 
-    monkeypatch.setattr(Average, "update_parameters", tracking)
+    monkeypatch.setattr(Average, "update", tracking)
     own = [*ICT, *flags, "--max_train_steps", 40, "--ema_snapshot_steps", 2, "--learning_rate", 1e-2]
     assert run(*own, "--output_dir", tmp_path / "out") == 0
     monkeypatch.undo()

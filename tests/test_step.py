@@ -9,7 +9,6 @@ from short_run import ACT, CT, ECT, ICT, LOSSES, final_tensors, run
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusers_ict import ICTScheduler
-from diffusers_ict.training.ema import Average
 from diffusers_ict.training.log import Metrics
 from diffusers_ict.training.run import Run
 
@@ -65,7 +64,7 @@ def test_the_guard_notices_every_way_of_reading(guard):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_step_waits_for_the_device(loss, flags, tmp_path, monkeypatch, guard):
-    """On CPUs, RAdam reads step counts and the scheduler its levels; on CUDA they do not. Averages count on CPUs."""
+    """On CPUs, RAdam reads step counts and the scheduler its levels; on CUDA they do not."""
     draw, count, guarded = Run.micro_batches, Metrics.count_step, []
 
     def drawing(self, role, number):
@@ -88,8 +87,7 @@ def test_no_step_waits_for_the_device(loss, flags, tmp_path, monkeypatch, guard)
         count(self, images)
 
     monkeypatch.setattr(Run, "micro_batches", drawing)
-    reading = ((torch.optim.RAdam, "step"), (Average, "update_parameters"), (ICTScheduler, "training_sigmas"))
-    for place, name in reading:
+    for place, name in ((torch.optim.RAdam, "step"), (ICTScheduler, "training_sigmas")):
         monkeypatch.setattr(place, name, unguarded(getattr(place, name)))
     monkeypatch.setattr(Metrics, "count_step", counting)
     own = ["--logging_steps", 12, "--max_train_steps", 12, "--checkpointing_steps", 12]

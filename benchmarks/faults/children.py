@@ -5,6 +5,7 @@ The parent computes nothing with torch, whose thread pools do not survive a fork
 
 import contextlib
 import ctypes
+import importlib
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub.constants
+import huggingface_hub.hf_api
 import psutil
 
 HANG_SECONDS = 300.0
@@ -101,6 +104,8 @@ def _become(body: Callable[[], int | None], handle: int, environment: dict[str, 
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.environ.update(environment)
+    importlib.reload(huggingface_hub.constants)  # variables that it read when this program was started
+    huggingface_hub.hf_api.api.endpoint = huggingface_hub.constants.ENDPOINT
     tempfile.tempdir = environment["TMPDIR"]
     code = 70
     try:

@@ -90,3 +90,8 @@ def distributed(net: nn.Module, accelerator: Accelerator) -> nn.Module:
 def synchronized(net: nn.Module, last: bool) -> AbstractContextManager:
     """Around the forward and backward pass of a micro batch: only the last of a step sends gradients, all at once."""
     return nullcontext() if last or not isinstance(net, DistributedDataParallel) else net.no_sync()
+
+
+def another_process_is_gone(error: RuntimeError) -> bool:
+    """Whether an error is that of a message between processes, one of which has died: gloo's or NCCL's."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)

@@ -46,12 +46,12 @@ def check_bounds(settings: Any) -> None:
         UserError: naming the first value that is not.
     """
     for item in dataclasses.fields(settings):
-        at_least, above, below = item.metadata["bounds"]
+        at_least, above, below = bounds = item.metadata.get("bounds", (None, None, None))
         value = getattr(settings, item.name)
         numbers = value if isinstance(value, list) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise UserError(f"`{item.name}` must be finite, got {value}.")
-        if value is None or item.metadata["bounds"] == (None, None, None):
+        if value is None or bounds == (None, None, None):
             continue
         rules = [
             (at_least, "at least", operator.ge),

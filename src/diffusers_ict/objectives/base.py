@@ -5,12 +5,12 @@ a grid. A line in `objectives/__init__.py` makes it a choice of `--loss`.
 """
 
 import dataclasses
-import math
-import operator
+import types
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from ..formulas.dropout import reuse_masks
 from ..formulas.noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, karras_sigmas
 from ..formulas.preconditioning import ConsistencyFunction, per_image
+from ..settings import check_bounds, setting
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,7 @@ def consistency_pair(
     return Pair(student, target, sigma, sigma_next)
 
 
-BOUNDS = {"at_least": operator.ge, "above": operator.gt, "below": operator.lt}
-
-
-def bounded(default: Any, **bounds: float) -> Any:
-    """A dataclass field of an objective whose number has bounds: `at_least`, `above` or `below`."""
-    return dataclasses.field(default=default, metadata=bounds)
+bounded = partial(setting, help="")  # a field of an objective whose number has bounds
 
 
 class Objective(ABC):
@@ -93,21 +89,8 @@ class Objective(ABC):
     stage_name: ClassVar[tuple[str, str] | None] = None
 
     def __post_init__(self) -> None:
-        """Check that every number is finite and within its bounds.
-
-        Raises:
-            ValueError: naming the first setting that is not.
-        """
-        for item in _fields(self):
-            value = getattr(self, item.name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                continue
-            if not math.isfinite(value):
-                raise ValueError(f"`{item.name}` must be finite, got {value}.")
-            rules = {word: bound for word, bound in item.metadata.items() if word in BOUNDS}
-            if not all(BOUNDS[word](value, bound) for word, bound in rules.items()):
-                allowed = " and ".join(f"{word.replace('_', ' ')} {bound:g}" for word, bound in rules.items())
-                raise ValueError(f"`{item.name}` must be {allowed}, got {value}.")
+        if dataclasses.is_dataclass(self):
+            check_bounds(self)
 
     @classmethod
     def from_settings(cls, **settings: Any) -> "Objective":
@@ -234,22 +217,18 @@ def _fields(objective: Any) -> list[dataclasses.Field]:
     return [item for item in fields if not item.kw_only]
 
 
-# Annotations of settings, what a recipe may give for them, and the words for it.
-TYPES: dict[Any, tuple[tuple[type, ...], str]] = {
-    int: ((int,), "an integer"),
-    float: ((int, float), "a number"),
-    bool: ((bool,), "true or false"),
-    int | None: ((int, type(None)), "an integer or null"),
-    float | None: ((int, float, type(None)), "a number or null"),
-}
-
-
 def _converted(name: str, value: Any, annotation: Any) -> Any:
-    """A setting of a recipe in the type of its field; other types than those above are for the field to check."""
-    types, words = TYPES.get(annotation, ((object,), ""))
-    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types and object not in types):
+    """A setting of a recipe in the type of its field, where that is a number or a switch."""
+    kinds = typing.get_args(annotation) or (annotation,)
+    if value is None and types.NoneType in kinds:
+        return None
+    kind = next((kind for kind in (bool, int, float) if kind in kinds), None)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is not None and type(value) is not kind:
+        words = {bool: "true or false", int: "an integer", float: "a number"}[kind]
         raise ValueError(f"`{name}` must be {words}, got {value!r}.")
-    return float(value) if float in types and isinstance(value, int) else value
+    return value
 
 
 @lru_cache(maxsize=4)  # N changes a few times in a run, and the host is not to send the same grid at every step

@@ -5,9 +5,7 @@ manifest holds the size and SHA-256 of every file, so that damage is detected. A
 enough newer ones have been read back and are as they were written.
 """
 
-import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -20,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import UserError, first_line
+from ..files import atomic_folder, sha256
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -34,25 +33,6 @@ class Checkpoint:
     tensors: dict[str, dict[str, Tensor]]
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Ask the operating system to put a file or folder on disk. Windows cannot open folders, and need not."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int | None = None) -> Path:
     """Write `folder/checkpoint-{step}` and prune all but the newest `keep` (None keeps all).
 
@@ -62,36 +42,21 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int | None = Non
         UserError: it cannot be written; the old ones are untouched, and nothing else is left.
     """
     target = folder / f"checkpoint-{step}"
-    temporary = folder / f".{target.name}.tmp"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        _write(temporary, checkpoint)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        _flush(folder)
+        with atomic_folder(target, fsync=True) as temporary:
+            for name, tensors in checkpoint.tensors.items():
+                # safetensors refuses views that share memory, and hashes need a fixed layout.
+                tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+                save_file(tensors, temporary / f"{name}.safetensors")
+            (temporary / STATE).write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
+            manifest = {f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in sorted(temporary.iterdir())}
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"{target.name} cannot be written: {reason}; {describe_newest(folder)}.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     if keep is not None:
         _prune(folder, keep)
     return target
-
-
-def _write(folder: Path, checkpoint: Checkpoint) -> None:
-    """All files of a checkpoint, the manifest last, flushed to disk."""
-    for name, tensors in checkpoint.tensors.items():
-        # safetensors refuses views that share memory, and hashes need a fixed layout.
-        tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        save_file(tensors, folder / f"{name}.safetensors")
-    (folder / STATE).write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
-    files = sorted(folder.iterdir())
-    manifest = {f.name: {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-    for file in (*files, folder / MANIFEST, folder):
-        _flush(file)
 
 
 def _prune(folder: Path, keep: int) -> None:
@@ -146,7 +111,7 @@ def find_corruption(path: Path) -> str | None:
             file = path / name
             if not file.is_file():
                 return f"{name} is missing"
-            if file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+            if file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
                 return f"{name} is not as it was written"
         if {file.name for file in path.iterdir()} != {*manifest, MANIFEST} or STATE not in manifest:
             return "its manifest names other files than it has"

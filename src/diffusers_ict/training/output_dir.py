@@ -6,17 +6,9 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from ..errors import UserError
 from ..files import check_writable
+from ..hub.run_files import run_contents
 
 LOCK = ".lock"
-WRITTEN = (
-    *("recipe.yaml", "log.jsonl", "training.png", "samples", "run.json", "README.md", "labels.json", "pipeline.py"),
-    *("model_index.json", "unet", "scheduler", "discriminator", "checkpoint-*"),
-)
-
-
-def contents(folder: Path) -> set[str]:
-    """The names in a folder that a run may have written; not the lock, nor files of others."""
-    return {path.name for pattern in WRITTEN for path in folder.glob(pattern)}
 
 
 def check_output_dir(folder: Path, resume_from: str | None) -> set[str]:
@@ -29,7 +21,7 @@ def check_output_dir(folder: Path, resume_from: str | None) -> set[str]:
         UserError: it holds another run, or cannot be a folder that this process writes to.
     """
     check_writable("output_dir", folder)
-    found = contents(folder)
+    found = run_contents(folder)
     if found and resume_from is None:
         raise UserError(
             f"`output_dir` {folder} holds another run: add `resume_from_checkpoint` latest to continue it, or name "
@@ -62,7 +54,7 @@ def lock_output_dir(folder: Path, expected: set[str]) -> BaseFileLock:
         ) from error
     except OSError as error:
         raise UserError(f"`output_dir` {folder} cannot be written: {error.strerror}; name another folder.") from error
-    if contents(folder) != expected:
+    if run_contents(folder) != expected:
         own.release()
         raise UserError(f"`output_dir` {folder} was written to by another run meanwhile: start this one again.")
     return own

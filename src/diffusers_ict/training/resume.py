@@ -16,11 +16,11 @@ from accelerate import Accelerator
 
 from ..data.settings import DataSettings
 from ..errors import UserError
+from ..hub.run_files import run_contents
 from ..objectives.act import ACT
 from ..objectives.base import Objective
 from . import checkpoint
 from .checkpoint import Checkpoint
-from .output_dir import contents
 from .recipe import Recipe
 from .run_settings import RunSettings
 
@@ -149,7 +149,7 @@ def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
     if wanted is None:
         return None
     saved = checkpoint.load_latest(folder) if wanted == "latest" else checkpoint.load(Path(wanted))
-    if saved is None and contents(folder) and not recipe.resume_with_changes:
+    if saved is None and run_contents(folder) and not recipe.resume_with_changes:
         _check_begun_alike(recipe, folder)
     if saved is not None and saved.state.get("format") != FORMAT:
         raise UserError("the checkpoint was made by another version of diffusers-ict; resume it with that version.")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..data.draw import FAKES, GENERATOR, REALS
 from ..errors import TrainingDiverged, TrainingStopped
 from ..formulas.preconditioning import boundary
 from ..objectives.base import Objective, consistency_pair
-from ..processes import synchronized
+from ..processes import another_process_is_gone, synchronized
 from .captured import Captured, can_capture, captured_step
 from .checkpoint import describe_newest
 from .ema import move_towards
@@ -42,27 +43,39 @@ def train(
     Raises:
         UserError: the recipe or the data cannot be used, and nothing is written; or the disk is full.
         TrainingDiverged: a loss or a tensor of the state is not finite; the checkpoints stay.
-        TrainingStopped: by a signal, a time limit, or the end of its launcher; a checkpoint of the last step is there.
+        TrainingStopped: by a signal, a time limit, or the end of its launcher, and a checkpoint of the last step is
+            there; or another of its processes has died.
     """
-    with open_run(recipe, model, dataset, objective) as run:
-        try:
-            with run.own_randomness(), Interruption(run.accelerator, recipe.max_train_minutes) as interruption:
-                _train_steps(run, interruption)
-        except TrainingDiverged as error:
-            raise TrainingDiverged(
-                f"{error}; {describe_newest(run.output_dir)}; go on with `resume_from_checkpoint` latest, "
-                "`resume_with_changes`, and a lower `learning_rate` or another `seed`"
-            ) from error
-        if recipe.dry_run:
-            run.accelerator.print(run.metrics.estimate(run.recipe.max_train_steps))
-            return None
-        failure = None
-        if run.accelerator.is_main_process:
-            export_run(run, run.recipe.max_train_steps)
-            if recipe.push_to_hub:
-                publish_run(run)
-                failure = run.publisher.finish()
-        return failure
+    try:
+        with open_run(recipe, model, dataset, objective) as run:
+            return _train_run(run)
+    except RuntimeError as error:
+        if not another_process_is_gone(error):
+            raise
+        folder = Path(recipe.output_dir)
+        raise TrainingStopped(f"another process of the run is gone; {describe_newest(folder)}") from error
+
+
+def _train_run(run: Run) -> str | None:
+    """Train to the end, and export and publish the result. Why publishing failed, or None."""
+    recipe = run.recipe
+    try:
+        with run.own_randomness(), Interruption(run.accelerator, recipe.max_train_minutes) as interruption:
+            _train_steps(run, interruption)
+    except TrainingDiverged as error:
+        raise TrainingDiverged(
+            f"{error}; {describe_newest(run.output_dir)}; go on with `resume_from_checkpoint` latest, "
+            "`resume_with_changes`, and a lower `learning_rate` or another `seed`"
+        ) from error
+    if recipe.dry_run:
+        run.accelerator.print(run.metrics.estimate(recipe.max_train_steps))
+    if recipe.dry_run or not run.accelerator.is_main_process:
+        return None
+    export_run(run, recipe.max_train_steps)
+    if not recipe.push_to_hub:
+        return None
+    publish_run(run)
+    return run.publisher.finish()
 
 
 def _train_steps(run: Run, interruption: Interruption) -> None:
@@ -105,7 +118,7 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
         update_weights()
         optimizer.zero_grad(set_to_none=False)  # a captured step finds them where they are
         for average in (*networks.averages.values(), *networks.powers.values()):
-            average.update_parameters(networks.unet)
+            average.update()
         decay = objective.teacher_decay(step, total_steps)
         if networks.teacher is not None and decay is not None:
             move_towards(list(networks.teacher.parameters()), list(networks.unet.parameters()), decay)
