@@ -95,16 +95,16 @@ def test_damaged_checkpoints_do_not_count_when_older_ones_are_pruned(tmp_path):
     assert checkpoint.describe_newest(tmp_path) == "checkpoint-4 is the newest checkpoint"
 
 
-@pytest.mark.parametrize("name", ["save_file", "_flush"])
+@pytest.mark.parametrize("place", [(checkpoint, "save_file"), (os, "fsync")], ids=["save_file", "fsync"])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), KeyboardInterrupt()])
-def test_a_full_disk_or_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch, error, name):
+def test_a_full_disk_or_a_kill_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch, error, place):
     checkpoint.save(tmp_path, 1, some(1), keep=1)
 
     def fails(*args, **kwargs):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, name, fails)
+        patch.setattr(*place, fails)
         with pytest.raises((UserError, KeyboardInterrupt)) as caught:
             checkpoint.save(tmp_path, 2, some(2), keep=1)
     if isinstance(error, OSError):
