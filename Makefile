@@ -63,7 +63,7 @@ format: .venv/installed ## mend what lint can mend
 
 compare: .venv/installed ## CT, iCT and ACT side by side on the digits: half an hour
 	$(BIN)/python benchmarks/compare.py --output benchmarks/results/digits --seconds 80 --jobs 2 -- \
-	  --train_batch_size 16 --dropout 0 --learning_rate 5e-4 --ema_decays 0.999 --objective augment_tau=0.05 augment_horizon=50000
+	  --train_batch_size 16 --dropout 0 --learning_rate 5e-4 --ema_decays 0.999
 
 bench: .venv/installed ## measure steps, samples, checkpoints and starts as ratios: see benchmarks/results/bench.md
 	$(BIN)/python benchmarks/bench.py --output benchmarks/results/bench

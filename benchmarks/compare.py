@@ -42,9 +42,9 @@ METHODS = {
     "CT": ["--loss", "ct"],
     "iCT": ["--loss", "ict"],
     "ACT on CT": "--loss act --objective consistency=ct".split(),
-    "ACT on CT, augmented": "--loss act --objective consistency=ct augment=true".split(),
+    "ACT on CT, augmented": "--loss act --objective consistency=ct augment=true augment_horizon=50000".split(),
     "ACT on iCT": "--loss act --objective consistency=ict".split(),
-    "ACT on iCT, augmented": "--loss act --objective consistency=ict augment=true".split(),
+    "ACT on iCT, augmented": "--loss act --objective consistency=ict augment=true augment_horizon=50000".split(),
 }
 # Settings that change what a step costs.
 COSTS = "--model_config_name_or_path --train_batch_size --loss consistency augment --dropout --coupling".split()

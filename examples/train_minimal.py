@@ -60,7 +60,7 @@ for step in range(options.steps):
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    average.update_parameters(unet)
+    average.update()
     if step % 100 == 0:
         print(f"step {step}: N = {objective.num_levels(step, options.steps)}, loss = {loss:.3f}")
 

@@ -168,7 +168,7 @@ def test_a_new_loss_is_one_file_and_one_line(flags, tmp_path):
 
     assert "squared" in call("--help").stdout
     assert (
-        "--scale must be greater than 0, got -1"
+        "--objective scale must be greater than 0, got -1"
         in call(*own, "--objective", "scale=-1", "--output_dir", tmp_path / "o").stderr
     )
     done = call(*own, "--output_dir", tmp_path / "out")

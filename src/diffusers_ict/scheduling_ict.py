@@ -225,10 +225,11 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         """
         if (batch_size is None) == (uniform is None):
             raise ValueError("give training_sigmas either batch_size or uniform.")
-        if uniform is None:
-            uniform = torch.rand(cast(int, batch_size), dtype=torch.float64, generator=generator)
+        if uniform is not None:
+            return objective.sample_pair(uniform, step, total_steps)
+        uniform = torch.rand(cast(int, batch_size), dtype=torch.float64, generator=generator)
         sigma, sigma_next = objective.sample_pair(uniform, step, total_steps)
-        if sigma.device.type == "cpu" and sigma.min() < self.config.sigma_min:
+        if sigma.min() < self.config.sigma_min:
             raise ValueError(
                 f"noise levels must be at least the scheduler's sigma_min {self.config.sigma_min}, and the objective "
                 f"drew {sigma.min().item():.4g}; give both the same sigma_min."

@@ -99,7 +99,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         hint = ""
         if message.startswith("unrecognized") and any(action.dest == "objective" for action in self._actions):
-            hint = "; settings of a method are given as `objective` NAME=VALUE"
+            hint = "; see `help`, and for settings of a method, `objective` NAME=VALUE"
         message = re.sub(r"\bhf_\w+", "hf_...", " ".join(message.split()))  # a token is not for the screen, or a log
         raise UserError(f"{message}{hint}.")
 

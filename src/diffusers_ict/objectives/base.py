@@ -99,7 +99,7 @@ class Objective(ABC):
         Raises:
             ValueError: a name that is not a setting of this objective, or a value that is not allowed.
         """
-        fields = {item.name: item for item in _fields(cls)}
+        fields = {item.name: item for item in _fields(cls) if not callable(item.default)}
         for name, value in settings.items():
             if name not in fields:
                 raise ValueError(f"`objective` of {cls.__name__} can have {', '.join(fields)}, got {name}.")

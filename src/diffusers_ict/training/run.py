@@ -143,7 +143,7 @@ def open_run(
     batch_size = recipe.images_in_step(accelerator.num_processes)
     recipe = _resolve(recipe, accelerator, objective, own_objective, data)
     check_curriculum(objective, recipe.max_train_steps)
-    _check_images(objective, data, batch_size)
+    _check_objective(objective, scheduler, recipe.max_train_steps, data, batch_size)
 
     unet = make_unet(recipe, data, objective, start) if model is None else model
     if recipe.push_to_hub and not isinstance(unet, ModelMixin):
@@ -237,7 +237,9 @@ def _resolve(
     )
 
 
-def _check_images(objective: Objective, data: TrainingData, batch_size: int) -> None:
+def _check_objective(
+    objective: Objective, scheduler: ICTScheduler, total_steps: int, data: TrainingData, batch_size: int
+) -> None:
     if data.count is not None and batch_size > data.count:
         raise UserError(
             f"a batch must not be larger than the data: {batch_size} images a step (batch x accumulation x processes) "
@@ -245,6 +247,9 @@ def _check_images(objective: Objective, data: TrainingData, batch_size: int) -> 
         )
     try:
         objective.check_images(data.shape)
+        scheduler.training_sigmas(
+            objective, 0, total_steps, 4096, torch.Generator()
+        )  # which the steps themselves do not check
     except ValueError as error:
         raise UserError(str(error)) from error
 

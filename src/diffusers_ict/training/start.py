@@ -1,5 +1,7 @@
 """What a run begins with: its objective, and nothing, a consistency model, or a diffusion model that becomes one."""
 
+import re
+
 from ..conversion import ConvertedModel, convert
 from ..errors import UserError
 from ..formulas.preconditioning import SIGMA_DATA
@@ -41,8 +43,10 @@ def make_objective(recipe: Recipe, start: ConvertedModel | None) -> Objective:
                     f"that predicts {start.prediction}, because only ECT aligns it first, got {recipe.loss}."
                 )
             objective = objective_class(recipe.loss).from_settings(**{"align_steps": ALIGN_STEPS, **settings})
+    except UserError:
+        raise
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(re.sub(r"`(?!objective)(\w+)`", r"`objective` \1", str(error))) from error
     return objective
 
 
