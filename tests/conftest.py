@@ -97,6 +97,24 @@ def flags(data: Path, config: Path) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory) -> Path:
+    """The folder of an iCT run of 12 steps that nothing disturbed; the first test that uses `finished` makes it."""
+    return tmp_path_factory.mktemp("whole") / "out"
+
+
+@pytest.fixture
+def finished(flags: list[str], whole: Path, tmp_path: Path) -> list[str]:
+    """Flags of that run, of which tmp_path/out is a copy: it has checkpoints of steps 5, 10 and 12."""
+    from short_run import ICT, run
+
+    own = [*ICT, *flags, "--max_train_steps", "12"]
+    if not whole.exists():
+        assert run(*own, "--output_dir", whole) == 0
+    shutil.copytree(whole, tmp_path / "out")
+    return [*own, "--output_dir", str(tmp_path / "out")]
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)

@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, files_of
 from safetensors.torch import load_file
 
 from diffusers_ict.commands import train as train_ict
@@ -34,6 +35,15 @@ def final_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{f.stem}/{k}": v for f in newest.glob("*.safetensors") for k, v in load_file(f).items()}
 
 
+def assert_bitwise_equal(a: Path, b: Path) -> None:
+    """Two runs ended with the same weights, EMAs and moments."""
+    left, right = final_tensors(a), final_tensors(b)
+    assert left.keys() == right.keys()
+    assert any("exp_avg_sq" in key for key in left)
+    different = [key for key in left if left[key].numpy().tobytes() != right[key].numpy().tobytes()]
+    assert not different, different
+
+
 def words(*flags) -> list[str]:
     """Flags as words; ECT has no grid, whose size the common flags set."""
     strings = [str(flag) for flag in flags]
@@ -45,18 +55,23 @@ def run(*flags) -> int:
     return train_ict.main(words(*flags))
 
 
+def assert_refused(tmp_path: Path, capsys, message: str, *flags) -> None:
+    """The run is refused by one sentence that holds `message`, with exit code 2, and writes nothing to `tmp_path`."""
+    capsys.readouterr()
+    before = files_of(tmp_path)
+    assert run(*flags) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1, err
+    assert files_of(tmp_path) == before
+
+
 def several_processes(count: int, script: str, *flags) -> subprocess.CompletedProcess:
     """One of train_scripts/ on processes that know of each other."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"]}
-    return subprocess.run(
-        [*command, str(ROOT / "train_scripts" / script), *words(*flags)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command += [str(ROOT / "train_scripts" / script), *words(*flags)]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def two_processes(script: str, *flags) -> subprocess.CompletedProcess:
-    return several_processes(2, script, *flags)
+two_processes = partial(several_processes, 2)

@@ -1,8 +1,7 @@
-"""What holds for the package as a whole: light imports, a documented surface, words for people, no pickle."""
+"""What holds for the package as a whole: light imports, a documented surface, no pickle."""
 
 import ast
 import inspect
-import re
 import subprocess
 import sys
 
@@ -13,7 +12,6 @@ from importlinter.cli import lint_imports
 import diffusers_ict
 
 PACKAGE = ROOT / "src" / "diffusers_ict"
-LIBRARY = [p for p in PACKAGE.rglob("*.py") if p.parent.name not in ("commands", "templates")]
 
 
 def imported_by(code: str) -> set[str]:
@@ -54,36 +52,14 @@ def test_the_floors_hold():
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
 
 
-def strings(tree: ast.AST):
-    """Every string of a module that is not a docstring."""
-    documented = [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
-    docstrings = {id(n.body[0].value) for n in documented if n.body and isinstance(n.body[0], ast.Expr)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            yield node.lineno, node.value
-
-
-def test_library_messages_name_settings_and_no_flags():
-    """A setting is `resolution` in the library and --resolution where a program says it."""
-    from diffusers_ict.evaluation.settings import EvaluationSettings
-    from diffusers_ict.training.recipe import Recipe
-
-    flags = "|".join({*Recipe.__dataclass_fields__, *EvaluationSettings.__dataclass_fields__, "attention_head_dim"})
-    for path in LIBRARY:
-        for line, text in strings(ast.parse(path.read_text())):
-            assert not re.search(rf"--({flags})\b", text), f"{path.name}:{line} {text}"
-
-
 def test_no_pickle_is_loaded():
     """`torch.load` stands in two places, for files of others, and may build tensors and plain containers only."""
-    found = []
+    loads = []
     for path in [*PACKAGE.rglob("*.py"), *(ROOT / "train_scripts").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
-                module = getattr(node.func.value, "id", "")
-                assert module != "pickle", f"{path.name}:{node.lineno}"
-                if module == "torch":
-                    restricted = [k.value.value for k in node.keywords if k.arg == "weights_only"]
-                    assert restricted == [True], f"{path.name}:{node.lineno}"
-                    found.append(path.name)
-    assert sorted(found) == ["checkpoint.py", "extractors.py"]
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            assert not called.startswith("pickle."), f"{path.name}:{node.lineno}"
+            if called == "torch.load":
+                assert "weights_only=True" in ast.unparse(node), f"{path.name}:{node.lineno}"
+                loads.append(path.name)
+    assert sorted(loads) == ["checkpoint.py", "extractors.py"]

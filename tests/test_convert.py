@@ -10,12 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_unet
-from diffusers import (
-    CMStochasticIterativeScheduler,
-    ConsistencyModelPipeline,
-    DiffusionPipeline,
-    UNet2DModel,
-)
+from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, DiffusionPipeline, UNet2DModel
 from hub_stand_in import mistakes
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
@@ -107,22 +102,13 @@ def act_checkpoint(unet: UNet2DModel, *, six: bool, compiled: bool = False) -> d
     """What the authors' trainer saves, around the given averaged network; `six`: its conv_out computes six channels."""
     prefix = "model_ema.unet." + ("_orig_mod." if compiled else "")
     state = {f"{prefix}{name}": tensor.clone() for name, tensor in unet.state_dict().items()}
-    if six:
-        for kind in ("weight", "bias"):
-            last = state[f"{prefix}conv_out.{kind}"]
-            state[f"{prefix}conv_out.{kind}"] = torch.cat([torch.full_like(last, 9.0), last])
+    for name in (f"{prefix}conv_out.weight", f"{prefix}conv_out.bias") if six else ():
+        state[name] = torch.cat([torch.full_like(state[name], 9.0), state[name]])
     state |= {f"model.unet.{name}": torch.zeros_like(tensor) for name, tensor in unet.state_dict().items()}
     state |= {"model._discriminator.conv_in.weight": torch.zeros(3), "fid.real_features_sum": torch.zeros(2)}
-    return {
-        "epoch": 3,
-        "global_step": 600000,
-        "pytorch-lightning_version": "2.1.2",
-        "state_dict": collections.OrderedDict(state),
-        "loops": {"fit_loop": {"state_dict": {}}},
-        "callbacks": {"ModelCheckpoint": {"best_model_path": "", "best_model_score": None}},
-        "optimizer_states": [{"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"betas": (0, 0.99)}]}],
-        "lr_schedulers": [{"base_lrs": [1e-4], "lr_lambdas": [None]}],
-    }
+    optimizer = {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"betas": (0, 0.99)}]}
+    version = {"global_step": 600000, "pytorch-lightning_version": "2.1.2"}
+    return {**version, "state_dict": collections.OrderedDict(state), "optimizer_states": [optimizer]}
 
 
 ACT = {"in_channels": 3, "out_channels": 3, "block_out_channels": (128, 64), "norm_num_groups": 32}
@@ -182,16 +168,11 @@ def test_a_refitted_network_agrees_with_the_original_at_levels_between_those_of_
     assert rms(wanted - wanted.mean(0), wanted) > 0.9, "the network does not look at the noise level"
     assert rms(got - wanted, wanted) < 1e-4
 
-    levels = torch.tensor([80.0, 0.821, *pipeline.scheduler.sampling_sigmas(40)], dtype=torch.float64)
-    wanted, got = embedded(unet, levels), embedded(pipeline.unet, 250 * levels.log())
-    assert (got - wanted).abs().max() < 2e-5 * wanted.abs().max()
-
     stated = json.loads((folder / "conversion.json").read_text())["refit"]
     assert stated.pop("levels") == 40
     assert all(0 < error < 3e-5 for error in stated.values())
     for text in (capsys.readouterr().out, (folder / "README.md").read_text()):
-        for name in ("at_levels", "between_levels", "network_output"):
-            assert f"{stated[name]:.1e}" in text, name
+        assert all(f"{error:.1e}" in text for error in stated.values())
 
 
 PUBLISHED = {  # levels of the grid, index of the second step, and its level, by scripts/launch.sh of the authors
@@ -214,36 +195,33 @@ def test_published_networks_have_their_published_levels(name, tmp_path, capsys):
     ours = ConsistencyPipeline.from_pretrained(folder).scheduler
     assert ours.config.num_train_timesteps == grid
     assert list(ours.config.intermediate_sigmas) == [level]
-    # The published call, by the configuration of diffusers' own converter.
+    # The published call, by the configuration of diffusers' converter.
     stock = CMStochasticIterativeScheduler(num_train_timesteps=grid)
     for scheduler in (ours, stock):
         scheduler.set_timesteps(timesteps=[index, 0])
     assert torch.equal(ours.sigmas, stock.sigmas)
     assert stock.sigmas[1].item() == pytest.approx(level, rel=3e-4)
     # Two steps, here and in the stock scheduler that was saved.
-    stock = CMStochasticIterativeScheduler.from_pretrained(folder, subfolder="scheduler")
-    for scheduler in (ours, stock):
+    for scheduler in (ours, CMStochasticIterativeScheduler.from_pretrained(folder, subfolder="scheduler")):
         scheduler.set_timesteps(2)
         assert scheduler.sigmas[1].item() == np.float32(level)
 
 
-def test_published_levels_give_way_to_those_asked_for_and_are_for_released_names_only(tmp_path, capsys):
-    for name, flags, said, levels in (
-        ("ct_cat256.pt", ["--intermediate_sigmas", "2.5", "0.4"], "two steps go through 2.5, as was asked", [2.5, 0.4]),
-        ("object256.pt", [], "stock diffusers' default: --intermediate_sigmas sets another", []),
-    ):
-        scheduler = ConsistencyPipeline.from_pretrained(converted(tmp_path / name, *small(), *flags)).scheduler
-        assert said in capsys.readouterr().out
-        assert list(scheduler.config.intermediate_sigmas) == levels
-        assert scheduler.config.num_train_timesteps == (151 if levels else 40)
+ASKED = ["--intermediate_sigmas", "2.5", "0.4"]
 
 
-def test_files_of_old_versions_of_pytorch_are_read(tmp_path):
-    new, old = converted(tmp_path / "new.pt", *small()), tmp_path / "old"
-    torch.save(small()[0], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert convert.main([str(tmp_path / "old.pt"), str(old), *small()[1:]]) == 0
-    drawn = [images_by_pipeline(folder, DiffusionPipeline, 2, None, num_inference_steps=1) for folder in (new, old)]
-    assert np.array_equal(*drawn)
+@pytest.mark.parametrize(
+    ("name", "flags", "said", "levels", "grid"),
+    [
+        ("ct_cat256.pt", ASKED, "two steps go through 2.5, as was asked", [2.5, 0.4], 151),
+        ("object256.pt", [], "stock diffusers' default: --intermediate_sigmas sets another", [], 40),
+    ],
+)
+def test_published_levels_give_way_and_are_for_released_names_only(name, flags, said, levels, grid, tmp_path, capsys):
+    scheduler = ConsistencyPipeline.from_pretrained(converted(tmp_path / name, *small(), *flags)).scheduler
+    assert said in capsys.readouterr().out
+    assert list(scheduler.config.intermediate_sigmas) == levels
+    assert scheduler.config.num_train_timesteps == grid
 
 
 @pytest.mark.slow
@@ -256,8 +234,9 @@ def test_the_released_act_networks_are_known_by_their_widths(tmp_path):
     folder = converted(tmp_path / "cifar10_fid_6_0.ckpt", act_checkpoint(unet, six=True))
     got = ConsistencyPipeline.from_pretrained(folder).unet
     assert sum(p.numel() for p in got.parameters()) / 1e6 == pytest.approx(27.50, abs=0.01)
-    for key in ("sample_size", "attention_head_dim", "down_block_types", "up_block_types", "norm_num_groups"):
-        assert got.config[key] == unet.config[key] or list(got.config[key]) == list(unet.config[key]), key
+    for key in ("sample_size", "attention_head_dim", "norm_num_groups"):
+        assert got.config[key] == unet.config[key], key
+    assert (tuple(got.config.down_block_types), tuple(got.config.up_block_types)) == (down, up)
     torch.testing.assert_close(got.conv_out.weight, unet.conv_out.weight)
 
 
@@ -267,11 +246,9 @@ def test_a_stock_repository_draws_the_same_images_and_keeps_its_levels(tmp_path)
     for name, flags in (("same", []), ("other", ["--intermediate_sigmas", "1.2", "0.3"])):
         assert convert.main([str(tmp_path / "stock"), str(tmp_path / name), *flags]) == 0
     for steps in (1, 2, 3):
-        a, b = (
-            images_by_pipeline(tmp_path / name, DiffusionPipeline, 2, [0, 1], num_inference_steps=steps)
-            for name in ("stock", "same")
-        )
-        assert np.array_equal(a, b)
+        call = (DiffusionPipeline, 2, [0, 1])
+        drawn = [images_by_pipeline(tmp_path / n, *call, num_inference_steps=steps) for n in ("stock", "same")]
+        assert np.array_equal(*drawn)
     other = ConsistencyPipeline.from_pretrained(tmp_path / "other").scheduler
     assert list(other.sampling_sigmas(3)) == [80.0, 1.2, 0.3]
     text = "".join(p.read_text() for p in tmp_path.rglob("*.json") if "stock" not in p.parts)

@@ -10,185 +10,123 @@ from pathlib import Path
 import inspect_model
 import numpy as np
 import pytest
-import yaml
-from accelerate.state import AcceleratorState
-from conftest import ROOT, TINY, write_npz
+from accelerate import Accelerator
+from conftest import ROOT, TINY, make_unet, write_npz
+from datasets import ClassLabel, Dataset, Features, Image
+from PIL import Image as Picture
 from safetensors.torch import save_file
-from short_run import ICT, run, two_processes
+from short_run import assert_refused, run, two_processes
 from test_lpips import weights as lpips_weights
 
+from diffusers_ict import ConsistencyPipeline, ICTScheduler, processes
 from diffusers_ict.commands import check_repository, convert, demo, evaluate, export_onnx, publish
 from diffusers_ict.commands import train as train_ict
 from diffusers_ict.commands.program import run_program
+from diffusers_ict.data.load import load_images
 from diffusers_ict.errors import UserError
-from diffusers_ict.training import checkpoint
+from diffusers_ict.evaluation.samples import list_variants
+
+NO_FOLDER = "train_ict.py: --train_data_dir must be a folder of images, got nowhere."
 
 
-def test_an_impossible_output_folder_shuts_the_door(flags, tmp_path, capsys):
+def test_an_impossible_output_folder_shuts_the_door(flags, tmp_path, capsys, monkeypatch):
     file = tmp_path / "file"
     file.write_text("")
-    shut(tmp_path, capsys, "must be a folder, and", *flags, "--output_dir", file)
-    shut(tmp_path, capsys, f"{file} is a file", *flags, "--output_dir", file / "out")
-    shut(tmp_path, capsys, "File name too long", *flags, "--output_dir", tmp_path / ("x" * 300))
-    shut(tmp_path, capsys, "cannot be written", *flags, "--output_dir", "/proc/out")
-
-
-def test_a_read_only_output_folder_shuts_the_door(flags, tmp_path, capsys, monkeypatch):
+    for folder, message in (
+        (file, "must be a folder, and"),
+        (file / "out", f"{file} is a file"),
+        (tmp_path / ("x" * 300), "File name too long"),
+        ("/proc/out", "cannot be written"),
+    ):
+        assert_refused(tmp_path, capsys, message, *flags, "--output_dir", folder)
     monkeypatch.setattr(os, "access", lambda *args, **kwargs: False)  # root may write everywhere
-    shut(tmp_path, capsys, "cannot be written: ", *flags, "--output_dir", tmp_path / "out")
+    assert_refused(tmp_path, capsys, "cannot be written: ", *flags, "--output_dir", tmp_path / "out")
 
 
 @pytest.mark.slow
-def test_two_processes_tell_bad_input_once(tmp_path):
-    done = two_processes("train_ict.py", "--train_data_dir", "nowhere", "--output_dir", tmp_path / "out")
+def test_two_processes_tell_bad_input_once_and_a_quiet_launcher_adds_nothing(tmp_path):
+    own = ["--train_data_dir", "nowhere", "--output_dir", tmp_path / "out"]
+    done = two_processes("train_ict.py", *own)
     assert done.returncode != 0
-    assert done.stderr.count("train_ict.py: --train_data_dir must be a folder of images, got nowhere.") == 1
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_a_quiet_launcher_adds_nothing_to_the_sentence(tmp_path):
-    script = [ROOT / "train_scripts" / "train_ict.py", "--train_data_dir", "nowhere", "--output_dir", tmp_path / "out"]
+    assert done.stderr.count(NO_FOLDER) == 1
     launcher = [Path(sys.executable).parent / "accelerate", "launch", "--quiet", "--num_processes", "1"]
-    more = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    done = subprocess.run([*launcher, *more, *script], capture_output=True, text=True, check=False)
+    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [*launcher, ROOT / "train_scripts" / "train_ict.py", *own]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert done.stderr == "train_ict.py: --train_data_dir must be a folder of images, got nowhere.\n"
+    assert done.stderr == f"{NO_FOLDER}\n"
     assert not list(tmp_path.iterdir())
-
-
-def test_a_tracker_that_is_not_installed_shuts_the_door(flags, tmp_path, capsys):
-    own = ["--report_to", "trackio", "--output_dir", tmp_path / "out"]
-    shut(tmp_path, capsys, "--report_to trackio needs its library: pip install trackio", *flags, *own)
-
-
-def shut(tmp_path, capsys, message, *flags):
-    """The run is refused with one sentence that holds `message`, exit code 2, and nothing written."""
-    before = sorted(tmp_path.rglob("*"))
-    assert run(*flags) == 2
-    err = capsys.readouterr().err
-    assert message in err
-    assert err.count("\n") == 1, err
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        (["--nonsense", 1], "unrecognized arguments"),
         (["--train_batch_size", 40], "a batch must not be larger than the data: 80 images a step"),
         (["--model_config_name_or_path", "act_lsun_cat256_unet.json"], "must be a multiple of 32, got 8"),
         (["--class_conditional"], "the UNet is made for no classes and the run has 4"),
         (["--max_train_steps", 2], "4 stages and needs at least as many steps"),
-        (["--objective", "p_mean=nan"], "--objective p_mean must be finite, got nan"),
         (["--intermediate_sigmas"], "--intermediate_sigmas must name the second noise level of two steps"),
         (["--hub_token", "hf_secret"], "unrecognized arguments: --hub_token hf_...; see"),
         (["--s1", 40], "for settings of a method, --objective NAME=VALUE"),
         (["--objective", "s3=1"], "--objective of ICT can have s0, s1, p_mean, p_std, huber_c, got s3"),
-        (["--objective", "s1"], "NAME=VALUE is wanted"),
+        (["--objective", "s1=1"], "--objective s1 must be at least --objective s0, got s1 1 and s0 2"),
         (["--resume_from_checkpoint", "nowhere/checkpoint-1"], "it does not exist or has no manifest"),
         (["--pretrained_model_name_or_path", "nowhere"], "path: stock diffusers cannot load nowhere"),
-        (["--loss", "act", "--objective", "adversarial_weight=1.5"], "0 < w_mid <= w <= 1"),
         (["--intermediate_sigmas", 100], "--intermediate_sigmas: must be different numbers"),
         (["--intermediate_sigmas", 0.01], "choose an intermediate sigma in that range"),
         (["--loss", "act", "--objective", "adversarial_weight=1.2"], "0 < w_mid <= w <= 1"),
-        (["--loss", "act", "--objective", "adversarial_weight_mid=0.5"], "0 < w_mid <= w <= 1"),
-        (["--loss", "act", "--objective", "augment_tau=-1"], "--objective augment_tau must be greater than 0"),
         (["--push_to_hub", "--hub_model_id", "some one/my digits"], "user/name"),
-        (["--objective", "s1=1"], "--objective s1 must be at least --objective s0, got s1 1 and s0 2"),
         (["--mixed_precision", "fp16"], "--mixed_precision fp16 does not exist on CPUs"),
+        (["--report_to", "trackio"], "--report_to trackio needs its library: pip install trackio"),
     ],
-)  # fmt: skip
+)
 def test_bad_settings_shut_the_door(flags, tmp_path, capsys, own, message):
-    shut(tmp_path, capsys, message, *flags, *own, "--output_dir", tmp_path / "out")
+    assert_refused(tmp_path, capsys, message, *flags, *own, "--output_dir", tmp_path / "out")
 
 
 def test_data_that_cannot_be_used_shuts_the_door(flags, tmp_path, capsys):
-    out = ["--output_dir", tmp_path / "out"]
     np.savez(tmp_path / "unlabelled.npz", images=np.zeros((64, 8, 8), np.uint8))
     (tmp_path / "empty").mkdir()
-    colour = write_npz(tmp_path / "colour.npz", channels=3)
-    own = flags[2:]
-    shut(
-        tmp_path,
-        capsys,
-        "needs labels",
-        "--dataset_name",
-        tmp_path / "unlabelled.npz",
-        "--class_conditional",
-        *own,
-        *out,
-    )
-    shut(tmp_path, capsys, "holds no images", "--train_data_dir", tmp_path / "empty", *own, *out)
-    shut(tmp_path, capsys, "images have 3 channels", "--dataset_name", colour, *own, *out)
+    save_file(lpips_weights(), tmp_path / "lpips.safetensors")
+    lpips = ["--loss", "ct", "--objective", "metric=lpips", f"lpips_weights={tmp_path / 'lpips.safetensors'}"]
+    four = ["--dataset_name", write_npz(tmp_path / "rgba.npz", channels=4), "--image_mode", "RGBA"]
+    for data, message in (
+        (["--dataset_name", tmp_path / "unlabelled.npz", "--class_conditional"], "needs labels"),
+        (["--train_data_dir", tmp_path / "empty"], "holds no images"),
+        (["--dataset_name", write_npz(tmp_path / "colour.npz", channels=3)], "images have 3 channels"),
+        ([*four, *lpips], "--metric lpips compares images of 1 or 3 channels, got 4"),
+    ):
+        assert_refused(tmp_path, capsys, message, *data, *flags[2:], "--output_dir", tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["fourier", "learned"])
 def test_time_embeddings_that_stock_cannot_sample_shut_the_door(flags, tmp_path, capsys, config, kind):
     config.write_text(json.dumps({**TINY, "time_embedding_type": kind}))
-    shut(tmp_path, capsys, "must be 'positional'", *flags, "--output_dir", tmp_path / "out")
+    assert_refused(tmp_path, capsys, "must be 'positional'", *flags, "--output_dir", tmp_path / "out")
 
 
-def test_a_discriminator_that_does_not_fit_shuts_the_door(flags, tmp_path, capsys):
+def test_a_discriminator_that_does_not_fit_shuts_the_door(flags, tmp_path, capsys, config):
     path = tmp_path / "config.json"
     own = [*flags, "--loss", "act", "--discriminator_config_name_or_path", path, "--output_dir", tmp_path / "out"]
+    assert_refused(tmp_path, capsys, "no discriminator config could be read", *own)
+    deep = {"block_out_channels": [16] * 4, "down_block_types": ["DownBlock2D"] * 4, "norm_num_groups": 8}
+    small = {"block_out_channels": [16, 32], "down_block_types": ["DownBlock2D"] * 2, "norm_num_groups": 8}
+
+    def write(**settings):
+        path.write_text(json.dumps({"_class_name": "ConsistencyDiscriminator", **settings}))
+
     for settings, message in (
         ({"in_channels": 3}, "discriminator's in_channels is 3 and the images need 1"),
-        (
-            {"block_out_channels": [16] * 4, "down_block_types": ["DownBlock2D"] * 4, "norm_num_groups": 8},
-            "at least 16 pixels, got 8",
-        ),
+        (deep, "at least 16 pixels, got 8"),
     ):
-        path.write_text(json.dumps({"_class_name": "ConsistencyDiscriminator", **settings}))
-        shut(tmp_path, capsys, message, *own)
-    path.unlink()
-    shut(tmp_path, capsys, "no discriminator config could be read", *own)
-
-
-def test_a_discriminator_without_classes_in_a_class_conditional_run_is_refused(flags, tmp_path, capsys, config):
+        write(**settings)
+        assert_refused(tmp_path, capsys, message, *own)
     config.write_text(json.dumps({**TINY, "_class_name": "UNet2DModel", "num_class_embeds": 4}))
-    settings = {"block_out_channels": [16, 32], "down_block_types": ["DownBlock2D"] * 2, "norm_num_groups": 8}
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({"_class_name": "ConsistencyDiscriminator", **settings}))
-    own = [*flags, "--loss", "act", "--class_conditional", "--discriminator_config_name_or_path", path]
-    message = "the discriminator's num_class_embeds is None and the images need 4"
-    shut(tmp_path, capsys, message, *own, "--output_dir", tmp_path / "out")
-    path.write_text(json.dumps({"_class_name": "ConsistencyDiscriminator", **settings, "num_class_embeds": 4}))
-    assert run(*own, "--max_train_steps", 4, "--output_dir", tmp_path / "out") == 0
-
-
-def test_lpips_of_images_with_transparency_is_refused(flags, tmp_path, capsys):
-    data = write_npz(tmp_path / "rgba.npz", channels=4)
-    save_file(lpips_weights(), tmp_path / "lpips.safetensors")
-    weights = f"lpips_weights={tmp_path / 'lpips.safetensors'}"
-    own = ["--dataset_name", data, "--image_mode", "RGBA", "--loss", "ct", "--objective", "metric=lpips", weights]
-    message = "--metric lpips compares images of 1 or 3 channels, got 4"
-    shut(tmp_path, capsys, message, *own, "--output_dir", tmp_path / "out")
-
-
-def test_a_resume_in_another_precision_is_refused(flags, tmp_path, capsys, monkeypatch):
-    """Also where the precision comes from accelerate and not from a flag."""
-    out = ["--output_dir", tmp_path / "out"]
-    assert run(*ICT, *flags, "--max_train_steps", 4, *out) == 0
-    recipe = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
-    assert recipe["mixed_precision"] == "no"
-    capsys.readouterr()
-    AcceleratorState._reset_state(reset_partial_state=True)
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    resume = ["--max_train_steps", 4, "--resume_from_checkpoint", "latest"]
-    shut(tmp_path, capsys, "made with mixed_precision no and this run has bf16", *ICT, *flags, *out, *resume)
-
-
-def test_another_run_in_the_folder_or_another_recipe_shuts_the_door(flags, tmp_path, capsys):
-    out = ["--output_dir", tmp_path / "out"]
-    assert run(*ICT, *flags, "--max_train_steps", 4, *out) == 0
-    capsys.readouterr()
-    shut(tmp_path, capsys, "holds another run", *ICT, *flags, *out)
-    resume = ["--max_train_steps", 4, "--resume_from_checkpoint", "latest"]
-    shut(tmp_path, capsys, "made with seed 0 and this run has 3", *ICT, *flags, *out, *resume, "--seed", 3)
-    newest = checkpoint.list_checkpoints(tmp_path / "out")[0]
-    (newest / "unet.safetensors").write_bytes(b"torn")
-    shut(tmp_path, capsys, "is not as it was written", *ICT, *flags, *out, "--resume_from_checkpoint", newest)
+    own.append("--class_conditional")
+    write(**small)
+    assert_refused(tmp_path, capsys, "discriminator's num_class_embeds is None and the images need 4", *own)
+    write(**small, num_class_embeds=4)
+    assert run(*own, "--max_train_steps", 4) == 0
 
 
 PROGRAMS = {
@@ -211,23 +149,47 @@ def test_every_program_tells_a_mistake_on_its_command_line_in_one_sentence(name,
     assert err.count("\n") == 1, err
 
 
-def test_warnings_of_a_program_are_one_line_that_names_flags():
+def test_a_program_shows_warnings_in_one_line_that_names_flags_and_says_when_it_was_interrupted(capsys):
     shown, plain = [], warnings.formatwarning
 
     def body():
         shown.append(warnings.formatwarning("images are enlarged to `resolution` 64.", UserWarning, "images.py", 9))
+        raise KeyboardInterrupt
 
-    assert run_program("train_ict.py", body) == 0
+    assert run_program("train_ict.py", body) == 130
     assert shown == ["train_ict.py: images are enlarged to --resolution 64.\n"]
     assert warnings.formatwarning is plain
+    assert capsys.readouterr().err == "train_ict.py: interrupted.\n"
 
 
-def test_processes_that_do_not_know_of_each_other_shut_the_door(flags, tmp_path, capsys, monkeypatch):
-    from diffusers_ict import processes
-
-    class Alone:
-        num_processes = 1
-
+def test_processes_that_do_not_know_of_each_other_and_what_accelerate_refuses_are_told(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="2 processes were launched but each runs alone"):
-        processes.check_processes(Alone())
+        processes.check_processes(type("Alone", (), {"num_processes": 1}))
+    monkeypatch.delenv("WORLD_SIZE")
+    Accelerator(mixed_precision="no")
+    with pytest.raises(UserError, match="accelerate cannot run with these settings: AcceleratorState has already"):
+        processes.make_accelerator("bf16", None, str(tmp_path))
+
+
+def test_of_two_label_columns_one_has_to_be_named(tmp_path):
+    classes = ClassLabel(names=["a", "b"])
+    rows = {"image": [Picture.new("L", (8, 8))] * 2, "kind": [0, 1], "colour": [1, 0]}
+    data = Dataset.from_dict(rows, Features({"image": Image(), "kind": classes, "colour": classes}))
+    data.to_parquet(tmp_path / "data.parquet")
+    own = {"dataset_name": str(tmp_path / "data.parquet"), "class_conditional": True}
+    with pytest.raises(UserError, match=r"several columns could be labels \(kind, colour\); name one"):
+        load_images(**own)
+    assert load_images(**own, label_column="colour").labels.tolist() == [1, 0]
+
+
+def test_unknown_sizes_names_and_hubs_are_told():
+    pipeline = ConsistencyPipeline(make_unet(sample_size=None, num_class_embeds=2), ICTScheduler())
+    pipeline.id2label = {0: "cat", 1: "dog"}
+    with pytest.raises(ValueError, match="this model has no sample_size in its config: give height and width"):
+        pipeline(class_labels="cat", height=8)
+    with pytest.raises(ValueError, match="class_labels by name must be among 'cat', 'dog', got 'cow'"):
+        pipeline(class_labels="cow", height=8, width=8)
+    assert pipeline(class_labels="cat", height=8, width=8, output_type="np").images.shape == (1, 8, 8, 1)
+    with pytest.raises(UserError, match="the files of someone/model cannot be listed: "):
+        list_variants("someone/model")

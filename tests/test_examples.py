@@ -46,21 +46,6 @@ def test_figures_in_the_readme_are_those_of_the_result_files():
         assert row in results, row
 
 
-# Versions, sizes, seconds and samples to be given, constants.
-SETTINGS = "3.10 2.0 8 16 32 256 3 6.5 2049 50000 0.821 1.526 250 1280 1281".split()
-# Minutes and millions of parameters of the model that is shown; seconds of the demo, minutes in the ledger.
-ROUNDED = {"80": "80.6", "2.5": "2.54", "90": "1.52"}
-
-
-def test_numbers_in_the_text_of_the_readme_are_settings_or_stand_in_a_result_file():
-    found = [*(ROOT / "benchmarks" / "results").glob("*.md"), ROOT / "benchmarks" / "LEDGER.md"]
-    measured = set(re.findall(r"(?<![\w.])\d+(?:\.\d+)?", "\n".join(path.read_text() for path in found)))
-    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|^\|.*$", "", README, flags=re.S | re.M)
-    for number in re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?![\w])", text):
-        plain = number.replace(",", "")
-        assert plain in SETTINGS or ROUNDED.get(plain, plain) in measured, number
-
-
 def test_the_ledger_is_what_the_result_files_say():
     """`python benchmarks/ledger.py` writes it; every link in it leads to a file."""
     import ledger
@@ -83,28 +68,24 @@ def test_samples_are_drawn_from_a_saved_model(tmp_path, capsys):
         assert picture.size == (3 * 64 + 2 * 2, 3 * 64 + 2 * 2)  # three classes, three rows
     assert sample.main([*own, "--num_inference_steps", "0"]) == 2
     assert "--num_inference_steps must be at least 1, got 0" in capsys.readouterr().err
-    assert sample.main([str(tmp_path / "nothing")]) == 2
-    assert "no consistency pipeline could be loaded" in capsys.readouterr().err
 
 
 def test_pictures_are_edited_into_a_strip(tmp_path, capsys):
     import edit
 
-    model = str(tmp_path / "model")
     unet = make_unet(num_class_embeds=3, in_channels=3, out_channels=3)
-    ConsistencyPipeline(unet, ICTScheduler()).save_pretrained(model)
+    ConsistencyPipeline(unet, ICTScheduler()).save_pretrained(tmp_path / "model")
     pictures = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     Image.new("RGB", (9, 9), "red").save(pictures[0])
     Image.new("L", (8, 8), 200).save(pictures[1])
-    own = [model, "--images", *pictures, "--num_inference_steps", "2", "--output", str(tmp_path / "out" / "edits.png")]
+    own = [str(tmp_path / "model"), "--images", *pictures, "--num_inference_steps", "2"]
+    own += ["--output", str(tmp_path / "out" / "edits.png")]
     assert edit.main([*own, "--class_labels", "0", "2"]) == 0
     assert "2 pictures, edited in 2 steps" in capsys.readouterr().out
     with Image.open(tmp_path / "out" / "edits.png") as strip:
         assert strip.height == 9 * 64 + 8 * 8  # before, and two blocks for each of four edits
     assert edit.main([*own, "--class_labels", "7"]) == 2
     assert "edit.py: class_labels must lie within 0 and 2" in capsys.readouterr().err
-    assert edit.main([*own[:2], str(tmp_path / "none.png"), "--output", "x.png"]) == 2
-    assert "--images must be picture files, and" in capsys.readouterr().err
 
 
 def test_minimal_example_trains_and_samples(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """A new objective, a new metric and a new data source touch nothing else: each is one object, defined here."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from conftest import write_npz
 from datasets import ClassLabel, Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw
-from short_run import final_tensors
+from short_run import assert_bitwise_equal, final_tensors, words
 
 from diffusers_ict import ACT, ICTScheduler, Objective, squared_l2
 from diffusers_ict.data.load import load_images
@@ -19,7 +20,7 @@ from diffusers_ict.evaluation import FID, Metric
 from diffusers_ict.evaluation.evaluate import evaluate
 from diffusers_ict.evaluation.settings import EvaluationSettings
 from diffusers_ict.training.log import read_log
-from diffusers_ict.training.recipe import Recipe
+from diffusers_ict.training.recipe import Recipe, parse
 from diffusers_ict.training.train import train
 
 
@@ -51,15 +52,15 @@ class Continuous(Objective):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["ict", "act"])
-def test_an_objective_without_a_grid_trains_resumes_and_is_logged(loss, tmp_path, config, capsys):
-    data = write_npz(tmp_path / "data.npz")
-    settings = {"dataset_name": str(data), "model_config_name_or_path": str(config), "max_train_steps": 8,
-                "train_batch_size": 8, "ema_decays": [0.9], "logging_steps": 1, "checkpointing_steps": 4,
-                "checkpoints_total_limit": 9, "num_validation_images": 2, "validation_steps": 99,
-                "loss": "ict"}  # fmt: skip
-    objective = Continuous() if loss == "ict" else ACT(Continuous(), r1_interval=2, augment=True)
-    train(Recipe(**settings, output_dir=str(tmp_path / "whole")), objective=objective)
+@pytest.mark.parametrize(
+    "objective", [Continuous(), ACT(Continuous(), r1_interval=2, augment=True)], ids=["ict", "act"]
+)
+def test_an_objective_without_a_grid_trains_resumes_and_is_logged(objective, flags, tmp_path, capsys):
+    def recipe(name, **more):
+        own = words(*flags, "--max_train_steps", 8, "--checkpointing_steps", 4, "--output_dir", tmp_path / name)
+        return dataclasses.replace(parse(own, "test", ""), objective={}, **more)
+
+    train(recipe("whole"), objective=objective)
     assert "fraction    4 stages: 0.5 from step 0, 0.75 from step 2" in capsys.readouterr().out
     entries = read_log(tmp_path / "whole" / "log.jsonl")
     assert [entry["fraction"] for entry in entries] == [0.5, 0.5, 0.75, 0.75, 0.875, 0.875, 0.9375, 0.9375]
@@ -67,28 +68,22 @@ def test_an_objective_without_a_grid_trains_resumes_and_is_logged(loss, tmp_path
     assert entries[0]["loss_unweighted"] == pytest.approx(entries[0]["loss"] / weight)
 
     start = str(tmp_path / "whole" / "checkpoint-4")
-    recipe = Recipe(**settings, output_dir=str(tmp_path / "resumed"), resume_from_checkpoint=start)
-    train(recipe, objective=objective)
-    whole, resumed = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "resumed")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert any(name.startswith("teacher/") for name in whole)
+    train(recipe("resumed", resume_from_checkpoint=start), objective=objective)
+    assert_bitwise_equal(tmp_path / "whole", tmp_path / "resumed")
+    assert any(name.startswith("teacher/") for name in final_tensors(tmp_path / "whole"))
     card = (tmp_path / "whole" / "README.md").read_text()
     assert "with an objective of its own, `" in card
     assert "Continuous(low=0.01, high=80.0)" in card
-    other = Recipe(**settings, output_dir=str(tmp_path / "other"), resume_from_checkpoint=start)
     with pytest.raises(UserError, match=r"the checkpoint was made with objective .*Continuous|made with the options"):
-        train(other)
+        train(recipe("other", resume_from_checkpoint=start))
 
 
-def test_the_mean_weight_of_an_objective_without_a_grid_is_its_integral():
+def test_the_mean_weight_and_the_levels_of_an_objective_without_a_grid(generator):
     objective = Continuous()
     # The mean over u of 2 / (low (high / low)^u), in closed form.
     exact = 2 * (1 / objective.low - 1 / objective.high) / np.log(objective.high / objective.low)
     assert objective.mean_weight(0, 8) == pytest.approx(exact, rel=1e-5)
-
-
-def test_the_scheduler_draws_the_levels_of_an_objective_without_a_grid(generator):
-    sigma, sigma_next = ICTScheduler().training_sigmas(Continuous(), 6, 8, 512, generator)
+    sigma, sigma_next = ICTScheduler().training_sigmas(objective, 6, 8, 512, generator)
     torch.testing.assert_close(sigma, sigma_next * 0.9375)
     assert sigma_next.min() > 0.01
     assert sigma_next.max() < 80
@@ -104,19 +99,15 @@ def test_a_metric_is_one_object(tmp_path):
     data = write_npz(tmp_path / "data.npz")
     images = np.load(data)["images"]
     np.savez(tmp_path / "dark.npz", images=images // 2)
-    settings = EvaluationSettings(
-        dataset_name=str(data),
-        extractor="pixels",
-        cache_dir=str(tmp_path / "cache"),
-        output_dir=str(tmp_path / "out"),
-    )
-    report = evaluate(str(tmp_path / "dark.npz"), settings, metrics=[metric])
+    settings = {"dataset_name": str(data), "extractor": "pixels", "cache_dir": str(tmp_path / "cache")}
+    dark, out = str(tmp_path / "dark.npz"), str(tmp_path / "out")
+    report = evaluate(dark, EvaluationSettings(**settings, output_dir=out), metrics=[metric])
     expected = images.mean() - (images // 2).mean()
     assert report["rows"][0]["metrics"] == {"brightness": pytest.approx(expected, rel=1e-5)}
     assert report["settings"] == {"brightness": {"scale": 255}}
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text()) == report
-    both = evaluate(str(tmp_path / "dark.npz"), EvaluationSettings(**{**vars(settings), "num_samples": 64}), metrics=[
-        metric, Metric(**{**vars(FID), "minimum": lambda dim: 2})])  # fmt: skip
+    fid = dataclasses.replace(FID, minimum=lambda dim: 2)
+    both = evaluate(dark, EvaluationSettings(**settings, output_dir=out, num_samples=64), metrics=[metric, fid])
     assert list(both["rows"][0]["metrics"]) == ["brightness", "frechet"]
 
 

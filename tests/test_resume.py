@@ -1,30 +1,41 @@
-"""Runs that must be equal: killed and resumed, in parts, in processes, with recomputed activations."""
+"""Runs that must be equal: killed and resumed, in parts, in processes, with recomputed activations.
 
-import os
+A run that goes on from an older checkpoint, or in another folder, shadows, prunes and takes over nothing.
+"""
+
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from safetensors.torch import load_file
-from short_run import ACT, CT, ECT, ICT, LOSSES, final_tensors, run, several_processes, words
+from short_run import (
+    ACT,
+    CT,
+    ECT,
+    ICT,
+    LOSSES,
+    assert_bitwise_equal,
+    assert_refused,
+    final_tensors,
+    run,
+    several_processes,
+    words,
+)
 
 from diffusers_ict.training import checkpoint
 from diffusers_ict.training.log import read_log
+from diffusers_ict.training.recipe import Recipe
 
-
-def assert_bitwise_equal(a: Path, b: Path) -> None:
-    left, right = final_tensors(a), final_tensors(b)
-    assert left.keys() == right.keys()
-    assert any("exp_avg_sq" in key for key in left)
-    different = [key for key in left if left[key].numpy().tobytes() != right[key].numpy().tobytes()]
-    assert not different, different
+LATEST = ["--resume_from_checkpoint", "latest"]
+BRIEFLY = ["--max_train_minutes", 1e-6]
 
 
 def kill_at_random_step(flags: list[str], folder: Path, earliest: int, latest: int) -> int:
@@ -32,7 +43,6 @@ def kill_at_random_step(flags: list[str], folder: Path, earliest: int, latest: i
     at = random.SystemRandom().randint(earliest, latest)
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train_scripts" / "train_ict.py"), *words(*flags), "--output_dir", str(folder)],
-        env=dict(os.environ),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
@@ -54,38 +64,25 @@ def test_killed_and_resumed_a_run_ends_bit_identical(loss, flags, tmp_path):
     at = kill_at_random_step([*loss, *flags], tmp_path / "killed", 6, 22)
     saved = [p.name for p in checkpoint.list_checkpoints(tmp_path / "killed")]
     assert "checkpoint-24" not in saved, f"killed too late, after {at} steps"
-    assert run(*loss, *flags, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "latest") == 0
+    if damaged := loss is ICT and bool(saved):  # then the one before serves, if there is one
+        (tmp_path / "killed" / saved[0] / "optimizer.safetensors").write_bytes(b"torn")
+    with pytest.warns(UserWarning, match=f"passing over the checkpoint {saved[0]}") if damaged else nullcontext():
+        assert run(*loss, *flags, "--output_dir", tmp_path / "killed", *LATEST) == 0
     assert_bitwise_equal(tmp_path / "whole", tmp_path / "killed")
     steps = [entry["step"] for entry in read_log(tmp_path / "killed" / "log.jsonl")]
     assert steps == list(range(1, 25)), "the log has gaps or repeats"
     losses = [[e["loss"] for e in read_log(tmp_path / name / "log.jsonl")] for name in ("whole", "killed")]
     assert losses[0] == losses[1]
     for name in ("unet", "discriminator") if loss is ACT else ("unet",):
-        weights = [
-            load_file(tmp_path / run / name / "diffusion_pytorch_model.safetensors") for run in ("whole", "killed")
-        ]
-        assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
-
-
-@pytest.mark.slow
-def test_with_the_newest_checkpoint_damaged_the_previous_one_serves(flags, tmp_path):
-    assert run(*ICT, *flags, "--output_dir", tmp_path / "whole") == 0
-    kill_at_random_step([*ICT, *flags], tmp_path / "killed", 12, 22)
-    newest = checkpoint.list_checkpoints(tmp_path / "killed")[0]
-    file = newest / "optimizer.safetensors"
-    raw = bytearray(file.read_bytes())
-    raw[len(raw) // 2] ^= 0xFF
-    file.write_bytes(raw)
-    with pytest.warns(UserWarning, match=f"passing over the checkpoint {newest.name}"):
-        assert run(*ICT, *flags, "--output_dir", tmp_path / "killed", "--resume_from_checkpoint", "latest") == 0
-    assert_bitwise_equal(tmp_path / "whole", tmp_path / "killed")
+        exported = [tmp_path / folder / name / "diffusion_pytorch_model.safetensors" for folder in ("whole", "killed")]
+        assert exported[0].read_bytes() == exported[1].read_bytes()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_stopped_between_steps_and_resumed_a_run_ends_bit_identical(loss, flags, tmp_path, monkeypatch):
     """The short form of the test above: stopped by an exception, in one process."""
-    flags = [*flags, "--max_train_steps", 12]
-    assert run(*loss, *flags, "--output_dir", tmp_path / "whole") == 0
+    own = [*loss, *flags, "--max_train_steps", 12]
+    assert run(*own, "--output_dir", tmp_path / "whole") == 0
     step = torch.optim.RAdam.step
     calls = iter(range(1000))
 
@@ -96,60 +93,100 @@ def test_stopped_between_steps_and_resumed_a_run_ends_bit_identical(loss, flags,
 
     monkeypatch.setattr(torch.optim.RAdam, "step", stopping)
     with pytest.raises(SystemExit):
-        run(*loss, *flags, "--output_dir", tmp_path / "stopped")
+        run(*own, "--output_dir", tmp_path / "stopped")
     monkeypatch.undo()
-    assert run(*loss, *flags, "--output_dir", tmp_path / "stopped", "--resume_from_checkpoint", "latest") == 0
+    assert run(*own, "--output_dir", tmp_path / "stopped", "--resume_from_checkpoint", "latest") == 0
     assert_bitwise_equal(tmp_path / "whole", tmp_path / "stopped")
-
-
-def test_a_named_checkpoint_is_resumed_from(flags, tmp_path):
-    flags = [*flags, "--max_train_steps", 12]
-    assert run(*ICT, *flags, "--output_dir", tmp_path / "whole", "--checkpoints_total_limit", 9) == 0
-    where = tmp_path / "whole" / "checkpoint-5"
-    assert run(*ICT, *flags, "--output_dir", tmp_path / "other", "--resume_from_checkpoint", where) == 0
+    named = tmp_path / "whole" / "checkpoint-10"
+    assert run(*own, "--output_dir", tmp_path / "other", "--resume_from_checkpoint", named) == 0
     assert_bitwise_equal(tmp_path / "whole", tmp_path / "other")
 
 
 @pytest.mark.slow
-def test_accumulated_parts_equal_one_large_batch(flags, tmp_path):
-    shape = {"one": (8, 1), "two": (4, 2), "four": (2, 4)}
-    for name, (size, parts) in shape.items():
-        own = [
-            "--dropout",
-            0,
-            "--train_batch_size",
-            size,
-            "--gradient_accumulation_steps",
-            parts,
-            "--max_train_steps",
-            6,
-        ]
-        assert run("--loss", "ict", *flags, *own, "--output_dir", tmp_path / name) == 0
-    whole = final_tensors(tmp_path / "one")
-    for name in ("two", "four"):
-        for key, value in final_tensors(tmp_path / name).items():
-            torch.testing.assert_close(value, whole[key], rtol=1e-3, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}")
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("loss", [ICT, ACT], ids=["ict", "act"])
-def test_several_processes_equal_one(loss, flags, tmp_path):
-    own = [*loss, *flags, "--dropout", "0", "--max_train_steps", "6", "--gradient_accumulation_steps", "1"]
-    assert run(*own, "--train_batch_size", 8, "--output_dir", tmp_path / "1") == 0
-    whole = final_tensors(tmp_path / "1")
-    for processes in (2, 4):
-        script = ["train_ict.py", *own, "--train_batch_size", 8 // processes]
-        done = several_processes(processes, *script, "--output_dir", tmp_path / str(processes))
+def test_several_processes_and_accumulated_parts_equal_one_large_batch(loss, flags, tmp_path):
+    """A step of eight images: at once, in parts, on two processes in parts, and on four processes."""
+    own = [*loss, *flags, "--dropout", "0", "--max_train_steps", "6"]
+    for name, processes, size, parts in (("1", 1, 8, 1), ("parts", 1, 2, 4), ("2", 2, 2, 2), ("4", 4, 2, 1)):
+        split = ["--train_batch_size", size, "--gradient_accumulation_steps", parts, "--output_dir", tmp_path / name]
+        if processes == 1:
+            assert run(*own, *split) == 0
+            continue
+        done = several_processes(processes, "train_ict.py", *own, *split)
         assert done.returncode == 0, done.stderr[-3000:]
-        split = final_tensors(tmp_path / str(processes))
+    whole = final_tensors(tmp_path / "1")
+    assert all(any(part in key for key in whole) for part in ("unet", "ema_0", "exp_avg_sq"))
+    losses = [entry["loss"] for entry in read_log(tmp_path / "1" / "log.jsonl")]
+    for name in ("parts", "2", "4"):
+        split = final_tensors(tmp_path / name)
         assert whole.keys() == split.keys()
         for key, value in split.items():
-            torch.testing.assert_close(value, whole[key], rtol=1e-3, atol=2e-5, msg=lambda m, key=key: f"{key}: {m}")
-        losses = [[e["loss"] for e in read_log(tmp_path / name / "log.jsonl")] for name in ("1", str(processes))]
-        np.testing.assert_allclose(*losses, rtol=1e-3)
+            # The gradient of a key's bias is zero but for rounding, which Adam's ratio makes large.
+            close = {"rtol": 1e-3, "atol": 2e-5} if ".to_k.bias" in key else {"rtol": 1e-5, "atol": 1e-6}
+            torch.testing.assert_close(value, whole[key], **close, msg=lambda m, key=key: f"{key}: {m}")
+        split_losses = [entry["loss"] for entry in read_log(tmp_path / name / "log.jsonl")]
+        np.testing.assert_allclose(split_losses, losses, rtol=1e-3)
 
 
 def test_gradient_checkpointing_changes_nothing(flags, tmp_path):
     for name, own in (("plain", []), ("checkpointed", ["--gradient_checkpointing"])):
         assert run(*ICT, *flags, *own, "--max_train_steps", 5, "--output_dir", tmp_path / name) == 0
     assert_bitwise_equal(tmp_path / "plain", tmp_path / "checkpointed")
+
+
+def names(folder):
+    return sorted(path.name for path in folder.glob("*checkpoint-*"))
+
+
+def test_a_run_that_goes_on_from_an_older_checkpoint_is_what_latest_finds(finished, tmp_path):
+    out = tmp_path / "out"
+    changed = [*finished, "--resume_with_changes", "--learning_rate", 1e-4]
+    with pytest.warns(UserWarning, match=r"renamed to superseded-\*: checkpoint-12, checkpoint-10"):
+        assert run(*changed, *BRIEFLY, "--resume_from_checkpoint", out / "checkpoint-5") == 3
+    superseded = ["superseded-checkpoint-10", "superseded-checkpoint-12"]
+    assert names(out) == ["checkpoint-5", "checkpoint-6", *superseded]
+    content = bytearray((out / "log.jsonl").read_bytes())
+    content[5] ^= 0x80  # a damaged log does not stop a resume
+    (out / "log.jsonl").write_bytes(content)
+    assert run(*changed, *LATEST) == 0
+    assert [entry["step"] for entry in read_log(out / "log.jsonl")] == list(range(2, 13))
+    changes = checkpoint.load_latest(out).state["changes"]
+    assert [change["step"] for change in changes] == [5]
+
+
+def test_a_run_does_not_take_over_the_folder_of_another(finished, tmp_path, capsys):
+    other = shutil.copytree(tmp_path / "out", tmp_path / "other")
+    there = ["--resume_from_checkpoint", tmp_path / "out" / "checkpoint-5", "--output_dir", other]
+    assert_refused(tmp_path, capsys, "holds another run than that of --resume_from_checkpoint", *finished, *there)
+
+
+def test_a_run_that_lives_while_another_reads_its_images_is_not_overwritten(finished, tmp_path, monkeypatch, capsys):
+    """It ended before the other one took the lock, so that only the contents of the folder tell of it."""
+    out, load = tmp_path / "late", Recipe.load
+
+    def loading(self, *args):
+        shutil.copytree(tmp_path / "out", out, dirs_exist_ok=True)
+        return load(self, *args)
+
+    monkeypatch.setattr(Recipe, "load", loading)
+    for resuming in (False, True):
+        shutil.rmtree(out, ignore_errors=True)
+        if resuming:
+            shutil.copytree(tmp_path / "out" / "checkpoint-5", out / "checkpoint-5")
+        own = ["--resume_from_checkpoint", out / "checkpoint-5"] if resuming else []
+        assert run(*finished, *own, "--output_dir", out) == 2
+        assert "was written to by another run meanwhile: start this one again" in capsys.readouterr().err
+        assert names(out) == ["checkpoint-10", "checkpoint-12", "checkpoint-5"]
+        assert len(read_log(out / "log.jsonl")) == 12
+
+
+def test_files_of_others_in_the_folder_are_no_run_and_augmentation_can_be_added_with_changes(flags, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "slurm-12.out").write_text("queued")
+    own = [*flags, "--max_train_steps", 8, "--output_dir", out, "--image_cache_dir", out / "cache"]
+    without = [flag for flag in ACT if "augment" not in flag]
+    assert run(*without, *own, *BRIEFLY, *LATEST) == 3
+    assert run(*ACT, *own, "--resume_with_changes", *LATEST) == 0
+    assert (out / "slurm-12.out").read_text() == "queued"
+    assert any(entry.get("augment_p") for entry in read_log(out / "log.jsonl"))

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from conftest import files_of
 from diffusers import UNet2DModel
 from safetensors.torch import load_file
 from short_run import ICT, run
@@ -36,19 +37,20 @@ def made(flags, tmp_path, monkeypatch):
     return own, tmp_path / "out", tracked
 
 
-def test_an_average_of_another_length_is_that_which_was_tracked(made, capsys):
+def test_an_average_of_another_length_is_that_which_was_tracked(made, tmp_path, capsys):
     _, out, tracked = made
     assert list(list_snapshots(out)) == list(range(2, 41, 2))
     assert ema.main([str(out), "--std", str(STD), "0.1"]) == 0
     assert "std0075: its profile is within" in capsys.readouterr().out
-    found = UNet2DModel.from_pretrained(out, subfolder="unet", variant="std0075").state_dict()
-    distance = sum((found[name].double() - average).square().sum() for name, average in tracked.items()).sqrt()
-    norm = sum(average.square().sum() for average in tracked.values()).sqrt()
+    average = UNet2DModel.from_pretrained(out, subfolder="unet", variant="std0075").state_dict()
+    distance = sum((average[name].double() - exact).square().sum() for name, exact in tracked.items()).sqrt()
+    norm = sum(exact.square().sum() for exact in tracked.values()).sqrt()
     assert distance < 0.005 * norm
     final = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
-    moved = sum((found[name] - final[name]).square().sum() for name in found).sqrt()
+    moved = sum((average[name] - final[name]).square().sum() for name in average).sqrt()
     assert moved > 10 * distance, "the averages differ by less than the error"
     assert 'variant="std0075"' in (out / "README.md").read_text()
+    check_refusals(out, tmp_path, capsys)
 
 
 @pytest.mark.slow
@@ -63,9 +65,9 @@ def test_a_resumed_run_keeps_the_same_snapshots(made, tmp_path):
         assert there.read_bytes() == here.read_bytes()
 
 
-def test_what_cannot_be_made_is_told_and_nothing_is_written(made, flags, tmp_path, capsys):
-    _, out, _ = made
-    before = sorted(out.rglob("*"))
+def check_refusals(out, tmp_path, capsys):
+    """What cannot be made is told, and nothing is written."""
+    before = files_of(out)
     for words, message in (
         ([out, "--std", 0.5], "--std: the relative standard deviation of an average must be between 0 and 0.289"),
         ([out, "--std", 0.1, "--step", 7], "--step must be that of a snapshot (2, 4,"),
@@ -79,6 +81,5 @@ def test_what_cannot_be_made_is_told_and_nothing_is_written(made, flags, tmp_pat
     shutil.rmtree(out / "averages")
     assert ema.main([str(out), "--std", "0.1"]) == 2
     assert "has no snapshots of averages: train with --ema_snapshot_steps" in capsys.readouterr().err
-    assert [path for path in sorted(out.rglob("*")) if path.is_file()] == [
-        path for path in before if path.is_file() and path.parent.name != "averages"
-    ]
+    left = {name: content for name, content in before.items() if not name.startswith("averages/")}
+    assert files_of(out) == left

@@ -1,6 +1,7 @@
 """The short form of `make torture`: every fault that a fork can inject, a few times."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from faults.children import Lost, descendants
+from faults.children import Lost
 from faults.compare import check_close, check_nothing_left, check_same
 from filelock import FileLock
 from safetensors.numpy import save_file
@@ -16,7 +17,9 @@ from safetensors.numpy import save_file
 
 def test_nothing_is_lost_in_the_short_form(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "torture.py"), "--share", "0.004"]
-    done = subprocess.run([*command, "--output", str(tmp_path / "t")], capture_output=True, text=True, check=False)
+    command += ["--output", str(tmp_path / "t")]
+    online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}  # its Hub is a local one
+    done = subprocess.run(command, env=online, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert len(rows) >= 14
@@ -37,11 +40,6 @@ def folders(tmp_path) -> tuple[Path, Path]:
     return tmp_path / "a", tmp_path / "b"
 
 
-def test_runs_that_differ_in_time_alone_are_the_same(folders):
-    check_same(*folders)
-    check_close(*folders)
-
-
 @pytest.mark.parametrize(
     ("path", "content"),
     [
@@ -50,7 +48,9 @@ def test_runs_that_differ_in_time_alone_are_the_same(folders):
         ("new.png", "x"),
     ],
 )
-def test_any_difference_is_seen(folders, path, content):
+def test_any_difference_but_of_time_is_seen(folders, path, content):
+    check_same(*folders)
+    check_close(*folders)
     (folders[1] / path).write_text(content)
     with pytest.raises(Lost, match=path):
         check_same(*folders)
@@ -66,22 +66,11 @@ def test_one_bit_of_a_tensor_is_seen_and_rounding_is_not(folders):
         check_close(*folders)
 
 
-@pytest.mark.parametrize("name", [".checkpoint-2.tmp", "tmp/publish-x"])
-def test_leftovers_are_seen(folders, name):
-    check_nothing_left(folders[0])
-    (folders[0] / name).mkdir(parents=True)
-    with pytest.raises(Lost, match="left over"):
-        check_nothing_left(folders[0])
-
-
-def test_a_lock_that_is_held_is_seen(folders):
+def test_leftovers_and_locks_are_seen(folders):
     with FileLock(folders[0] / ".lock"), pytest.raises(Lost, match="is held"):
         check_nothing_left(folders[0])
     check_nothing_left(folders[0])
-
-
-def test_a_process_that_is_left_is_seen():
-    before = descendants(0.0)
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        assert len(descendants(0.1)) == len(before) + 1
-        process.communicate(b"\n")
+    for folder, name in zip(folders, (".checkpoint-2.tmp", "tmp/publish-x")):
+        (folder / name).mkdir(parents=True)
+        with pytest.raises(Lost, match="left over"):
+            check_nothing_left(folder)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import TINY, make_unet
 from diffusers import UNet2DModel
-from short_run import run
 
 from diffusers_ict import ICT, ICTScheduler
 from diffusers_ict.data.dataset import Images
@@ -15,13 +14,11 @@ from diffusers_ict.training import unets
 from diffusers_ict.training.recipe import Recipe
 from diffusers_ict.training.samples import make_pipeline
 from diffusers_ict.training.start import load_start, make_objective
-from diffusers_ict.training.unets import limit_dropout
+from diffusers_ict.training.unets import check_fits, default_unet_config, limit_dropout
 
 
 @pytest.mark.parametrize("resolution", [8, 12, 16, 28, 32, 64, 96, 128, 256])
 def test_the_default_unet_suits_the_resolution(resolution):
-    from diffusers_ict.training.unets import check_fits, default_unet_config
-
     config = default_unet_config(resolution, 3, None)
     check_fits(config, (3, resolution, resolution), None)
     with torch.device("meta"):
@@ -33,27 +30,12 @@ def test_the_default_unet_suits_the_resolution(resolution):
 
 @pytest.mark.parametrize("resolution", [4, 9, 50, 257])
 def test_resolutions_no_unet_suits_are_refused(resolution):
-    from diffusers_ict.training.unets import default_unet_config
-
     with pytest.raises(UserError):
         default_unet_config(resolution, 3)
 
 
 def test_dropout_can_be_kept_to_small_feature_maps():
-    unet = make_unet(dropout=0.4)
-    limit_dropout(unet, 4)
-
-    def rates(block):
-        return {m.p for m in block.modules() if isinstance(m, torch.nn.Dropout) and m.p > 0}
-
-    assert rates(unet.down_blocks[0]) == set() == rates(unet.up_blocks[1])
-    assert 0.4 in rates(unet.down_blocks[1])
-    assert 0.4 in rates(unet.up_blocks[0])
-    assert 0.4 in rates(unet.mid_block)
-
-
-def test_the_size_of_the_feature_map_at_the_dropout_decides_where_blocks_change_it():
-    """A downsampler of the 8-pixel level drops at 4 pixels; an upsampler of the 4-pixel level drops at 8."""
+    """The size at the dropout decides: a downsampler of 8 pixels drops at 4, an upsampler of 4 pixels at 8."""
     resampling = {"downsample_type": "resnet", "upsample_type": "resnet"}
     blocks = {
         "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"),
@@ -62,19 +44,16 @@ def test_the_size_of_the_feature_map_at_the_dropout_decides_where_blocks_change_
     unet = make_unet(dropout=0.4, **resampling, **blocks)
     limit_dropout(unet, 4)
     sizes = []
-
-    def note(name):
-        return lambda module, inputs: sizes.append((name, inputs[0].shape[-1], module.p))
-
     for name, module in unet.named_modules():
         if isinstance(module, torch.nn.Dropout) and "attentions" not in name:
-            module.register_forward_pre_hook(note(name))
+            module.register_forward_pre_hook(
+                lambda module, inputs, name=name: sizes.append((name, inputs[0].shape[-1], module.p))
+            )
     unet(torch.randn(1, 1, 8, 8), 0)
     assert {size for _, size, _ in sizes} == {4, 8}
     for name, size, p in sizes:
         assert p == (0.4 if size <= 4 else 0.0), f"{name} drops {p} at {size} pixels"
-    assert any("downsamplers" in name for name, _, _ in sizes)
-    assert any("upsamplers" in name for name, _, _ in sizes)
+    assert all(any(part in name for name, _, _ in sizes) for part in ("downsamplers", "upsamplers", "mid_block"))
 
 
 @pytest.fixture
@@ -86,6 +65,7 @@ def stating(tmp_path):
 
 
 def dropout_of(**settings) -> float:
+    """Of the network that training would begin with."""
     images = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8))
     recipe = Recipe(**settings)
     start = load_start(recipe)
@@ -108,17 +88,6 @@ def test_dropout_is_the_given_one_else_that_of_the_config_else_the_published_one
     file = tmp_path / "saved" / "unet" / "config.json"
     file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "dropout"}))
     assert dropout_of(pretrained_model_name_or_path=str(tmp_path / "saved")) == 0.3
-
-
-def test_the_summary_says_which_dropout_is_used_and_where_it_comes_from(flags, stating, tmp_path, capsys):
-    for own, line in (
-        (["--dropout", 0.2], "0.2, given"),
-        (["--model_config_name_or_path", stating], "0.1, of the UNet's config"),
-        ([], "0.3, published for iCT"),
-        (["--loss", "act"], "0.0, published for ACT"),
-    ):
-        assert run(*flags, *own, "--max_train_steps", 400, "--dry_run", "--output_dir", tmp_path / "out") == 0
-        assert f"\ndropout     {line}\n" in capsys.readouterr().out
 
 
 def test_a_config_that_leaves_channels_and_classes_open_takes_those_of_the_data():

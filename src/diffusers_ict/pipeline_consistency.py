@@ -203,6 +203,13 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         return labels.to(self._execution_device, torch.int64)
 
 
+def check_counts(**counts: Any) -> None:
+    """Refuse arguments that are no positive integers."""
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} must be a positive integer, got {count!r}.")
+
+
 class ConsistencyPipeline(ConsistencyPipelineBase):
     """Unconditional or class-conditional image generation with a consistency model.
 
@@ -254,12 +261,9 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
             ValueError: an argument out of range or of a wrong shape; the message says what is allowed.
         """
         height, width = self._image_size(height, width)
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}.")
+        check_counts(batch_size=batch_size, callback_steps=callback_steps)
         if timesteps is not None and sigmas is not None:
             raise ValueError("give timesteps or sigmas, not both.")
-        if not isinstance(callback_steps, int) or callback_steps < 1:
-            raise ValueError(f"callback_steps must be a positive integer, got {callback_steps!r}.")
         self._check_inputs(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
         steps = num_inference_steps if timesteps is None and sigmas is None else None
         self.scheduler.set_timesteps(steps, self._execution_device, timesteps, sigmas)

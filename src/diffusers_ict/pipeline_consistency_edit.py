@@ -11,7 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from .formulas.editing import Colorize, Edit, Inpaint, SuperResolve, start_level
-from .pipeline_consistency import Callback, ConsistencyPipelineBase, Generators, Labels
+from .pipeline_consistency import Callback, ConsistencyPipelineBase, Generators, Labels, check_counts
 
 NOTHING = Inpaint(torch.ones(()))  # is known
 DEEP_MODES = ("I", "F")  # and I;16 and the like: Pillow cuts their values when it converts them
@@ -62,14 +62,12 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
             num_images_per_prompt: variations that are drawn of each given image, next to each other.
             generator: one, or a list with one for each drawn image.
             latents: standard normal noise for the first level, [images, C, H, W], instead of drawn noise.
-            output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: as `ConsistencyPipeline`
-                takes them.
+            output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: as in other pipelines.
 
         Raises:
             ValueError: an argument out of range or of a wrong shape; the message says what is allowed.
         """
-        if not isinstance(num_images_per_prompt, int) or num_images_per_prompt < 1:
-            raise ValueError(f"num_images_per_prompt must be a positive integer, got {num_images_per_prompt!r}.")
+        check_counts(num_images_per_prompt=num_images_per_prompt)
         given = self._given(image)
         y = given.repeat_interleave(num_images_per_prompt, 0)
         self._check_inputs(len(y), generator, output_type, callback_on_step_end_tensor_inputs)
@@ -85,8 +83,9 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
 
         def after_step(step: int, t: Tensor, sample: Tensor) -> Tensor:
             if step == self.num_timesteps - 1:  # the scheduler's last noise is rounding, and rounding is not exact
-                in_range = self.scheduler.config.clip_denoised
-                sample = (edit.complete_in_range if in_range else edit.complete)(sample, known)
+                sample = (edit.complete_in_range if self.scheduler.config.clip_denoised else edit.complete)(
+                    sample, known
+                )
             return self._call_back(callback_on_step_end, step, t, sample)
 
         sample = self._sample(sample, labels, generator, after_step, lambda x: edit.complete(x, known))

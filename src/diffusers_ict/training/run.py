@@ -16,6 +16,7 @@ from filelock import BaseFileLock
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..conversion import ConvertedModel
 from ..data import TrainingData
 from ..data.batches import Batch, Batches, streamed
 from ..data.dataset import Images
@@ -146,34 +147,14 @@ def open_run(
     check_curriculum(objective, recipe.max_train_steps)
     _check_objective(objective, scheduler, recipe.max_train_steps, data, batch_size)
 
-    unet = make_unet(recipe, data, objective, start) if model is None else model
-    if recipe.push_to_hub and not isinstance(unet, ModelMixin):
-        raise UserError(
-            f"`push_to_hub` needs a model of diffusers, a ModelMixin whose repository others can load, got "
-            f"{type(unet).__name__}: leave it out."
-        )
-    discriminator = build_discriminator(recipe, unet) if isinstance(objective, ACT) else None
-    for note in () if start is None else start.notes:
-        accelerator.print(note)
-    accelerator.print(describe(recipe, data, objective, unet, discriminator, batch_size))
-    if recipe.ema_warmup and (equal := note_on_equal_averages(recipe.ema_decays, recipe.max_train_steps)):
-        accelerator.print(equal)
-    if recipe.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    networks = prepare_networks(recipe, accelerator, objective, scheduler, unet, discriminator)
+    networks = _open_networks(recipe, accelerator, objective, scheduler, data, model, start)
     state = _state(networks, accelerator, data)
-
-    configs = {"unet": {**config_of(unet), **unusual_constants(scheduler)}}
-    if discriminator is not None:
-        configs["discriminator"] = dict(discriminator.config)
+    configs = {"unet": {**config_of(networks.unet), **unusual_constants(scheduler)}}
+    if networks.adversary is not None:
+        configs["discriminator"] = config_of(networks.adversary.model)
     facts = decisive(recipe, objective, own_objective, data.fingerprint(), batch_size, configs)
     identity = Identity(facts, circumstances(recipe, accelerator))
-    saved = find_checkpoint(recipe)
-    first_step, seconds = 0, 0.0
-    if saved is not None:
-        check_continues(saved, recipe, identity)
-        state.load(saved)
-        first_step, seconds = saved.state["step"], saved.state["train_seconds"]
+    first_step, seconds = _resume(recipe, state, identity)
     accelerator.wait_for_everyone()  # what one writes, the others would take for an earlier run
     writing = accelerator.is_main_process and not recipe.dry_run
     lock = _take_folder(recipe, contents, first_step) if writing else None
@@ -199,6 +180,44 @@ def open_run(
         publisher=BackgroundPublisher(Path(recipe.output_dir), recipe.hub_model_id, recipe.hub_private_repo),
         lock=lock,
     )
+
+
+def _open_networks(
+    recipe: Recipe,
+    accelerator: Accelerator,
+    objective: Objective,
+    scheduler: ICTScheduler,
+    data: TrainingData,
+    model: nn.Module | None,
+    start: ConvertedModel | None,
+) -> Networks:
+    """The networks of a run at its beginning, after the summary of it is printed."""
+    unet = make_unet(recipe, data, objective, start) if model is None else model
+    if recipe.push_to_hub and not isinstance(unet, ModelMixin):
+        raise UserError(
+            f"`push_to_hub` needs a model of diffusers, a ModelMixin whose repository others can load, got "
+            f"{type(unet).__name__}: leave it out."
+        )
+    discriminator = build_discriminator(recipe, unet) if isinstance(objective, ACT) else None
+    for note in () if start is None else start.notes:
+        accelerator.print(note)
+    batch_size = recipe.images_in_step(accelerator.num_processes)
+    accelerator.print(describe(recipe, data, objective, unet, discriminator, batch_size))
+    if recipe.ema_warmup and (equal := note_on_equal_averages(recipe.ema_decays, recipe.max_train_steps)):
+        accelerator.print(equal)
+    if recipe.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return prepare_networks(recipe, accelerator, objective, scheduler, unet, discriminator)
+
+
+def _resume(recipe: Recipe, state: RunState, identity: Identity) -> tuple[int, float]:
+    """Go on from the checkpoint that the recipe names, if any: (steps done, seconds trained)."""
+    saved = find_checkpoint(recipe)
+    if saved is None:
+        return 0, 0.0
+    check_continues(saved, recipe, identity)
+    state.load(saved)
+    return saved.state["step"], saved.state["train_seconds"]
 
 
 def _open_data(recipe: Recipe, dataset: Any, accelerator: Accelerator) -> TrainingData:
