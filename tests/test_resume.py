@@ -31,8 +31,8 @@ from short_run import (
 )
 
 from diffusers_ict.training import checkpoint
+from diffusers_ict.training import run as training_run
 from diffusers_ict.training.log import read_log
-from diffusers_ict.training.recipe import Recipe
 
 LATEST = ["--resume_from_checkpoint", "latest"]
 BRIEFLY = ["--max_train_minutes", 1e-6]
@@ -162,13 +162,13 @@ def test_a_run_does_not_take_over_the_folder_of_another(finished, tmp_path, caps
 
 def test_a_run_that_lives_while_another_reads_its_images_is_not_overwritten(finished, tmp_path, monkeypatch, capsys):
     """It ended before the other one took the lock, so that only the contents of the folder tell of it."""
-    out, load = tmp_path / "late", Recipe.load
+    out, load = tmp_path / "late", training_run.load_images
 
-    def loading(self, *args):
+    def loading(*args, **kwargs):
         shutil.copytree(tmp_path / "out", out, dirs_exist_ok=True)
-        return load(self, *args)
+        return load(*args, **kwargs)
 
-    monkeypatch.setattr(Recipe, "load", loading)
+    monkeypatch.setattr(training_run, "load_images", loading)
     for resuming in (False, True):
         shutil.rmtree(out, ignore_errors=True)
         if resuming:

@@ -79,6 +79,7 @@ class Objective(ABC):
         dropout: published dropout of the network, for UNets whose config states none.
         betas: of RAdam, as published.
         stage_name: the entry of `schedule` that numbers its stages, and its symbol in plots; or None.
+        further_settings: those of `from_settings` that are no fields.
     """
 
     method: ClassVar[str | None] = None
@@ -87,6 +88,7 @@ class Objective(ABC):
     dropout: ClassVar[float] = 0.0
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     stage_name: ClassVar[tuple[str, str] | None] = None
+    further_settings: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         if dataclasses.is_dataclass(self):
@@ -102,7 +104,8 @@ class Objective(ABC):
         fields = {item.name: item for item in _fields(cls) if not callable(item.default)}
         for name, value in settings.items():
             if name not in fields:
-                raise ValueError(f"`objective` of {cls.__name__} can have {', '.join(fields)}, got {name}.")
+                names = ", ".join([*fields, *cls.further_settings])
+                raise ValueError(f"`objective` of {cls.__name__} can have {names}, got {name}.")
             settings[name] = _converted(name, value, fields[name].type)
         return cls(**settings)
 

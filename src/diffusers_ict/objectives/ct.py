@@ -33,6 +33,7 @@ class CT(GridObjective):
     citation: ClassVar[str] = (
         "Y. Song, P. Dhariwal, M. Chen, I. Sutskever. Consistency Models. ICML 2023, arXiv:2303.01469."
     )
+    further_settings: ClassVar[tuple[str, ...]] = ("metric", "lpips_weights")
 
     s0: int = bounded(2, at_least=1)
     s1: int = bounded(150, at_least=1)
