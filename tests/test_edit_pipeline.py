@@ -83,22 +83,10 @@ def algorithm_4(f, y, edit, sigmas, noises, sigma_min=0.002):
     return x
 
 
-@pytest.mark.parametrize("edit", [Inpaint(HALF[:4, :4] * 0 + torch.eye(4)), SuperResolve(2), KnownRows()])
-def test_the_loop_is_algorithm_4(edit):
-    """Against the exact consistency function of Gaussian data, whose estimates stay within the range."""
-    y, sigmas = 0.1 * torch.randn(5, 2, 4, 4), [80.0, 5.0, 1.0, 0.2]
-    noises = [torch.randn(5, 2, 4, 4, generator=g) for g in [seeded(3)] for _ in sigmas]
-    expected = algorithm_4(lambda x, s: gaussian_f(x.double(), s, 0.01), y.double(), edit, sigmas, noises)
-    pipeline = make(net=GaussianNet(variance=0.01))
-    drawn = pipeline((y + 1) / 2, edit, sigmas=sigmas, generator=seeded(3), output_type="latent").images
-    assert expected.abs().max() < 1
-    torch.testing.assert_close(drawn.double(), expected, rtol=0, atol=1e-4)
-
-
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: type(edit).__name__)
-def test_what_is_known_reaches_the_next_evaluation(edit, sigma_data):
-    """Algorithm 4 again, with a network whose every pixel depends on every other; models that were a DDPM have 1.0."""
+def test_the_loop_is_algorithm_4(edit, sigma_data):
+    """With a network whose every pixel depends on every other; models that began as a DDPM have a sigma_data of 1."""
     pipeline = make(scheduler=ICTScheduler(sigma_data=sigma_data, clip_denoised=False))
     y, sigmas = pictures(), [80.0, 5.0, 1.0]
     noises = [torch.randn(2, 3, 8, 8, generator=g) for g in [seeded(3)] for _ in sigmas]
@@ -307,21 +295,19 @@ def test_classes_are_of_the_given_images():
 
 
 def test_callbacks_see_every_step_and_may_replace_the_sample():
-    pipeline, y, seen = make(), pictures(), []
+    pipeline, seen = make(), []
 
     def look(pipe, step, t, tensors):
         assert pipe is pipeline
         seen.append((step, float(t), tensors["latents"].std().item()))
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 2 else {}
 
-    pipeline(y, KnownRows(), sigmas=[80.0, 5.0, 0.5], callback_on_step_end=look)
-    assert [step for step, *_ in seen] == [0, 1, 2]
-    assert [t for _, t, _ in seen] == pytest.approx([250 * np.log(s) for s in (80.0, 5.0, 0.5)])
-    assert seen[0][2] > 4 > 1 > seen[2][2], "the sample with the noise of the next level, at last without"
-
-    def grey(pipe, step, t, tensors):
-        return {"latents": torch.zeros_like(tensors["latents"])} if step == pipe.num_timesteps - 1 else {}
-
-    drawn = pipeline(y, KnownRows(), callback_on_step_end=grey, output_type="latent").images
+    options = {"sigmas": [80.0, 5.0, 0.5], "callback_on_step_end": look, "output_type": "latent"}
+    drawn = pipeline(pictures(), KnownRows(), **options).images
+    steps, times, spreads = zip(*seen)
+    assert steps == (0, 1, 2)
+    assert times == pytest.approx([250 * np.log(s) for s in (80.0, 5.0, 0.5)])
+    assert spreads[0] > 4 > 1 > spreads[2], "the sample with the noise of the next level, at last without"
     assert drawn.abs().max() == 0
 
 

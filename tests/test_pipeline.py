@@ -54,12 +54,14 @@ def test_stock_repositories_made_elsewhere_load_and_give_their_own_images(tmp_pa
         ConsistencyPipeline(make_unet(), DDIMScheduler())
 
 
-def test_train_time_f_equals_pipeline_time_f():
-    pipeline = make_pipeline(ICTScheduler(clip_denoised=False))
-    noise = torch.randn(4, 1, 8, 8)
-    sampled = pipeline(4, latents=noise, output_type="latent").images
+@pytest.mark.parametrize("sigma", [80.0, 3.3, 0.821])
+def test_train_time_f_equals_pipeline_time_f(sigma):
+    pipeline, noise = make_pipeline(ICTScheduler(clip_denoised=False)), torch.randn(4, 1, 8, 8)
+    sampled = pipeline(4, latents=noise, sigmas=[sigma], output_type="latent").images
+    f = pipeline.scheduler.consistency_function(pipeline.unet)
+    assert isinstance(f, ConsistencyFunction)
     with torch.no_grad():
-        trained = ConsistencyFunction(pipeline.unet)(80.0 * noise, torch.full((4,), 80.0))
+        trained = f(80.0 * noise, torch.full((4,), sigma, dtype=torch.float64))
     assert torch.equal(sampled, trained)
 
 
