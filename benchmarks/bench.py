@@ -7,14 +7,11 @@ Everything is measured one after another: CPU seconds on a CPU, seconds between 
 The UNet is that of the ACT CIFAR-10 recipe by default, the images are random.
 """
 
-import argparse
-import json
 import os
-from pathlib import Path
 
 from bench_parts import bench_checkpoint, bench_data, bench_sampling, bench_start
 from bench_step import METHODS, PRECISIONS, Row, bench_steps
-from provenance import heading, provenance
+from provenance import parser_of, provenance, table, write_report
 
 PARTS = {
     "step": bench_steps,
@@ -34,8 +31,7 @@ FIGURES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="path of the results, without ending")
+    parser = parser_of(__doc__)
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--precisions", nargs="+", choices=list(PRECISIONS), default=["fp32"])
@@ -55,25 +51,17 @@ def main() -> None:
     for part in options.parts:
         for row in PARTS[part](options):
             rows.append({"part": part, **row})
-            print(line(rows[-1]), flush=True)
-            write(options.output, rows)
+            print(*cells(rows[-1]), sep=" | ", flush=True)
+            # After each row, so that nothing is lost when the machine goes.
+            lines = table(["part", "what", "batch, precision", *FIGURES.values()], map(cells, rows))
+            write_report(options.output, {**provenance(), "rows": rows}, ".", lines, show=False)
 
 
-def line(row: Row) -> str:
+def cells(row: Row) -> list[str]:
     """A row of the table."""
     case = [str(row[key]) for key in ("batch", "precision") if row.get(key)]
     shown = ["" if row.get(key) is None else f"{row[key]:.3g}" for key in FIGURES]
-    return "| " + " | ".join([str(row["part"]), str(row["what"]), " ".join(case), *shown]) + " |"
-
-
-def write(output: Path, rows: list[Row]) -> None:
-    """The results so far, so that nothing is lost when the machine goes."""
-    report = {**provenance(), "rows": rows}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    columns = ["part", "what", "batch, precision", *FIGURES.values()]
-    text = [f"{heading(report)}.", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *map(line, rows)]
-    output.with_suffix(".md").write_text("\n".join(text) + "\n")
+    return [str(row["part"]), str(row["what"]), " ".join(case), *shown]
 
 
 if __name__ == "__main__":

@@ -10,10 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import diffusers_step
 import numpy as np
 import torch
-from bench_step import Row, run_of
+from bench_step import Row, noise_for, run_of
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from diffusers import ConsistencyModelPipeline, UNet2DModel
@@ -31,15 +30,11 @@ def bench_sampling(options: argparse.Namespace) -> Iterator[Row]:
     """The pipeline and that of stock diffusers against the bare UNet, in turns."""
     unet = UNet2DModel.from_config(read_config(options.unet)).to(DEVICE).eval()
     scheduler = ICTScheduler()
-    with tempfile.TemporaryDirectory() as folder:
-        scheduler.save_pretrained(folder)
-        stock = ConsistencyModelPipeline(unet, diffusers_step.stock_scheduler(folder))
+    stock = ConsistencyModelPipeline(unet, scheduler.to_stock())
     pipelines = {"pipeline": ConsistencyPipeline(unet, scheduler), "stock pipeline": stock}
-    size, channels = unet.config.sample_size, unet.config.in_channels
     for batch in options.sampling_batches:
         for steps in (1, 2):
-            x = torch.randn(batch, channels, size, size, device=DEVICE)
-            level = torch.full((batch,), 1000.0, device=DEVICE)
+            x, level = noise_for(unet, batch)
 
             def bare(x=x, level=level, steps=steps) -> None:
                 with torch.no_grad():

@@ -156,9 +156,7 @@ def diffusers_step(config: dict, batch: int, autocast: torch.autocast, dropout: 
     """A step as diffusers' own script takes it, on random images."""
     unet = UNet2DModel.from_config({**config, "dropout": dropout}).to(DEVICE)
     step = DiffusersStep(unet, 1000, 1e-4, autocast)
-    images = torch.randn(
-        batch, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size, device=DEVICE
-    )
+    images, _ = noise_for(unet, batch)
     return lambda: step(images)
 
 

@@ -7,7 +7,6 @@ Each setting of the environment trains a number of steps alone, beside one busy 
 takes longer than --limit is stopped, and counted as far as it came. The machine has to be quiet otherwise.
 """
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from compare import write_digits
-from provenance import ROOT, heading, provenance, write_report
+from provenance import ROOT, parser_of, provenance, table, write_report
 
 from diffusers_ict.training.log import read_log
 
@@ -33,8 +32,7 @@ OTHERS = (0, 1, 6)  # busy processes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="path of the results, without ending")
+    parser = parser_of(__doc__)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--others", nargs="+", type=int, default=list(OTHERS), help="numbers of busy processes")
     parser.add_argument("--steps", type=int, default=200, help="of a run")
@@ -51,19 +49,17 @@ def main() -> None:
                         rates[name][others].append(steps_a_second(SETTINGS[name], data, options.steps, options.limit))
                     print(f"{name} beside {others}: {rates[name][others][-1]:.3g} steps a second", flush=True)
     report = {**provenance(), "steps_a_second": rates}
-    write_report(options.output, report, "\n".join([f"{heading(report)}.", "", *table(rates)]))
+    write_report(options.output, report, ".", lines_of(rates))
 
 
-def table(rates: dict[str, dict[int, list[float]]]) -> list[str]:
+def lines_of(rates: dict[str, dict[int, list[float]]]) -> list[str]:
     """Median steps a second, and how much slower than the first setting alone."""
     medians = {name: {n: statistics.median(own) for n, own in row.items()} for name, row in rates.items()}
     columns = list(next(iter(medians.values())))
     fastest = medians[next(iter(medians))][columns[0]]
     words = ["alone" if n == 0 else f"beside {n}" for n in columns]
-    lines = [f"| environment | {' | '.join(words)} |", "|---" * (1 + len(words)) + "|"]
-    for name, row in medians.items():
-        lines.append(f"| {name} | " + " | ".join(f"{own:.2f} ({fastest / own:.1f}x)" for own in row.values()) + " |")
-    return lines
+    cells = ([name, *(f"{own:.2f} ({fastest / own:.1f}x)" for own in row.values())] for name, row in medians.items())
+    return table(["environment", *words], cells)
 
 
 @contextmanager

@@ -25,16 +25,16 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from compare_report import plot, table
+from compare_report import lines_of, plot
 from diffusers import ConsistencyModelPipeline, DiffusionPipeline
 from measure import Extractor, evaluate, load_extractor
-from provenance import ROOT, provenance, write_report
+from provenance import ROOT, parser_of, provenance, write_report
 from torch import Tensor
 
 from diffusers_ict import ConsistencyPipeline
-from diffusers_ict.data.dataset import Images
 from diffusers_ict.data.load import load_images
 from diffusers_ict.training.checkpoint import list_checkpoints
+from diffusers_ict.training.log import read_log
 
 PEER = "diffusers' step"
 METHODS = {
@@ -51,11 +51,10 @@ COSTS = "--model_config_name_or_path --train_batch_size --loss consistency augme
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--data", help="what train_ict.py takes as --dataset_name [the digits of scikit-learn]")
     parser.add_argument("--image_column"), parser.add_argument("--label_column")
     parser.add_argument("--resolution", type=int)
-    parser.add_argument("--output", type=Path, required=True, help="path of the results, without ending")
     parser.add_argument("--methods", nargs="+", help="some of the methods, by name [all]")
     parser.add_argument("--trials", type=Path, help="YAML file of other methods: their flags by name")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
@@ -98,7 +97,7 @@ def run(flags: list[str], threads: int, program: Path) -> list[dict]:
     if done.returncode:
         raise SystemExit(f"a run failed: {' '.join(flags)}\n{done.stderr[-2000:]}")
     output = Path(flags[flags.index("--output_dir") + 1])
-    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return read_log(output / "log.jsonl")
 
 
 def steps_for(flags: list[str], options: argparse.Namespace, work: Path, threads: int, program: Path) -> int:
@@ -126,20 +125,6 @@ def train(flags: list[str], folder: Path, steps: int, threads: int, program: Pat
     else:
         shutil.rmtree(folder, ignore_errors=True)
     return run([*flags, "--output_dir", str(folder)], threads, program)
-
-
-def settings(options: argparse.Namespace, images: Images, extractor: str) -> dict:
-    """What a reader needs to do it again."""
-    return {
-        **provenance(),
-        "jobs": options.jobs,
-        "images": len(images),
-        "shape": list(images.shape),
-        "samples": options.samples,
-        "reference": "the whole training set",
-        "features": extractor,
-        "seconds": options.seconds,
-    }
 
 
 @dataclass
@@ -193,22 +178,14 @@ class Comparison:
             shared = {"seed": seed, "steps": steps, "train_seconds": log[-1]["train_seconds"]}
             shared["augment_p"] = max(entry.get("augment_p", 0.0) for entry in log)
             if start := value_of("--pretrained_model_name_or_path", flags):
-                shared["start_seconds"] = seconds_of(Path(start))
-            rows = [
-                {"method": name, **shared, "results": self.measure(pipeline.to(self.device), folder)}
-                for name, pipeline in models_of(method, folder).items()
-            ]
+                shared["start_seconds"] = read_log(Path(start) / "log.jsonl")[-1]["train_seconds"]
+            rows = []
+            for name, pipeline in models_of(method, folder).items():
+                measured = (pipeline.to(self.device), folder / "grid", self.extract, self.real, self.options.samples)
+                rows.append({"method": name, **shared, "results": evaluate(*measured)})
             done.write_text(json.dumps(rows))
             print(done.read_text(), flush=True)
         return json.loads(done.read_text())
-
-    def measure(self, pipeline: DiffusionPipeline, folder: Path) -> dict:
-        return evaluate(pipeline, folder / "grid", self.extract, self.real, self.options.samples)
-
-
-def seconds_of(folder: Path) -> float:
-    """How long the run of a folder trained."""
-    return json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["train_seconds"]
 
 
 def models_of(method: str, folder: Path) -> dict[str, DiffusionPipeline]:
@@ -241,12 +218,19 @@ def main() -> None:
         jobs = [(method, seed) for seed in options.seeds for method in options.methods]
         rows = [row for rows in pool.map(lambda job: comparison.rows(*job), jobs) for row in rows]
     report = {
-        **settings(options, images, extractor),
+        **provenance(),
+        "jobs": options.jobs,
+        "images": len(images),
+        "shape": list(images.shape),
+        "samples": options.samples,
+        "reference": "the whole training set",
+        "features": extractor,
+        "seconds": options.seconds,
         "train_flags": options.train_flags,
         "methods": options.methods,
         "rows": rows,
     }
-    write_report(options.output, report, table(report))
+    write_report(options.output, report, f", {options.samples} samples, {extractor}.", lines_of(report))
     plot(report, options.output.with_suffix(".png"))
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from provenance import heading
+from provenance import table
 
 
 def grouped(report: dict) -> dict[str, list[dict]]:
@@ -13,36 +13,27 @@ def grouped(report: dict) -> dict[str, list[dict]]:
     return out
 
 
-def table(report: dict) -> str:
+def lines_of(report: dict) -> list[str]:
     """Markdown: mean over the seeds, and each seed's Frechet distance."""
-    head = (
-        "| method | steps | Frechet 1 step | 2 steps | precision 1 / 2 | recall 1 / 2 | each seed, 1 step | 2 steps |"
-    )
-    origin = f"{heading(report)}, {report['samples']} samples, {report['features']}."
+    columns = ["method", "steps", "Frechet 1 step", "2 steps", "precision 1 / 2", "recall 1 / 2", "each seed, 1 step"]
+    columns += ["2 steps"]
     started = any("start_seconds" in row for row in report["rows"])  # then what the start took is to be counted
     if started:
-        head += " minutes | with the start's |"
-    lines = [origin, "", head, "|" + "---|" * head.count(" |")]
+        columns += ["minutes", "with the start's"]
+    cells = []
     for method, rows in grouped(report).items():
 
-        def mean(step: str, metric: str, rows=rows) -> float:
-            return float(np.mean([row["results"][step][metric] for row in rows]))
+        def mean(metric: str, form: str, rows=rows) -> list[str]:
+            return [format(np.mean([row["results"][step][metric] for row in rows]), form) for step in ("1", "2")]
 
         each = [", ".join(f"{row['results'][s]['frechet']:.3g}" for row in rows) for s in ("1", "2")]
-        lines.append(
-            f"| {method} | {rows[0]['steps']} | {mean('1', 'frechet'):.3g} | {mean('2', 'frechet'):.3g} | "
-            f"{mean('1', 'precision'):.2f} / {mean('2', 'precision'):.2f} | "
-            f"{mean('1', 'recall'):.2f} / {mean('2', 'recall'):.2f} | {each[0]} | {each[1]} |"
-            + (minutes(rows) if started else "")
-        )
+        pairs = [" / ".join(mean(metric, ".2f")) for metric in ("precision", "recall")]
+        cells.append([method, str(rows[0]["steps"]), *mean("frechet", ".3g"), *pairs, *each])
+        if started:
+            minutes = np.mean([row["train_seconds"] for row in rows]) / 60
+            cells[-1] += [f"{minutes:.3g}", f"{minutes + rows[0].get('start_seconds', 0.0) / 60:.3g}"]
     flags = [f"- {name}: `{' '.join(flags)}`" for name, flags in report["methods"].items() if flags]
-    return "\n".join([*lines, "", *flags]) + "\n"
-
-
-def minutes(rows: list[dict]) -> str:
-    """Two cells: the mean time of the runs, and the same with the time that their start took."""
-    own = float(np.mean([row["train_seconds"] for row in rows])) / 60
-    return f" {own:.3g} | {own + rows[0].get('start_seconds', 0.0) / 60:.3g} |"
+    return [*table(columns, cells), "", *flags]
 
 
 def plot(report: dict, target: Path) -> None:

@@ -11,6 +11,7 @@ Exit codes: 0 done, 3 stopped by --max_train_minutes.
 """
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -19,13 +20,13 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusers_ict.data.dataset import Images
 from diffusers_ict.data.load import load_images
+from diffusers_ict.training import checkpoint
 from diffusers_ict.training.recipe import Recipe, parse
 from diffusers_ict.training.unets import config_for
 
@@ -75,33 +76,28 @@ class DDPMTraining:
         self.done += 1
         return loss.detach()
 
-    def save(self, file: Path) -> None:
-        """Everything that going on needs."""
-        state = {f"unet.{n}": tensor for n, tensor in enumerate(self.unet.parameters())}
-        state |= {f"average.{n}": tensor for n, tensor in enumerate(self.average.shadow_params)}
-        for n, moments in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{n}.{name}": tensor for name, tensor in moments.items()}
-        state = {name: tensor.detach().contiguous() for name, tensor in state.items()}
-        part = file.with_suffix(".part")
-        save_file(state, part, {"done": str(self.done), "seconds": str(self.seconds)})
-        part.replace(file)
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint with everything that going on needs."""
+        moments = self.optimizer.state_dict()["state"].items()
+        tensors = {
+            "unet": self.unet.state_dict(),
+            "average": {str(n): tensor for n, tensor in enumerate(self.average.shadow_params)},
+            "optimizer": {f"{n}.{name}": tensor for n, own in moments for name, tensor in own.items()},
+        }
+        saved = checkpoint.Checkpoint({"step": self.done, "seconds": self.seconds}, tensors)
+        checkpoint.save(folder, self.done, saved, keep=1)
 
-    def load(self, file: Path) -> None:
+    def load(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from what `save` has written."""
-        state = load_file(file, str(self.device))
-        with torch.no_grad():
-            for n, parameter in enumerate(self.unet.parameters()):
-                parameter.copy_(state[f"unet.{n}"])
-        self.average.shadow_params = [state[f"average.{n}"] for n in range(len(self.average.shadow_params))]
+        self.unet.load_state_dict(saved.tensors["unet"])
+        average = saved.tensors["average"]
+        self.average.shadow_params = [average[str(n)].to(self.device) for n in range(len(average))]
         moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in state.items():
-            if name.startswith("optimizer."):
-                _, n, moment = name.split(".")
-                moments.setdefault(int(n), {})[moment] = tensor
+        for name, tensor in saved.tensors["optimizer"].items():
+            n, moment = name.split(".")
+            moments.setdefault(int(n), {})[moment] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        with file.open("rb") as handle:
-            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))["__metadata__"]
-        self.done, self.seconds = int(header["done"]), float(header["seconds"])
+        self.done, self.seconds = saved.state["step"], saved.state["seconds"]
         self.average.optimization_step = self.done
         self.schedule = self._schedule(self.done)
 
@@ -112,9 +108,8 @@ def main() -> int:
     training = DDPMTraining(recipe, load_images(recipe, class_conditional=recipe.class_conditional).to(device), device)
     output = Path(recipe.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    state = output / "state.safetensors"
-    if state.exists():
-        training.load(state)
+    if saved_state := checkpoint.load_latest(output):
+        training.load(saved_state)
     before, begun, saved = training.seconds, time.perf_counter(), time.perf_counter()
     with (output / "log.jsonl").open("a") as log:
         while training.done < recipe.max_train_steps:
@@ -127,13 +122,14 @@ def main() -> int:
                 log.flush()
                 stopping = recipe.max_train_minutes is not None and now - begun > 60 * recipe.max_train_minutes
                 if stopping or now - saved > SAVING:
-                    training.save(state)
+                    training.save(output)
                     saved = now
                 if stopping:
                     return 3
     training.average.copy_to(training.unet.parameters())
     DDPMPipeline(training.unet, training.scheduler).save_pretrained(output)
-    state.unlink(missing_ok=True)
+    for folder in checkpoint.list_checkpoints(output):
+        shutil.rmtree(folder)
     return 0
 
 

@@ -4,14 +4,13 @@
 python benchmarks/demo_seeds.py --output benchmarks/results/demo
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from provenance import ROOT, heading, provenance, write_report
+from provenance import ROOT, parser_of, provenance, table, write_report
 
 COLUMNS = {
     "recognised_1_all": "recognised, 1 step",
@@ -25,8 +24,7 @@ COLUMNS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="path of the results, without ending")
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     rows = []
@@ -36,15 +34,9 @@ def main() -> None:
             subprocess.run([*command, "--output_dir", f"{folder}/run"], check=True)
             rows.append(json.loads(Path(folder, "run", "demo.json").read_text()))
     report = {**provenance(), "rows": rows}
-    lines = [
-        heading(report) + f", {rows[0]['samples']} samples.",
-        "",
-        "| seed | " + " | ".join(COLUMNS.values()) + " |",
-    ]
-    lines.append("|" + "---|" * (len(COLUMNS) + 1))
-    for row in rows:
-        lines.append(f"| {row['seed']} | " + " | ".join(f"{row[key]:.4g}" for key in COLUMNS) + " |")
-    write_report(options.output, report, "\n".join(lines))
+    cells = ([str(row["seed"]), *(f"{row[key]:.4g}" for key in COLUMNS)] for row in rows)
+    lines = table(["seed", *COLUMNS.values()], cells)
+    write_report(options.output, report, f", {rows[0]['samples']} samples.", lines)
 
 
 if __name__ == "__main__":

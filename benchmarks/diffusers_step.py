@@ -26,11 +26,6 @@ from diffusers_ict.formulas.preconditioning import c_noise, per_image
 SIGMA_DATA = 0.5
 
 
-def stock_scheduler(folder: str | Path) -> CMStochasticIterativeScheduler:
-    """The stock scheduler that a saved one is read as."""
-    return CMStochasticIterativeScheduler.from_pretrained(folder)
-
-
 class DiffusersStep:
     """Steps of that script on one device.
 

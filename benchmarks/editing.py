@@ -9,13 +9,11 @@ of 2x2 and 4x4 patches. A classifier (benchmarks/features.py) is fitted on the i
 image all is luminance, so that only models of colour images colourise. Writes OUTPUT.json and OUTPUT.md.
 """
 
-import argparse
 import json
-from pathlib import Path
 
 import torch
 from features import accuracy, fit_classifier
-from provenance import heading, provenance, write_report
+from provenance import parser_of, provenance, table, write_report
 from torch import Tensor
 
 from diffusers_ict import Colorize, ConsistencyEditPipeline, Edit, Inpaint, SuperResolve
@@ -26,19 +24,18 @@ STEPS = (1, 2, 4, 10)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--models", nargs="+", required=True, help="class-conditional models")
     parser.add_argument("--data", nargs="+", required=True, help="of each model, as --dataset_name of train_ict.py")
     parser.add_argument("--names", nargs="+", required=True, help="of each data set")
     parser.add_argument("--samples", type=int, default=500, help="images that are edited [500]")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, required=True, help="path of the results, without ending")
     options = parser.parse_args()
     rows: list[dict] = []
     for model, data, name in zip(options.models, options.data, options.names):
         rows += measure(model, data, name, options.samples, options.seed)
     report = {**provenance(), "samples": options.samples, "seed": options.seed, "rows": rows}
-    write_report(options.output, report, table(report))
+    write_report(options.output, report, *lines_of(report))
 
 
 def measure(model: str, data: str, name: str, count: int, seed: int) -> list[dict]:
@@ -91,22 +88,18 @@ def errors(edit: Edit, unknown: float, drawn: Tensor, pixels: Tensor) -> dict[st
     return {"rmse_unknown": rmse, "known_error": known.abs().max().item()}
 
 
-def table(report: dict) -> str:
-    """The report as Markdown."""
-    lines = [
-        f"{heading(report)}, {report['samples']} images of each data set, their classes given, seed {report['seed']}.",
+def lines_of(report: dict) -> tuple[str, list[str]]:
+    """The report as Markdown: words and a table."""
+    words = (
+        f", {report['samples']} images of each data set, their classes given, seed {report['seed']}.\n"
         "The models were trained on these images, too, and the classifier was not. Levels are those of the scheduler. "
-        "Errors are of images in [-1, 1]; in grey images there is nothing to be colourised.",
-        "",
-        "| data | edit | steps | recognised | unedited | error of the unknown part, rms | of the known, largest |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        figures = (
-            f"{row['recognised']:.3f} | {row['classifier']:.3f} | {row['rmse_unknown']:.3f} | {row['known_error']:.1e}"
-        )
-        lines.append(f"| {row['data']} | {row['edit']} | {row['steps']} | {figures} |")
-    return "\n".join(lines) + "\n"
+        "Errors are of images in [-1, 1]; in grey images there is nothing to be colourised."
+    )
+    columns = ["data", "edit", "steps", "recognised", "unedited", "error of the unknown part, rms"]
+    figures = {"recognised": ".3f", "classifier": ".3f", "rmse_unknown": ".3f", "known_error": ".1e"}
+    cells = ([row["data"], row["edit"], str(row["steps"]), *(format(row[k], form) for k, form in figures.items())]
+             for row in report["rows"])  # fmt: skip
+    return words, table([*columns, "of the known, largest"], cells)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Writes OUTPUT.json, OUTPUT.md, and grids of samples OUTPUT-1.png and OUTPUT-2.pn
 classifier that is fitted on the data first (benchmarks/features.py), or of a Python file.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 from diffusers import DiffusionPipeline
 from features import features as classifier_features
 from features import fit_classifier
-from provenance import heading, provenance, write_report
+from provenance import parser_of, provenance, table, write_report
 from torch import Tensor
 
 from diffusers_ict import ConsistencyPipeline
@@ -73,14 +72,13 @@ def training_of(folder: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("model", help="a folder, or a model on the Hub")
     parser.add_argument("--data", required=True, help="what train_ict.py takes as --dataset_name")
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--variant", help="weights other than the published ones, such as ema999")
     parser.add_argument("--features", help="a .py or .pt2 file, as evaluate.py takes it [a classifier]")
     parser.add_argument("--samples", type=int, default=10_000)
-    parser.add_argument("--output", type=Path, required=True, help="path of the results, without ending")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images = load_images(dataset_name=options.data, resolution=options.resolution, class_conditional=True)
@@ -94,14 +92,9 @@ def main() -> None:
         "features": features,
         "rows": [{**training_of(Path(options.model)), "results": results}],
     }
-    lines = [
-        f"{heading(report)}, {options.samples} samples, {features}.",
-        "",
-        "| steps | Frechet | precision | recall |",
-    ]
-    lines.append("|---|---|---|---|")
-    lines += [f"| {n} | {r['frechet']:.3g} | {r['precision']:.2f} | {r['recall']:.2f} |" for n, r in results.items()]
-    write_report(options.output, report, "\n".join(lines))
+    cells = [[n, f"{r['frechet']:.3g}", f"{r['precision']:.2f}", f"{r['recall']:.2f}"] for n, r in results.items()]
+    lines = table(["steps", "Frechet", "precision", "recall"], cells)
+    write_report(options.output, report, f", {options.samples} samples, {features}.", lines)
 
 
 if __name__ == "__main__":

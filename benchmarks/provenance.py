@@ -1,10 +1,12 @@
 """Where a figure comes from: every result file begins with this."""
 
+import argparse
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -26,14 +28,26 @@ def provenance() -> dict[str, str]:
     }
 
 
-def heading(report: dict) -> str:
-    """The same in one line of Markdown."""
-    return f"`{report['command']}`, commit {report['commit'][:10]}, {report['hardware']}, torch {report['torch']}"
+def parser_of(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with the first line of a docstring and --output."""
+    parser = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="path of the results, without ending")
+    return parser
 
 
-def write_report(output: Path, report: dict, text: str) -> None:
-    """Write OUTPUT.json and OUTPUT.md, and print the text."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    output.with_suffix(".md").write_text(text.rstrip("\n") + "\n")
-    print(text)
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    columns = list(columns)
+    return [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+
+
+def write_report(output: Path | None, report: dict, words: str, lines: list[str], show: bool = True) -> None:
+    """Print where the report comes from, the words and the lines; write OUTPUT.json and OUTPUT.md, if there is one."""
+    origin = f"`{report['command']}`, commit {report['commit'][:10]}, {report['hardware']}, torch {report['torch']}"
+    text = "\n".join([origin + words, "", *lines]).rstrip("\n")
+    if show:
+        print(text)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+        output.with_suffix(".md").write_text(text + "\n")

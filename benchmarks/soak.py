@@ -4,7 +4,6 @@
 python benchmarks/soak.py --minutes 120 --output benchmarks/results/soak
 """
 
-import argparse
 import gc
 import os
 import shutil
@@ -23,7 +22,7 @@ import psutil
 from faults.children import Child, Lost, adopt_orphans, end_descendants
 from faults.compare import check_nothing_left, check_same
 from faults.workshop import LOSSES, Workshop
-from provenance import heading, provenance, write_report
+from provenance import parser_of, provenance, write_report
 
 WARM_UP = 0.3  # share of a process's life in which memory may grow
 GROWTH = 0.05  # that memory may grow by over the rest, as a share of itself
@@ -102,12 +101,11 @@ def soak(shop: Workshop, loss: str, minutes: float, every: float, random: Random
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--minutes", type=float, default=120.0, help="half undisturbed, half killed [120]")
     parser.add_argument("--every", type=float, default=20.0, help="seconds between checkpoints [20]")
     parser.add_argument("--loss", choices=list(LOSSES), default="act")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    parser.add_argument("--output", type=Path, required=True, help="path of the results, without ending")
     options = parser.parse_args()
     adopt_orphans()
     gc.freeze()
@@ -121,14 +119,12 @@ def main() -> int:
     shutil.rmtree(base)
     report = {**provenance(), "seed": options.seed, "loss": options.loss, **found}
     lines = [
-        f"{heading(report)}, seed {options.seed}.",
-        "",
         f"{report['kills']} kills of a run of {report['flags'][1]} steps; its end is bitwise that of the undisturbed "
         "one, and nothing is left.",
         f"Memory of the undisturbed one after the warm-up: {100 * report['growth']['memory']:+.2f} % from "
         f"{report['memory'][len(report['memory']) // 3]} MiB; open files: {100 * report['growth']['files']:+.2f} %.",
     ]
-    write_report(options.output, report, "\n".join(lines))
+    write_report(options.output, report, f", seed {options.seed}.", lines)
     return 0
 
 

@@ -6,7 +6,6 @@ python benchmarks/torture.py --output benchmarks/results/torture
 
 import argparse
 import gc
-import json
 import os
 import shutil
 import sys
@@ -23,7 +22,7 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM
 from faults import damage, full_disk, hub, kills, several, signals
 from faults.children import Lost, adopt_orphans, end_descendants
 from faults.workshop import Fault, Workshop
-from provenance import heading, provenance
+from provenance import provenance, table, write_report
 
 KINDS = (kills, hub, damage, full_disk, signals, several)
 FAULTS = [fault for kind in KINDS for fault in kind.FAULTS]
@@ -45,15 +44,6 @@ def torture(fault: Fault, shop: Workshop, seed: int, numbers: range) -> dict[str
             print(f"LOST: {told}\n  {place}\n  again: --seed {seed} --only '{fault.name}' --trial {number}", flush=True)
     row = {"fault": fault.name, "trials": len(numbers), "injected": injected, "survived": len(numbers) - len(lost)}
     return {**row, "lost": len(lost), "losses": lost, "seconds": round(time.monotonic() - start, 1)}
-
-
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The rows in Markdown."""
-    sums = {key: sum(row[key] for row in rows) for key in ("injected", "trials", "survived", "lost")}
-    lines = ["| fault | injected | runs | survived | lost |", "|---|---|---|---|---|"]
-    for row in [*rows, {"fault": "**all**", **sums}]:
-        lines.append("| {fault} | {injected} | {trials} | {survived} | {lost} |".format(**row))
-    return lines
 
 
 def main() -> int:
@@ -83,16 +73,14 @@ def main() -> int:
             rows.append(torture(fault, shop, options.seed, numbers))
             print("{fault}: {injected} injected, {lost} of {trials} lost, {seconds} s".format(**rows[-1]), flush=True)
     report = {**provenance(), "seed": options.seed, "rows": rows}
-    lines = [f"{heading(report)}, seed {options.seed}.", "", *table(rows)]
-    print("\n".join(lines))
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-        options.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    lost = sum(row["lost"] for row in rows)
-    if not lost:
+    counts = ("injected", "trials", "survived", "lost")
+    sums = {key: sum(row[key] for row in rows) for key in counts}
+    cells = [[row["fault"], *(str(row[key]) for key in counts)] for row in [*rows, {"fault": "**all**", **sums}]]
+    lines = table(["fault", "injected", "runs", "survived", "lost"], cells)
+    write_report(options.output, report, f", seed {options.seed}.", lines)
+    if not sums["lost"]:
         shutil.rmtree(base)
-    return 1 if lost else 0
+    return 1 if sums["lost"] else 0
 
 
 if __name__ == "__main__":

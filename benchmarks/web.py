@@ -18,7 +18,7 @@ from pathlib import Path
 
 from browser import browser_program, chromium, running
 from PIL import Image
-from provenance import heading, provenance, write_report
+from provenance import provenance, table, write_report
 
 from diffusers_ict.web.build import build_page
 from diffusers_ict.web.server import serve
@@ -56,7 +56,7 @@ def main() -> None:
             if options.output:
                 report = {**provenance(), "browser": f"Chromium {browser.version}", **sizes(Path(folder))}
                 report |= measure(browser, address, options.repeats)
-                write_report(options.output, report, table(report))
+                write_report(options.output, report, *lines_of(report))
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -116,25 +116,24 @@ def photograph(browser, address: str, file: Path) -> None:
     picture.quantize(128).save(file, optimize=True)
 
 
-def table(report: dict) -> str:
-    """The report as Markdown."""
+def lines_of(report: dict) -> tuple[str, list[str]]:
+    """The report as Markdown: words and a table."""
     rows = [
         ("from opening to the first samples", "open", None),
         (f"{report['samples']} samples with one step", "one_step", "cpu_one"),
         (f"{report['samples']} samples with two steps", "two_steps", "cpu_two"),
     ]
-    lines = [
-        f"{heading(report)}, {report['browser']}, one WebAssembly thread, load average {report['load']:.1f}, median of "
-        f"{len(report['each']['open'])} loads of the page from this machine.",
-        "",
-        "| what | seconds | each | seconds of CPU |",
-        "|---|---|---|---|",
-    ]
-    for words, name, cpu in rows:
+    words = (
+        f", {report['browser']}, one WebAssembly thread, load average {report['load']:.1f}, median of "
+        f"{len(report['each']['open'])} loads of the page from this machine."
+    )
+    cells = []
+    for what, name, cpu in rows:
         each = ", ".join(f"{value:.2f}" for value in report["each"][name])
-        lines.append(f"| {words} | {report[name]:.2f} | {each} | {f'{report[cpu]:.2f}' if cpu else ''} |")
+        cells.append([what, f"{report[name]:.2f}", each, f"{report[cpu]:.2f}" if cpu else ""])
     sizes = f"The page has {report['page_bytes'] / 1e6:.1f} MB, most of it onnxruntime-web, and the weights have "
-    return "\n".join([*lines, "", f"{sizes}{report['weights_bytes'] / 1e6:.1f} MB.", ""])
+    lines = table(["what", "seconds", "each", "seconds of CPU"], cells)
+    return words, [*lines, "", f"{sizes}{report['weights_bytes'] / 1e6:.1f} MB."]
 
 
 if __name__ == "__main__":

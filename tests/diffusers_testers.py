@@ -10,19 +10,12 @@ import unittest
 
 import torch
 from conftest import make_unet
+from test_editing import KnownRows
 
-from diffusers_ict import ConsistencyEditPipeline, Edit, ICTScheduler
+from diffusers_ict import ConsistencyEditPipeline, ICTScheduler
 
 sys.path.insert(0, os.environ["DIFFUSERS_SOURCE"])
 common = importlib.import_module("tests.pipelines.test_pipelines_common")
-
-
-class UpperHalf(Edit):
-    """The upper half is known."""
-
-    def project(self, x):
-        half = x.shape[-2] // 2
-        return torch.cat([x[..., :half, :], torch.zeros_like(x[..., half:, :])], -2)
 
 
 class TestEditPipeline(common.PipelineTesterMixin, unittest.TestCase):
@@ -36,7 +29,7 @@ class TestEditPipeline(common.PipelineTesterMixin, unittest.TestCase):
     def get_dummy_inputs(self, device, seed=0):
         return {
             "image": torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed)),
-            "edit": UpperHalf(),
+            "edit": KnownRows(),
             "num_inference_steps": 3,
             "generator": torch.Generator(device).manual_seed(seed),
             "output_type": "np",

@@ -21,68 +21,47 @@ def make_pipeline(scheduler=None, **changes) -> ConsistencyPipeline:
 def images(pipeline, steps, seed=0, **more):
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
-    return pipeline(4, num_inference_steps=steps, generator=generator, output_type="np", **more).images
-
-
-def test_saved_form_is_stock(tmp_path):
-    make_pipeline().save_pretrained(tmp_path)
-    index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["_class_name"] == "ConsistencyModelPipeline"
-    assert index["scheduler"] == ["diffusers", "CMStochasticIterativeScheduler"]
-    assert set(index) == {"_class_name", "_diffusers_version", "scheduler", "unet"}
+    return pipeline(4, num_inference_steps=steps, generator=generator, **{"output_type": "np", **more}).images
 
 
 @pytest.mark.parametrize("classes", [None, 5])
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_stock_pipeline_gives_identical_images_from_a_directory(tmp_path, steps, classes):
+def test_stock_pipeline_gives_identical_images_from_a_directory(tmp_path, classes):
     in_memory = make_pipeline(num_class_embeds=classes)
     in_memory.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert set(index) == {"_class_name", "_diffusers_version", "scheduler", "unet"}
+    assert index["scheduler"] == ["diffusers", "CMStochasticIterativeScheduler"]
     labels = {"class_labels": [0, 1, 2, 4]} if classes else {}
-    ours = images(ConsistencyPipeline.from_pretrained(tmp_path), steps, **labels)
-    for kind in (DiffusionPipeline, ConsistencyModelPipeline):
-        stock = kind.from_pretrained(tmp_path)
-        assert type(stock) is ConsistencyModelPipeline
-        assert np.abs(images(stock, steps, **labels) - ours).max() == 0.0
-    # Loaded weights lie unaligned in memory, where some CPUs' matrix products round otherwise.
-    np.testing.assert_allclose(images(in_memory, steps, **labels), ours, atol=1e-5)
-
-
-def test_second_sigma_in_the_stock_pipeline_is_that_of_ict(tmp_path):
-    make_pipeline().save_pretrained(tmp_path)
-    stock = DiffusionPipeline.from_pretrained(tmp_path)
-    images(stock, 2)
-    assert stock.scheduler.sigmas[1].item() == np.float32(0.821)
+    loaded, stock = ConsistencyPipeline.from_pretrained(tmp_path), DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(stock) is ConsistencyModelPipeline
+    for steps in (1, 2, 3):
+        ours = images(loaded, steps, **labels)
+        assert loaded.num_timesteps == steps
+        assert np.array_equal(images(stock, steps, **labels), ours)
+        # Loaded weights lie unaligned in memory, where some CPUs' matrix products round otherwise.
+        np.testing.assert_allclose(images(in_memory, steps, **labels), ours, atol=1e-5)
+        assert steps != 2 or stock.scheduler.sigmas[1].item() == np.float32(0.821)
 
 
 def test_stock_repositories_made_elsewhere_load_and_give_their_own_images(tmp_path):
-    unet = make_unet().eval()
-    stock = ConsistencyModelPipeline(unet, CMStochasticIterativeScheduler(num_train_timesteps=151))
-    stock.save_pretrained(tmp_path)
-    stock = ConsistencyModelPipeline.from_pretrained(tmp_path)
-    ours = ConsistencyPipeline.from_pretrained(tmp_path)
+    made = ConsistencyModelPipeline(make_unet().eval(), CMStochasticIterativeScheduler(num_train_timesteps=151))
+    made.save_pretrained(tmp_path)
+    stock, ours = (kind.from_pretrained(tmp_path) for kind in (ConsistencyModelPipeline, ConsistencyPipeline))
     assert isinstance(ours.scheduler, ICTScheduler)
-    for steps in (1, 2, 4):
-        assert np.array_equal(images(ours, steps), images(stock, steps))
-    chosen = {"timesteps": [22, 0]}
-    assert np.array_equal(images(ours, None, **chosen), images(stock, None, **chosen))
-
-
-def test_from_pipe_and_from_stock_pipelines():
-    stock = ConsistencyModelPipeline(make_unet().eval(), CMStochasticIterativeScheduler())
-    assert isinstance(ConsistencyPipeline.from_pipe(stock).scheduler, ICTScheduler)
-
-
-def test_other_schedulers_are_refused():
+    for how in ({"steps": 1}, {"steps": 2}, {"steps": 4}, {"steps": None, "timesteps": [22, 0]}):
+        assert np.array_equal(images(ours, **how), images(stock, **how))
     with pytest.raises(ValueError, match=r"needs an ICTScheduler.*got DDIMScheduler"):
         ConsistencyPipeline(make_unet(), DDIMScheduler())
 
 
-def test_train_time_f_equals_pipeline_time_f():
-    pipeline = make_pipeline(ICTScheduler(clip_denoised=False))
-    noise = torch.randn(4, 1, 8, 8)
-    sampled = pipeline(4, latents=noise, output_type="latent").images
+@pytest.mark.parametrize("sigma", [80.0, 3.3, 0.821])
+def test_train_time_f_equals_pipeline_time_f(sigma):
+    pipeline, noise = make_pipeline(ICTScheduler(clip_denoised=False)), torch.randn(4, 1, 8, 8)
+    sampled = pipeline(4, latents=noise, sigmas=[sigma], output_type="latent").images
+    f = pipeline.scheduler.consistency_function(pipeline.unet)
+    assert isinstance(f, ConsistencyFunction)
     with torch.no_grad():
-        trained = ConsistencyFunction(pipeline.unet)(80.0 * noise, torch.full((4,), 80.0))
+        trained = f(80.0 * noise, torch.full((4,), sigma, dtype=torch.float64))
     assert torch.equal(sampled, trained)
 
 
@@ -110,8 +89,8 @@ def test_any_number_of_channels_tuple_sizes_and_other_sizes():
     pipeline = make_pipeline(in_channels=5, out_channels=5, sample_size=(8, 12))
     assert images(pipeline, 1).shape == (4, 8, 12, 5)
     assert images(pipeline, 1, height=4, width=16).shape == (4, 4, 16, 5)
-    latents = torch.randn(4, 5, 8, 12)
-    assert pipeline(4, latents=latents, output_type="pt").images.shape == (4, 5, 8, 12)
+    (drawn,) = pipeline(4, latents=torch.randn(4, 5, 8, 12), output_type="pt", return_dict=False)
+    assert drawn.shape == (4, 5, 8, 12)
     with pytest.raises(ValueError, match="1, 3 or 4 channels and this model's have 5"):
         pipeline(1)
 
@@ -166,10 +145,8 @@ def test_stock_diffusers_loads_a_folder_with_names_without_a_word(tmp_path, pyth
     pipeline.id2label = NAMES
     pipeline.save_pretrained(tmp_path)
     code = "import sys; from diffusers import DiffusionPipeline; DiffusionPipeline.from_pretrained(sys.argv[1])"
-    done = subprocess.run(
-        [python_without_us, "-I", "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout + done.stderr == ""
+    command = [python_without_us, "-I", "-c", code, str(tmp_path)]
+    assert subprocess.run(command, stdout=-1, stderr=subprocess.STDOUT, text=True, check=True).stdout == ""
 
 
 def test_drawn_labels_obey_the_generator():
@@ -177,22 +154,20 @@ def test_drawn_labels_obey_the_generator():
     first = images(pipeline, 1, seed=1)
     torch.randint(5, (3,))  # the global generator moves on
     assert np.array_equal(first, images(pipeline, 1, seed=1))
-    several = [torch.Generator().manual_seed(i) for i in range(4)]
-    a = pipeline(4, generator=several, output_type="np").images
-    b = pipeline(4, generator=[torch.Generator().manual_seed(i) for i in range(4)], output_type="np").images
+    a, b, alone = (
+        pipeline(len(seeds), generator=[torch.Generator().manual_seed(i) for i in seeds], output_type="np").images
+        for seeds in (range(4), range(4), (2,))
+    )
     assert np.array_equal(a, b)
-    alone = pipeline(1, generator=torch.Generator().manual_seed(2), output_type="np").images
     np.testing.assert_allclose(a[2:3], alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("output_type", ["np", "pil", "pt", "latent"])
 def test_bfloat16_networks_give_every_kind_of_output(output_type):
-    pipeline = make_pipeline().to(dtype=torch.bfloat16)
-    out = pipeline(2, num_inference_steps=2, output_type=output_type, generator=torch.Generator().manual_seed(0)).images
-    assert len(out) == 2
+    out = images(make_pipeline().to(dtype=torch.bfloat16), 2, output_type=output_type)
+    assert len(out) == 4
     if output_type == "pil":
-        assert out[0].mode == "L"
-        assert out[0].size == (8, 8)
+        assert (out[0].mode, out[0].size) == ("L", (8, 8))
     else:
         assert torch.as_tensor(out).isfinite().all()
 
@@ -209,20 +184,14 @@ def test_callbacks_are_called_and_may_replace_the_sample():
     assert (images(pipeline, 2, callback_on_step_end=grey) == 0.5).all()
 
 
-def test_tuple_output_and_offload_order():
-    pipeline = make_pipeline()
-    assert isinstance(pipeline(1, return_dict=False), tuple)
-    assert pipeline.model_cpu_offload_seq == "unet"
-
-
 def test_variants_are_saved_and_loaded(tmp_path):
-    make_pipeline(seed=1).save_pretrained(tmp_path, variant="ema999")
-    make_pipeline(seed=0).save_pretrained(tmp_path)
-    main = ConsistencyPipeline.from_pretrained(tmp_path)
-    other = ConsistencyPipeline.from_pretrained(tmp_path, variant="ema999")
-    for loaded, seed in ((main, 0), (other, 1)):
-        for name, weight in make_pipeline(seed=seed).unet.state_dict().items():
-            assert torch.equal(loaded.unet.state_dict()[name], weight), name
+    for seed, variant in ((1, "ema999"), (0, None)):
+        make_pipeline(seed=seed).save_pretrained(tmp_path, variant=variant)
+    for seed, variant in ((1, "ema999"), (0, None)):
+        loaded = ConsistencyPipeline.from_pretrained(tmp_path, variant=variant).unet.state_dict()
+        expected = make_pipeline(seed=seed).unet.state_dict()
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize(
@@ -230,14 +199,9 @@ def test_variants_are_saved_and_loaded(tmp_path):
     [
         ({"num_inference_steps": 0}, "num_inference_steps must be an integer from 1"),
         ({"sigmas": [0.5, 80.0]}, "sigmas must descend"),
-        ({"sigmas": [90.0]}, "sigmas must descend and lie within"),
         ({"sigmas": [80.0], "timesteps": [0]}, "give timesteps or sigmas, not both"),
-        ({"latents": torch.zeros(2, 3, 8, 8)}, r"shape \(2, 1, 8, 8\), got \(2, 3, 8, 8\)"),
-        ({"generator": [torch.Generator()]}, "one for each of 2 images, got 1"),
         ({"class_labels": [0, 7]}, "within 0 and 4"),
-        ({"class_labels": [0, 1, 2]}, "one integer or 2 of them"),
         ({"class_labels": [0.5, 1.0]}, "one integer or 2 of them"),
-        ({"output_type": "jpeg"}, "'pil', 'np', 'pt' or 'latent', got 'jpeg'"),
         ({"batch_size": 0}, "positive integer, got 0"),
         ({"height": 7}, "multiples of 2"),
         ({"callback_steps": 0}, "callback_steps must be a positive"),
@@ -245,19 +209,7 @@ def test_variants_are_saved_and_loaded(tmp_path):
     ],
 )
 def test_bad_arguments_get_one_sentence(arguments, message):
-    pipeline = make_pipeline(num_class_embeds=5)
     with pytest.raises(ValueError, match=message):
-        pipeline(**{"batch_size": 2, **arguments})
-
-
-def test_labels_for_an_unconditional_model_are_refused():
+        make_pipeline(num_class_embeds=5)(**{"batch_size": 2, **arguments})
     with pytest.raises(ValueError, match="unconditional"):
         make_pipeline()(1, class_labels=1)
-
-
-def test_the_number_of_steps_of_the_last_call_can_be_read():
-    pipeline = ConsistencyPipeline(make_unet().eval(), ICTScheduler())
-    pipeline.set_progress_bar_config(disable=True)
-    for steps in (1, 3):
-        pipeline(num_inference_steps=steps)
-        assert pipeline.num_timesteps == steps

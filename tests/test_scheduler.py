@@ -3,19 +3,19 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import make_unet
 from diffusers import CMStochasticIterativeScheduler
 
-from diffusers_ict import CT, ICT, ConsistencyFunction, ICTScheduler, c_noise, karras_sigmas
+from diffusers_ict import CT, ICT, ICTScheduler, c_noise, karras_sigmas
 
 
-def test_two_steps_go_through_the_second_sigma_of_ict():
+def test_two_steps_go_through_the_second_sigma_of_ict_and_given_sigmas_are_used_as_they_are():
     scheduler = ICTScheduler()
     scheduler.set_timesteps(2)
     assert scheduler.sigmas.tolist() == [80.0, np.float32(0.821), np.float32(0.002)]
-    assert scheduler.init_noise_sigma == 80.0
-    assert scheduler.order == 1
-    assert len(scheduler) == 40
+    assert (scheduler.init_noise_sigma, scheduler.order, len(scheduler)) == (80.0, 1, 40)
+    scheduler.set_timesteps(sigmas=[80.0, 2.0, 0.5])
+    np.testing.assert_array_equal(scheduler.sigmas.numpy(), np.float32([80.0, 2.0, 0.5, 0.002]))
+    np.testing.assert_allclose(scheduler.timesteps.numpy(), 250 * np.log([80.0, 2.0, 0.5]), rtol=1e-12)
 
 
 @pytest.mark.parametrize("sigma", [0.821, 1.526])
@@ -32,10 +32,8 @@ def test_the_stock_twin_has_the_same_levels_and_timesteps(sigma, steps):
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_steps_equal_the_stock_schedulers_bit_for_bit(steps):
-    ours = ICTScheduler()
-    stock = ours.to_stock()
-    results = []
-    for scheduler in (ours, stock):
+    results, ours = [], ICTScheduler()
+    for scheduler in (ours, ours.to_stock()):
         scheduler.set_timesteps(steps)
         generator = torch.Generator().manual_seed(0)
         sample = torch.randn(2, 3, 4, 4, generator=generator) * scheduler.init_noise_sigma
@@ -50,70 +48,42 @@ def test_of_a_stock_scheduler_made_elsewhere_every_step_count_is_kept():
     stock = CMStochasticIterativeScheduler(num_train_timesteps=151, rho=6.0, sigma_max=60.0)
     ours = ICTScheduler.from_stock(stock)
     assert list(ours.config.intermediate_sigmas) == []
-    for steps in (1, 2, 3, 10):
-        ours.set_timesteps(steps)
-        stock.set_timesteps(steps)
+    for how in [{"num_inference_steps": n} for n in (1, 2, 3, 10)] + [{"timesteps": [88, 22, 0]}]:
+        ours.set_timesteps(**how)
+        stock.set_timesteps(**how)
         assert torch.equal(ours.sigmas, stock.sigmas)
-    ours.set_timesteps(timesteps=[88, 22, 0])
-    stock.set_timesteps(timesteps=[88, 22, 0])
-    assert torch.equal(ours.sigmas, stock.sigmas)
-
-
-def test_from_stock_inverts_to_stock():
-    ours = ICTScheduler(rho=5.0, intermediate_sigmas=[1.526, 0.3], sigma_data=0.6, clip_denoised=False)
-    back = ICTScheduler.from_stock(ours.to_stock())
-    for key in ICTScheduler().config:
-        if not key.startswith("_"):
-            assert back.config[key] == ours.config[key] or list(back.config[key]) == list(ours.config[key])
 
 
 def test_what_stock_cannot_express_survives_a_stock_load_and_save(tmp_path, caplog):
-    ours = ICTScheduler(intermediate_sigmas=[0.9, 4.0])
-    ours.to_stock().save_pretrained(tmp_path / "a")
-    CMStochasticIterativeScheduler.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    ICTScheduler(intermediate_sigmas=[0.9, 4.0]).to_stock().save_pretrained(tmp_path)
+    CMStochasticIterativeScheduler.from_pretrained(tmp_path).save_pretrained(tmp_path)
     assert not caplog.records, "stock diffusers warned of our key"
-    back = ICTScheduler.from_pretrained(tmp_path / "b")
-    assert list(back.config.intermediate_sigmas) == [0.9, 4.0]
-    assert back.config.rho == 7.0
-
-
-def test_unknown_entries_of_a_later_version_are_ignored(tmp_path):
-    ICTScheduler().to_stock().save_pretrained(tmp_path)
     path = tmp_path / "scheduler_config.json"
     config = json.loads(path.read_text())
-    config["_ict"] |= {"something_new": 1}
+    config["_ict"] |= {"something_new": 1}  # as a later version may write
     path.write_text(json.dumps(config))
-    assert list(ICTScheduler.from_pretrained(tmp_path).config.intermediate_sigmas) == [0.821]
+    back = ICTScheduler.from_pretrained(tmp_path).config
+    assert (list(back.intermediate_sigmas), back.rho) == ([0.9, 4.0], 7.0)
 
 
-def test_own_form_round_trips(tmp_path):
-    ICTScheduler(intermediate_sigmas=[1.526]).save_pretrained(tmp_path)
-    loaded = ICTScheduler.from_pretrained(tmp_path)
-    loaded.set_timesteps(2)
-    assert loaded.sigmas[1].item() == np.float32(1.526)
-
-
-def test_a_saved_and_loaded_scheduler_has_the_same_config(tmp_path):
-    for scheduler in (ICTScheduler(), ICTScheduler(intermediate_sigmas=(1.526, 0.3), rho=5.0)):
-        scheduler.save_pretrained(tmp_path)
-        before, after = dict(scheduler.config), dict(ICTScheduler.from_pretrained(tmp_path).config)
-        del before["_use_default_values"]  # a file states every value
-        assert after == before
+@pytest.mark.parametrize("options", [{}, {"intermediate_sigmas": (1.526, 0.3), "rho": 5.0, "clip_denoised": False}])
+def test_saved_and_as_stock_a_scheduler_keeps_its_config(tmp_path, options):
+    scheduler = ICTScheduler(sigma_data=0.6, **options)
+    scheduler.save_pretrained(tmp_path)
+    for again in (ICTScheduler.from_pretrained(tmp_path), ICTScheduler.from_stock(scheduler.to_stock())):
+        for key in ICTScheduler().config:
+            if not key.startswith("_"):
+                before, after = scheduler.config[key], again.config[key]
+                assert after == before or list(after) == list(before)
 
 
 def test_intermediate_sigmas_are_added_in_order_and_used_descending():
     scheduler = ICTScheduler(intermediate_sigmas=[0.8, 5.0, 0.1])
-    assert scheduler.sampling_sigmas(1).tolist() == [80.0]
-    assert scheduler.sampling_sigmas(2).tolist() == [80.0, 0.8]
-    assert scheduler.sampling_sigmas(3).tolist() == [80.0, 5.0, 0.8]
-    assert scheduler.sampling_sigmas(4).tolist() == [80.0, 5.0, 0.8, 0.1]
-
-
-def test_given_sigmas_are_used_as_they_are():
-    scheduler = ICTScheduler()
-    scheduler.set_timesteps(sigmas=[80.0, 2.0, 0.5])
-    np.testing.assert_array_equal(scheduler.sigmas.numpy(), np.float32([80.0, 2.0, 0.5, 0.002]))
-    np.testing.assert_allclose(scheduler.timesteps.numpy(), 250 * np.log([80.0, 2.0, 0.5]), rtol=1e-12)
+    for levels in ([80.0], [80.0, 0.8], [80.0, 5.0, 0.8], [80.0, 5.0, 0.8, 0.1]):
+        assert scheduler.sampling_sigmas(len(levels)).tolist() == levels
+    for refused in ([0.001], [80.0], [0.8, 0.8]):
+        with pytest.raises(ValueError, match="different numbers between sigma_min"):
+            ICTScheduler(intermediate_sigmas=refused)
 
 
 @pytest.mark.parametrize(
@@ -121,15 +91,11 @@ def test_given_sigmas_are_used_as_they_are():
     [
         ({}, "exactly one of"),
         ({"num_inference_steps": 1, "sigmas": [80.0]}, "exactly one of"),
-        ({"num_inference_steps": 0}, "from 1 to 40, got 0"),
-        ({"num_inference_steps": 41}, "from 1 to 40, got 41"),
-        ({"num_inference_steps": 2.5}, "from 1 to 40, got 2.5"),
-        ({"sigmas": [0.5, 80.0]}, "descend and lie within"),
-        ({"sigmas": [80.0, 80.0]}, "descend and lie within"),
-        ({"sigmas": [81.0]}, "descend and lie within"),
-        ({"sigmas": [80.0, 0.001]}, "descend and lie within"),
-        ({"sigmas": []}, "descend and lie within"),
-        ({"sigmas": [80.0, float("nan")]}, "descend and lie within"),
+        *(({"num_inference_steps": number}, f"from 1 to 40, got {number}") for number in (0, 41, 2.5)),
+        *(
+            ({"sigmas": sigmas}, "descend and lie within")
+            for sigmas in ([0.5, 80.0], [80.0, 80.0], [81.0], [80.0, 0.001], [], [80.0, float("nan")])
+        ),
         ({"timesteps": [0, 22]}, "descending integer indices"),
         ({"timesteps": [40, 0]}, "descending integer indices from 39"),
         ({"timesteps": [2.5]}, "give noise levels as sigmas"),
@@ -140,40 +106,29 @@ def test_bad_levels_get_one_sentence(arguments, message):
         ICTScheduler().set_timesteps(**arguments)
 
 
-@pytest.mark.parametrize("sigmas", [[0.001], [80.0], [0.8, 0.8]])
-def test_bad_intermediate_sigmas_are_refused(sigmas):
-    with pytest.raises(ValueError, match="different numbers between sigma_min"):
-        ICTScheduler(intermediate_sigmas=sigmas)
-
-
 def test_interface_of_diffusers_schedulers():
-    scheduler = ICTScheduler()
+    scheduler, sample = ICTScheduler(), torch.randn(1, 1, 2, 2)
     scheduler.set_timesteps(3)
     assert scheduler.step_index is None
     assert scheduler.begin_index is None
     scheduler.set_begin_index(1)
-    sample = torch.randn(1, 1, 2, 2)
     scheduler.scale_model_input(sample, scheduler.timesteps[1])
     assert scheduler.step_index == 1
     assert scheduler.index_for_timestep(scheduler.timesteps[2]) == 2
-    out = scheduler.step(sample, scheduler.timesteps[1], sample, return_dict=False)
-    assert isinstance(out, tuple)
+    assert isinstance(scheduler.step(sample, scheduler.timesteps[1], sample, return_dict=False), tuple)
     assert scheduler.step_index == 2
     with pytest.raises(ValueError, match="integer indices"):
         scheduler.step(sample, 1, sample)
 
 
 def test_add_noise_takes_timesteps_of_any_level_and_indices():
-    scheduler = ICTScheduler()
-    scheduler.set_timesteps(2)
-    x, z = torch.randn(2, 1, 2, 2), torch.randn(2, 1, 2, 2)
-    expected = x + torch.tensor([80.0, 0.821]).view(2, 1, 1, 1) * z
-    torch.testing.assert_close(scheduler.add_noise(x, z, scheduler.timesteps), expected)
-    torch.testing.assert_close(scheduler.add_noise(x, z, torch.tensor([0, 1])), expected)
-    elsewhere = c_noise(torch.tensor([3.0, 7.0]))
-    torch.testing.assert_close(scheduler.add_noise(x, z, elsewhere), x + torch.tensor([3.0, 7.0]).view(2, 1, 1, 1) * z)
+    scheduler, x, z = ICTScheduler(), torch.randn(2, 1, 2, 2), torch.randn(2, 1, 2, 2)
     stock = scheduler.to_stock()
-    stock.set_timesteps(2)
+    for each in (scheduler, stock):
+        each.set_timesteps(2)
+    here, elsewhere = torch.tensor([80.0, 0.821]), torch.tensor([3.0, 7.0])
+    for given, levels in ((scheduler.timesteps, here), (torch.tensor([0, 1]), here), (c_noise(elsewhere), elsewhere)):
+        torch.testing.assert_close(scheduler.add_noise(x, z, given), x + levels.view(2, 1, 1, 1) * z)
     torch.testing.assert_close(scheduler.add_noise(x, z, scheduler.timesteps), stock.add_noise(x, z, stock.timesteps))
 
 
@@ -199,26 +154,5 @@ def test_training_levels_follow_from_the_numbers_that_are_given():
     for arguments in ({}, {"batch_size": 64, "uniform": uniform}):
         with pytest.raises(ValueError, match="either batch_size or uniform"):
             scheduler.training_sigmas(ICT(), 3, 1000, **arguments)
-
-
-def test_an_objective_below_the_schedulers_smallest_level_is_refused():
     with pytest.raises(ValueError, match=r"at least the scheduler's sigma_min 0\.01, and the objective drew 0\.002"):
         ICTScheduler(sigma_min=0.01).training_sigmas(CT(), 0, 1000, 256)
-
-
-def test_consistency_function_in_training_equals_the_schedulers_step():
-    unet, scheduler = make_unet().eval(), ICTScheduler(clip_denoised=False)
-    levels = [80.0, 3.3, 0.821]
-    scheduler.set_timesteps(sigmas=levels)
-    f = scheduler.consistency_function(unet)
-    assert isinstance(f, ConsistencyFunction)
-    x = torch.randn(3, 1, 8, 8)
-    for level, sigma, t in zip(levels, scheduler.sigmas, scheduler.timesteps):
-        noisy = x * sigma
-        with torch.no_grad():
-            trained = f(noisy, torch.full((3,), level, dtype=torch.float64))
-            output = unet(scheduler.scale_model_input(noisy, t), t).sample
-            c_skip, c_out = scheduler.get_scalings_for_boundary_condition(sigma)
-            sampled = c_out * output + c_skip * noisy
-            scheduler._step_index += 1
-        assert torch.equal(trained, sampled)

@@ -6,6 +6,7 @@ The parent computes nothing with torch, whose thread pools do not survive a fork
 import contextlib
 import ctypes
 import importlib
+import json
 import os
 import signal
 import sys
@@ -142,7 +143,7 @@ def end_descendants() -> None:
     descendants()
 
 
-def at_changes(root: Path, act: Callable[[int, str, str], None]) -> None:
+def at_changes(root: Path, act: Callable[[int, str, str], object]) -> None:
     """Call `act` before every change of a file under `root`, from now on, in this process.
 
     A change is the opening of a file that is written to, a new name, a removal, or a new or removed folder; and the
@@ -191,6 +192,20 @@ def _absolute(event: str, arguments: tuple) -> str:
 def _changes_nothing(kind: str, path: str) -> bool:
     """Whether a folder is made that exists, or a file removed that does not."""
     return os.path.lexists(path) if kind == "mkdir" else kind == "remove" and not os.path.lexists(path)
+
+
+def recorded(
+    body: Callable[[], int | None], root: Path, place: Path, environment: dict[str, str] | None = None
+) -> tuple[list[tuple[str, str]], float]:
+    """The changes of files under `root` that a function makes in a child, (kind, path) in order, and its seconds."""
+
+    def recording() -> int | None:
+        record = os.open(place / "changes", os.O_CREAT | os.O_WRONLY)
+        at_changes(root, lambda _, kind, path: os.write(record, f"{json.dumps([kind, path])}\n".encode()))
+        return body()
+
+    ended = Child(recording, place, environment).wait().check(0)
+    return [tuple(json.loads(line)) for line in (place / "changes").read_text().splitlines()], ended.seconds
 
 
 def kill_at(number: int) -> Callable[[int, str, str], None]:

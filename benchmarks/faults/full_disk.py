@@ -53,18 +53,14 @@ def _check_full(ended: Ended, place: Path) -> None:
         raise Lost(f"left over {left}, in pieces {torn}; it said {told[0]}")
 
 
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*"))
-
-
 def of_memory(shop: Workshop, place: Path, number: int, random: Random) -> int:
     """Train on a disk that is too small, in bytes or, each third time, in files; then enlarge it and go on."""
     loss = list(LOSSES)[number // 3 % len(LOSSES)]
     whole = shop.whole(loss)
-    files = len(list(whole.folder.rglob("*")))
-    limits = f"size={random.randrange(4096, _bytes(whole.folder))},nr_inodes=10000"
+    sizes = [path.stat().st_size for path in whole.folder.rglob("*")]
+    limits = f"size={random.randrange(4096, sum(sizes))},nr_inodes=10000"
     if number % 3 == 2:
-        limits = f"size=1g,nr_inodes={random.randrange(4, files)}"
+        limits = f"size=1g,nr_inodes={random.randrange(4, len(sizes))}"
     disk = place / "disk"
     disk.mkdir()
 

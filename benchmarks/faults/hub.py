@@ -1,5 +1,6 @@
 """A Hub that misbehaves, and publishing that is killed: training ends as ever, and publishing again finishes it."""
 
+import functools
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ from hub_stand_in import Handler, Hub, Repository, serve
 from diffusers_ict.commands import publish
 from diffusers_ict.hub.publish import BackgroundPublisher
 
-from .children import Child, Ended, Lost, at_changes, in_child, kill_at
+from .children import Child, Ended, Lost, at_changes, in_child, kill_at, recorded
 from .compare import check_same
 from .workshop import LOSSES, Fault, Workshop, copy, load
 
@@ -196,25 +197,15 @@ def _killed(shop: Workshop, place: Path, hub: HubAside, ended: Ended) -> int:
     return 1
 
 
+@functools.cache
 def _undisturbed(shop: Workshop) -> dict[str, int]:
     """How many requests and changes of files publishing makes."""
     place = shop.base / "published"
-    if not (place / "counts").exists():
-        shutil.rmtree(place, ignore_errors=True)
-        copy(shop.whole("ict"), place)
-        hub, made = HubAside(place / "hub"), place / "made"
-
-        def body() -> int:
-            paths: list[str] = []
-            at_changes(place, lambda number, kind, path: paths.append(path))
-            code = publish.main([str(place / "out"), "--hub_model_id", NAME])
-            made.write_text(str(len(paths)))
-            return code
-
-        Child(body, place, hub.environment(place)).wait().check(0)
-        counts = {"requests": hub.end()["requests"], "changes": int(made.read_text())}
-        (place / "counts").write_text(json.dumps(counts))
-    return json.loads((place / "counts").read_text())
+    shutil.rmtree(place, ignore_errors=True)
+    words = [str(copy(shop.whole("ict"), place)), "--hub_model_id", NAME]
+    hub = HubAside(place / "hub")
+    changes, _ = recorded(lambda: publish.main(words), place, place, hub.environment(place))
+    return {"requests": hub.end()["requests"], "changes": len(changes)}
 
 
 FAULTS = [

@@ -1,13 +1,13 @@
 """SIGKILL: while a run trains, saves, prunes, exports and exports again, and while a model is evaluated."""
 
-import json
+import functools
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from .children import Child, Lost, at_changes, in_child, kill_at
+from .children import Child, Lost, at_changes, in_child, kill_at, recorded
 from .compare import check_same
 from .workshop import LOSSES, Fault, Workshop, copy
 
@@ -116,23 +116,13 @@ def in_evaluation(shop: Workshop, place: Path, number: int, random: Random) -> i
     return int(killed.code == -signal.SIGKILL)
 
 
+@functools.cache
 def _evaluated(shop: Workshop) -> tuple[Path, int, float]:
     """An undisturbed evaluation: the model with its report, how many changes it made, and its seconds."""
     place = shop.base / "evaluated"
-    if not place.exists():
-        model = shutil.copytree(shop.whole("ict").folder, place / "model")
-
-        def body() -> int:
-            made: list[str] = []
-            at_changes(place, lambda number, kind, path: made.append(path))
-            code = shop.evaluate(model, place)
-            (shop.base / "evaluated.json").write_text(json.dumps(len(made)))
-            return code
-
-        ended = in_child(body, place).check(0)
-        (shop.base / "evaluated.seconds").write_text(str(ended.seconds))
-    changes = json.loads((shop.base / "evaluated.json").read_text())
-    return place / "model", changes, float((shop.base / "evaluated.seconds").read_text())
+    model = shutil.copytree(shop.whole("ict").folder, place / "model")
+    changes, seconds = recorded(lambda: shop.evaluate(model, place), place, place)
+    return model, len(changes), seconds
 
 
 FAULTS = [

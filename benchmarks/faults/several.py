@@ -1,5 +1,7 @@
 """Several processes: an equal global batch, resumes across their number, and one that is killed. Over 127.0.0.1."""
 
+import functools
+import itertools
 import os
 import shutil
 import signal
@@ -18,6 +20,7 @@ from .workshop import LOSSES, Fault, Workshop
 # Without dropout and for a few steps, so that only rounding differs.
 SHORT = ["--dropout", 0, "--max_train_steps", 6, "--checkpointing_steps", 3]
 COUNTS = (1, 2, 4)
+PAIRS = list(itertools.permutations(COUNTS, 2))
 
 
 def group(count: int, body: Callable[[], int], place: Path) -> list[Child]:
@@ -44,12 +47,12 @@ def train(shop: Workshop, count: int, loss: str, place: Path, *more: object) -> 
     check_nothing_left(place)
 
 
+@functools.cache
 def _whole(shop: Workshop, count: int, loss: str) -> Path:
     """The undisturbed run on `count` processes."""
     place = shop.base / "several" / f"{loss}-{count}"
-    if not (place / "out" / "model_index.json").exists():
-        shutil.rmtree(place, ignore_errors=True)
-        train(shop, count, loss, place)
+    shutil.rmtree(place, ignore_errors=True)
+    train(shop, count, loss, place)
     return place / "out"
 
 
@@ -63,16 +66,12 @@ def equal_batch(shop: Workshop, place: Path, number: int, random: Random) -> int
 
 def resumed(shop: Workshop, place: Path, number: int, random: Random) -> int:
     """Resume a run on another number of processes."""
-    loss, (before, after) = list(LOSSES)[number // 6 % len(LOSSES)], _pairs()[number % 6]
+    loss, (before, after) = list(LOSSES)[number // 6 % len(LOSSES)], PAIRS[number % 6]
     shutil.copytree(_whole(shop, before, loss), place / "out")
     shutil.rmtree(checkpoint.list_checkpoints(place / "out")[0])
     train(shop, after, loss, place)
     check_close(_whole(shop, 1, loss), place / "out")
     return 1
-
-
-def _pairs() -> list[tuple[int, int]]:
-    return [(before, after) for before in COUNTS for after in COUNTS if before != after]
 
 
 def one_killed(shop: Workshop, place: Path, number: int, random: Random) -> int:

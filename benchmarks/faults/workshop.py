@@ -3,7 +3,6 @@
 import functools
 import io
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.commands import evaluate
 from diffusers_ict.commands import train as train_ict
 
-from .children import Ended, Lost, at_changes, descendants, in_child
+from .children import Ended, Lost, descendants, in_child, recorded
 from .compare import check_between, check_nothing_left
 
 LATEST = ["--resume_from_checkpoint", "latest"]
@@ -142,19 +141,8 @@ class Workshop:
     def whole(self, loss: str, *more: str) -> Whole:
         """The undisturbed run of a loss."""
         place = self.base / "whole" / "-".join([loss, *(word.strip("-") for word in more)])
-
-        def body() -> int:
-            record = os.open(place / "changes", os.O_CREAT | os.O_WRONLY)
-
-            def note(number: int, kind: str, path: str) -> None:
-                os.write(record, f"{json.dumps([kind, path])}\n".encode())
-
-            at_changes(place / "out", note)
-            return self.train(loss, place / "out", *more)
-
-        ended = in_child(body, place).check(0)
-        changes = [tuple(json.loads(line)) for line in (place / "changes").read_text().splitlines()]
-        return Whole(place / "out", changes, ended.seconds)
+        out = place / "out"
+        return Whole(out, *recorded(lambda: self.train(loss, out, *more), out, place))
 
 
 def load(folder: Path) -> int:
