@@ -13,10 +13,12 @@ from PIL import Image
 from short_run import ICT, final_tensors, run, two_processes
 from test_images import encoded
 
+from diffusers_ict.data.dataset import Images
 from diffusers_ict.data.settings import DataSettings
 from diffusers_ict.data.stream import StreamedImages
 from diffusers_ict.errors import UserError
 from diffusers_ict.training.recipe import Recipe
+from diffusers_ict.training.samples import _rows_of
 from diffusers_ict.training.train import train
 
 
@@ -195,3 +197,8 @@ def test_a_run_on_a_stream_goes_on_with_other_processes_if_that_is_allowed(strea
     assert "made with other images" in capsys.readouterr().err
     with pytest.warns(UserWarning, match="rounds otherwise"):
         assert run(*alone, "--resume_with_changes") == 0
+
+
+def test_a_class_without_an_example_is_shown_blank_and_not_as_another():
+    images = Images(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([1, 1]), 3)
+    assert _rows_of(images, torch.tensor([0, 1, 2, 1, 1]), 5).tolist() == [-1, 0, -1, 1, 0]
