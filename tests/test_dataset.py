@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,22 +29,15 @@ def test_batches_are_those_of_one_tensor_in_the_order_of_the_indices(sizes):
     images = Images(pixels().split(sizes), LABELS, 2)
     for indices in ([5, 0, 3, 3, 1], [2], [0, 1, 2, 3, 4, 5]):
         batch = images.__getitems__(indices)
-        assert torch.equal(batch["x"], pixels()[indices])
-        assert torch.equal(batch["label"], LABELS[indices])
-        x, labels = images.part(torch.tensor(indices))
-        assert torch.equal(x, batch["x"])
-        assert torch.equal(labels, batch["label"])
+        for x, labels in ((batch["x"], batch["label"]), images.part(torch.tensor(indices))):
+            assert torch.equal(x, pixels()[indices])
+            assert torch.equal(labels, LABELS[indices])
     assert torch.equal(images.part(slice(1, 5, 2))[0], pixels()[1:5:2])
-    assert torch.equal(images.pixels, pixels())
     assert torch.equal(images[4]["x"], pixels()[4])
     assert images[3]["label"] == 1
     assert (len(images), images.shape, images.nbytes) == (6, (3, 8, 8), ARRAYS.nbytes)
-
-
-def test_the_loader_of_torch_reads_it():
-    loader = DataLoader(Images(pixels().split([2, 4])), 4, collate_fn=lambda batch: batch)
-    assert [list(batch) for batch in loader] == [["x"], ["x"]]
-    assert torch.equal(torch.cat([batch["x"] for batch in loader]), pixels())
+    loaded = DataLoader(images, 4, collate_fn=lambda batch: batch)
+    assert torch.equal(torch.cat([batch["x"] for batch in loaded]), pixels())
 
 
 def test_floats_of_any_shape_are_used_as_they_are():
@@ -80,19 +72,15 @@ def test_folder_file_and_array_of_the_same_pixels_agree(tmp_path, monkeypatch):
     assert Images(pixels()).fingerprint() == expected
 
 
-def test_the_fingerprint_is_the_hash_that_is_documented():
-    """That of earlier versions, too, whose checkpoints hold it."""
+def test_the_fingerprint_is_the_hash_that_is_documented_and_every_change_of_the_images_has_another():
+    """Checkpoints of earlier versions hold it, too."""
     digests = [hashlib.sha256(array.tobytes()).hexdigest() for array in (pixels().numpy(), LABELS.numpy())]
     facts = json.dumps([[6, 3, 8, 8], *digests, ["a", "b"]])
     expected = hashlib.sha256(facts.encode()).hexdigest()[:32]
     assert Images(pixels(), LABELS, 2, ("a", "b")).fingerprint() == expected
-
-
-def test_every_change_of_the_images_has_another_fingerprint():
     other = pixels().clone()
     other[5, 2, 7, 7] ^= 1
     changed = [
-        Images(pixels(), LABELS, 2, ("a", "b")),
         Images(other, LABELS, 2, ("a", "b")),
         Images(pixels().flip(0), LABELS, 2, ("a", "b")),
         Images(pixels().reshape(6, 3, 16, 4), LABELS, 2, ("a", "b")),
@@ -102,30 +90,24 @@ def test_every_change_of_the_images_has_another_fingerprint():
         Images(pixels(), LABELS, 2, ("a", "c")),
         Images(pixels(), LABELS, 2),
     ]
-    assert len({images.fingerprint() for images in changed}) == len(changed)
+    assert len({expected, *(images.fingerprint() for images in changed)}) == len(changed) + 1
 
 
 # ---------------------------------------------------------------- summary
 
 
-def mixed(tmp_path: Path) -> str:
+def test_sizes_modes_and_classes_are_those_of_the_pictures(tmp_path):
     pictures = {
         "cat/1.png": solid("L", (20, 48)),
         "cat/2.png": solid("RGB", (32, 16)),
         "cat/3.png": solid("RGB", (16, 16)),
         "dog/4.png": solid("RGB", (30, 24)).convert("P"),
     }
-    return folder(tmp_path, pictures)
-
-
-def test_sizes_modes_and_classes_are_those_of_the_pictures(tmp_path):
     own = {"resolution": 8, "center_crop": True, "image_mode": "RGB", "class_conditional": True}
-    images = load_images(train_data_dir=mixed(tmp_path), **own)
+    images = load_images(train_data_dir=folder(tmp_path, pictures), **own)
     assert images.originals == Counter({(20, 48, "L"): 1, (32, 16, "RGB"): 1, (16, 16, "RGB"): 1, (30, 24, "P"): 1})
-    assert images.overview() == {
-        "images": "4 of 3x8x8, 2 classes: 3 cat, 1 dog",
-        "originals": "16x16 to 30x24, 2 RGB, 1 L, 1 P",
-    }
+    originals = "16x16 to 30x24, 2 RGB, 1 L, 1 P"
+    assert images.overview() == {"images": "4 of 3x8x8, 2 classes: 3 cat, 1 dog", "originals": originals}
 
 
 def test_sizes_are_those_of_upright_pictures(tmp_path):
@@ -136,14 +118,10 @@ def test_sizes_are_those_of_upright_pictures(tmp_path):
     assert images.overview() == {"images": "1 of 3x16x16, no classes", "originals": "16x32, 1 RGB"}
 
 
-def test_arrays_have_a_type_instead_of_a_mode_and_tensors_neither(tmp_path):
+def test_arrays_have_a_type_instead_of_a_mode_and_many_classes_are_told_by_the_least_and_the_most(tmp_path):
     images = load_images(dataset_name=npz(tmp_path, a=np.zeros((5, 8, 8), np.float32)))
     assert images.overview()["originals"] == "8x8, 5 float32"
-    assert Images(torch.zeros(6, 1, 8, 8)).overview() == {"images": "6 of 1x8x8, no classes"}
-
-
-def test_many_classes_are_told_by_the_least_and_the_most():
     few = Images(torch.zeros(6, 1, 8, 8), torch.tensor([0, 2, 2, 2, 0, 2]), 4)
-    assert few.overview()["images"] == "6 of 1x8x8, 4 classes: 2 class 0, 0 class 1, 4 class 2, 0 class 3"
+    assert few.overview() == {"images": "6 of 1x8x8, 4 classes: 2 class 0, 0 class 1, 4 class 2, 0 class 3"}
     many = Images(torch.zeros(1500, 1, 1, 1), torch.arange(1500) % 1000, 1000)
     assert many.overview()["images"] == "1500 of 1x1x1, 1000 classes: 1 to 2 images each"

@@ -30,11 +30,9 @@ def test_no_name_of_a_class_is_a_split(tmp_path, classes):
 
 
 def test_no_name_of_a_file_is_a_split_and_other_files_change_nothing(tmp_path):
-    names = ["1.png", "my train 7.png", "test_1.png", "validation.png", "x.png/0.png"]
-    where = numbered(tmp_path, names)
+    where = numbered(tmp_path, ["1.png", "my train 7.png", "test_1.png", "validation.png", "x.png/0.png"])
     (tmp_path / "metadata.csv").write_text("file_name,text\n1.png,one\n")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "1.png"}\n')
-    (tmp_path / "notes.txt").write_text("no image")
     assert values(load_images(train_data_dir=where)) == [0, 1, 2, 3, 4]
 
 
@@ -45,18 +43,18 @@ def test_the_first_sub_folder_is_the_class_however_deep_an_image_lies(tmp_path):
     assert dict(zip(values(images), images.labels.tolist())) == {0: 0, 1: 0, 2: 1}
 
 
-def test_images_beside_the_classes_are_used_without_labels_and_refused_with_them(tmp_path):
-    where = numbered(tmp_path, ["a/0.png", "b/1.png", "beside.png"])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a/0.png", "b/1.png", "beside.png"], r"takes each .* 1 of 3 images, such as beside\.png, lie in none"),
+        (["1.png", "2.png", "3.png"], "needs labels and the data has none; give .* one sub-folder for each class"),
+    ],
+)
+def test_images_beside_the_classes_are_used_without_labels_and_refused_with_them(tmp_path, names, message):
+    where = numbered(tmp_path, names)
     assert sorted(values(load_images(train_data_dir=where))) == [0, 1, 2]
-    with pytest.raises(
-        UserError, match=r"^`class_conditional` takes each .* 1 of 3 images, such as beside\.png, lie in none"
-    ):
+    with pytest.raises(UserError, match=f"^`class_conditional` {message}"):
         load_images(train_data_dir=where, class_conditional=True)
-
-
-def test_a_folder_without_sub_folders_has_no_labels(tmp_path):
-    with pytest.raises(UserError, match=r"needs labels and the data has none; give .* one sub-folder for each class"):
-        load_images(train_data_dir=numbered(tmp_path, ["1.png", "2.png"]), class_conditional=True)
 
 
 def test_what_begins_with_a_dot_is_passed_over(tmp_path):
@@ -75,26 +73,28 @@ def test_links_are_followed(tmp_path):
     assert (values(images), images.labels.tolist(), images.class_names) == ([0, 1], [0, 1], ("a", "b"))
 
 
-def test_links_without_an_end_are_refused(tmp_path):
+ENDLESS, NO_FILE = (
+    "is a link to a folder that it lies in.*: remove the link",
+    "is a link to nothing, or no file of data",
+)
+
+
+@pytest.mark.parametrize(
+    ("links", "message"),
+    [
+        ({"a/up": "."}, f"a/up {ENDLESS}"),
+        ({"a/b": "b", "b/a": "a"}, ENDLESS),
+        ({"x.png": "gone.png"}, rf"x\.png {NO_FILE}"),
+        ({"x.png": "x.png"}, rf"x\.png {NO_FILE}"),
+        ({"x.png": None}, rf"x\.png {NO_FILE}"),
+    ],
+    ids=["to a parent", "to each other", "to nothing", "to itself", "a pipe"],
+)
+def test_links_without_an_end_and_what_is_no_file_are_refused_by_name(tmp_path, links, message):
     where = numbered(tmp_path, ["a/0.png", "b/1.png"])
-    (tmp_path / "a" / "up").symlink_to(tmp_path)
-    with pytest.raises(UserError, match=r"a/up is a link to a folder that it lies in.*: remove the link\.$"):
-        load_images(train_data_dir=where)
-    (tmp_path / "a" / "up").unlink()
-    (tmp_path / "a" / "b").symlink_to(tmp_path / "b")  # to each other
-    (tmp_path / "b" / "a").symlink_to(tmp_path / "a")
-    with pytest.raises(UserError, match="is a link to a folder that it lies in"):
-        load_images(train_data_dir=where)
-
-
-@pytest.mark.parametrize("kind", ["nothing", "itself", "pipe"])
-def test_what_is_no_file_is_refused_by_name(tmp_path, kind):
-    where = numbered(tmp_path, ["0.png"])
-    if kind == "pipe":
-        os.mkfifo(tmp_path / "x.png")
-    else:
-        (tmp_path / "x.png").symlink_to(tmp_path / {"nothing": "gone.png", "itself": "x.png"}[kind])
-    with pytest.raises(UserError, match=r"x\.png is a link to nothing, or no file of data: remove it\.$"):
+    for name, to in links.items():
+        (tmp_path / name).symlink_to(tmp_path / to) if to else os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=message):
         load_images(train_data_dir=where)
 
 

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 
 import datasets
@@ -96,27 +95,19 @@ def test_data_files_and_the_files_that_they_name_are_known_by_their_time(tmp_pat
     features = datasets.Features({"a": datasets.Image(), "b": datasets.Image()})
     rows = {"a": [Image.new("L", (8, 8), 1)], "b": [Image.new("L", (8, 8), 2)]}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "d.parquet")
-    for number, (picture,) in enumerate(rows.values(), 1):
-        picture.save(tmp_path / f"{number}.png")
-    named = {"a": [str(tmp_path / "1.png")], "b": [str(tmp_path / "2.png")]}
+    for column, (picture,) in rows.items():
+        picture.save(tmp_path / f"{column}.png")
+    named = {column: [str(tmp_path / f"{column}.png")] for column in rows}
     datasets.Dataset.from_dict(named, features=features).to_parquet(tmp_path / "named.parquet")
-    for name, changed in (("d.parquet", "d.parquet"), ("named.parquet", "1.png")):
-        own = {"dataset_name": str(tmp_path / name), "image_cache_dir": str(tmp_path / f"cache of {name}")}
+    for name, changed in (("d.parquet", "d.parquet"), ("named.parquet", "a.png")):
+        cache = tmp_path / f"cache of {name}"
+        own = {"dataset_name": str(tmp_path / name), "image_cache_dir": str(cache)}
         for column, pixel in (("a", 1), ("b", 2), ("a", 1), ("b", 2)):
             assert load_images(**own, image_column=column).pixels[0, 0, 0, 0] == pixel
-        assert len(list((tmp_path / f"cache of {name}").iterdir())) == 2
+        assert len(list(cache.iterdir())) == 2
         os.utime(tmp_path / changed, (1, 1))
         load_images(**own, image_column="a")
-        assert len(list((tmp_path / f"cache of {name}").iterdir())) == 3
-
-
-def test_data_that_are_saved_again_are_decoded_again(tmp_path):
-    features = datasets.Features({"image": datasets.Image()})
-    for pixel in (1, 2):
-        data = datasets.Dataset.from_dict({"image": [Image.new("L", (8, 8), pixel)]}, features=features)
-        data.save_to_disk(tmp_path / "saved")
-        own = {"dataset_name": str(tmp_path / "saved"), "image_cache_dir": str(tmp_path / "cache")}
-        assert load_images(**own).pixels[0, 0, 0, 0] == pixel
+        assert len(list(cache.iterdir())) == 3
 
 
 def test_hub_data_and_data_sets_of_ones_own_are_known_by_their_fingerprint(tmp_path, monkeypatch):
@@ -127,12 +118,13 @@ def test_hub_data_and_data_sets_of_ones_own_are_known_by_their_fingerprint(tmp_p
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     cache = str(tmp_path / "cache")
-    for _ in range(2):
-        for split, config, pixel in (("train", None, 1), ("test", None, 2), ("train", "c", 11)):
-            where = {"dataset_name": "user/name", "dataset_split": split, "dataset_config_name": config}
-            assert load_images(**where, image_cache_dir=cache).pixels[0, 0, 0, 0] == pixel
-            own = load_dataset("user/name", config, split, False)
-            assert load_images(dataset=own, image_cache_dir=cache).pixels[0, 0, 0, 0] == pixel
+    for split, config, pixel in 2 * (("train", None, 1), ("test", None, 2), ("train", "c", 11)):
+        where = {"dataset_name": "user/name", "dataset_split": split, "dataset_config_name": config}
+        own = load_dataset("user/name", config, split, False)
+        for source in (where, {"dataset": own}):
+            assert load_images(**source, image_cache_dir=cache).pixels[0, 0, 0, 0] == pixel
+        own.save_to_disk(tmp_path / "saved")  # in the place of what was there
+        assert load_images(dataset_name=str(tmp_path / "saved")).pixels[0, 0, 0, 0] == pixel
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
@@ -154,13 +146,32 @@ def test_a_damaged_file_is_passed_over_and_made_again(tmp_path, opened, damage):
     assert kept.read_bytes() == content
 
 
-def test_an_interrupted_run_leaves_nothing_that_is_taken_for_pixels(tmp_path, monkeypatch):
-    where = pictures(tmp_path)
+def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ("a broken picture", r"1\.png cannot be read"),
+        ("a full disk", "cannot hold the images: No space left on device"),
+        ("a file", "`image_cache_dir` .*cache cannot hold the images"),
+    ],
+)
+def test_a_run_that_cannot_go_on_says_why_and_leaves_nothing_that_is_taken_for_pixels(
+    tmp_path, monkeypatch, trouble, message
+):
+    where, cache = pictures(tmp_path), tmp_path / "cache"
     monkeypatch.setattr(load, "BLOCK", 1)  # the first picture is written before the second one is read
-    (Path(where) / "b" / "1.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"1\.png cannot be read"):
-        load_images(train_data_dir=where, image_cache_dir=str(tmp_path / "cache"))
-    assert list((tmp_path / "cache").iterdir()) == []
+    if trouble == "a broken picture":
+        (Path(where) / "b" / "1.png").write_bytes(b"no picture")
+    if trouble == "a full disk":
+        monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.write_batch", full)
+    if trouble == "a file":
+        cache.write_text("taken")
+    with pytest.raises(UserError, match=message):
+        load_images(train_data_dir=where, image_cache_dir=str(cache))
+    assert not cache.is_dir() or not list(cache.iterdir()), "something is left"
 
 
 @pytest.mark.slow
@@ -175,44 +186,31 @@ def test_runs_at_once_see_the_same_pixels(tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_a_folder_without_room_for_the_images_is_refused(tmp_path, monkeypatch):
-    where = pictures(tmp_path)
-    (tmp_path / "taken").write_text("a file")
-    with pytest.raises(UserError, match=r"`image_cache_dir` .*taken cannot hold the images"):
-        load_images(train_data_dir=where, image_cache_dir=str(tmp_path / "taken"))
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.write_batch", full)
-    with pytest.raises(UserError, match="cannot hold the images: No space left on device"):
-        load_images(train_data_dir=where, image_cache_dir=str(tmp_path / "cache"))
-    assert list((tmp_path / "cache").iterdir()) == [], "something is left"
-
-
 # ---------------------------------------------------------------- several processes
 
 
 @pytest.fixture
-def parquet(tmp_path) -> Path:
+def rows() -> list[dict]:
     """1,200 pictures of several sizes and modes, whose first pixel is their number."""
-    features = datasets.Features({"image": datasets.Image()})
     made = []
     for number in range(1200):
         picture = Image.new("L" if number % 4 == 3 else "RGB", (8 + number % 5, 8))
         picture.putpixel((0, 0), number % 256 if picture.mode == "L" else (number % 256,) * 3)
-        made.append({"bytes": encoded(picture.crop((0, 0, 8 + number % 5, 8))), "path": None})
-    data = datasets.Dataset.from_dict({"image": made}, features=features)
-    data.to_parquet(tmp_path / "d.parquet")
-    return tmp_path / "d.parquet"
+        made.append({"bytes": encoded(picture), "path": None})
+    return made
 
 
-def test_two_processes_decode_what_one_does_though_torch_has_threads(parquet, tmp_path, monkeypatch, opened):
-    own = {"dataset_name": str(parquet), "image_mode": "RGB", "center_crop": True, "resolution": 8}
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+def in_processes(monkeypatch, count: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(count)), raising=False)
+
+
+def test_two_processes_decode_what_one_does_though_torch_has_threads(rows, tmp_path, monkeypatch, opened):
+    data = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
+    own = {"dataset": data, "image_mode": "RGB", "center_crop": True, "resolution": 8}
+    in_processes(monkeypatch, 1)
     alone = load_images(**own, image_cache_dir=str(tmp_path / "one"))
     assert len(opened) == 1201
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    in_processes(monkeypatch, 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -222,24 +220,20 @@ def test_two_processes_decode_what_one_does_though_torch_has_threads(parquet, tm
         torch.set_num_threads(threads)
     assert len(opened) == 1202
     assert len(list((tmp_path / "two").iterdir())) == 2
-    assert torch.equal(shared.pixels, alone.pixels)
     assert shared.originals == alone.originals
-    assert shared.fingerprint() == alone.fingerprint()
     again = load_images(**own, image_cache_dir=str(tmp_path / "two"))
     assert len(opened) == 1203
+    assert torch.equal(shared.pixels, alone.pixels)
     assert torch.equal(again.pixels, alone.pixels)
 
 
-def test_a_picture_that_a_process_cannot_read_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    stored = BytesIO()
-    Image.new("L", (8, 8)).save(stored, "png")
-    rows = [{"bytes": stored.getvalue(), "path": None}] * 1200
+def test_a_picture_that_a_process_cannot_read_is_named(rows, tmp_path, monkeypatch):
+    in_processes(monkeypatch, 2)
     rows[1100] = {"bytes": b"no picture", "path": "x.png"}
     data = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features({"image": datasets.Image()}))
-    cache = tmp_path / "cache"
+    cache, own = tmp_path / "cache", {"image_mode": "RGB", "center_crop": True, "resolution": 8}
     with pytest.raises(UserError, match=r"image x\.png cannot be read \(its content is in no format"):
-        load_images(dataset=data, image_cache_dir=str(cache))
+        load_images(dataset=data, image_cache_dir=str(cache), **own)
     assert all(path.suffix == ".arrow" for path in cache.iterdir()), "half a file is left"
 
 

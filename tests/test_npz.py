@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from test_images import npz
 
-from diffusers_ict.data import npz as module
 from diffusers_ict.data.load import load_images
 from diffusers_ict.errors import UserError
 
@@ -26,33 +25,27 @@ IMAGES = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
         (np.uint8, [0, 1, 2, 3, 254, 255], [0, 1, 2, 3, 254, 255]),
     ],
 )
-@pytest.mark.parametrize("column", [None, "a"])
-def test_values_are_converted_by_the_range_of_their_type(tmp_path, kind, values, expected, column):
-    array = np.broadcast_to(np.array(values, kind), (3, 6, 6))
-    pixels = load_images(dataset_name=npz(tmp_path, a=array), image_column=column).pixels
-    assert pixels[2, 0, 5].tolist() == expected
+def test_values_are_converted_by_the_range_of_their_type(tmp_path, kind, values, expected):
+    where = npz(tmp_path, a=np.broadcast_to(np.array(values, kind), (3, 6, 6)))
+    for column in (None, "a"):
+        assert load_images(dataset_name=where, image_column=column).pixels[2, 0, 5].tolist() == expected
 
 
 @pytest.mark.parametrize(
     ("array", "message"),
     [
+        (IMAGES[:0], "holds no images"),
         (IMAGES.astype(float), r"number 0 cannot be read \(its values are float64 from 0 to 63 and must be"),
-        (
-            IMAGES / np.float32(127.5) - 1,
-            r"float32 from -1 to -0\.505882 and must be uint8, uint16 or floats from 0 to",
-        ),
+        (IMAGES / np.float32(127.5) - 1, r"float32 from -1 to -0\.505882 and must be uint8, uint16 or floats from"),
         (np.where(IMAGES == 200, np.nan, 0.5), r"number 3 .*float64 from nan to nan and must"),
         (np.full((1, 8, 8), np.inf), "float64 from inf to inf and must"),
         (IMAGES.astype(np.int64), "int64 from 0 to 63 and must"),
-        (IMAGES.astype(np.int16) - 5, "int16 from -5 to 58 and must"),
         (IMAGES > 3, "bool from 0 to 1 and must"),
         (IMAGES * 1j, "complex128 and must"),
         (IMAGES.astype("U3"), "<U3 and must"),
         (np.zeros(4, np.uint8), r"`image_column` must name an array .*, got a \(uint8 \[4\]\)\.$"),
         (np.zeros((4, 8, 8, 3, 1), np.uint8), r"must name an array .*uint8 \[4, 8, 8, 3, 1\]"),
-        (np.uint8(3), r"must name an array .*uint8 \[\]"),
         (np.zeros((4, 0, 0), np.uint8), r"number 0 .* is an array \[0, 0\] and must be"),
-        (np.zeros((4, 8, 8, 0), np.uint8), r"is an array \[8, 8, 0\] and must be"),
         (IMAGES.astype(object), "pickle"),
     ],
 )
@@ -66,6 +59,7 @@ def test_other_values_and_shapes_are_refused(tmp_path, array, message):
     [
         (np.arange(3), r"one integer for each of the 4 images, got \[3\]; give another `label_column`"),
         (np.int64(1), r"got \[\]"),
+        (np.array([0, 1, -1, 2]), "within 0 and 99999, got -1 "),
         (np.array([0, 1, 2, 2**63], np.uint64), "within 0 and 99999, got 0 to 9223372036854775808"),
         (np.array([0, 1, 2, 123456]), "within 0 and 99999, .* number the classes from 0"),
     ],
@@ -94,36 +88,34 @@ def test_channels_that_pillow_has_no_mode_for_are_used_as_they_are_or_refused(tm
                 load_images(dataset_name=where, **change)
 
 
-def test_an_array_file_under_the_wrong_name_is_refused(tmp_path):
+def stored_npz(tmp_path, part: float) -> bytes:
+    content = Path(npz(tmp_path, a=IMAGES)).read_bytes()
+    return content[: int(part * len(content))]
+
+
+def stored_npy(tmp_path, part: float) -> bytes:
     np.save(tmp_path / "d.npy", IMAGES)
-    (tmp_path / "d.npy").rename(tmp_path / "d.npz")
+    return (tmp_path / "d.npy").read_bytes()
+
+
+def stored_header(tmp_path, shape: tuple[int, ...]) -> bytes:
+    """An array that says it has a shape, and has 255 bytes."""
+    header, file = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.npy", header.getvalue() + bytes(255))
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "how"),
+    [
+        (stored_npy, 1),
+        *[(stored_npz, part) for part in (0.1, 0.5, 0.99)],
+        *[(stored_header, shape) for shape in ((10**9, 1024, 1024), (-4, -8, 8), (-1, 8, 8), (10**30, 8, 8))],
+    ],
+)
+def test_files_that_are_not_what_they_say_are_refused(tmp_path, content, how):
+    (tmp_path / "d.npz").write_bytes(content(tmp_path, how))
     with pytest.raises(UserError, match=r"d\.npz cannot be read as \.npz \(.*\); write it again with `numpy"):
         load_images(dataset_name=str(tmp_path / "d.npz"))
-
-
-@pytest.mark.parametrize("part", [0.1, 0.5, 0.99])
-def test_a_truncated_file_is_refused(tmp_path, part):
-    path = Path(npz(tmp_path, a=IMAGES))
-    content = path.read_bytes()
-    path.write_bytes(content[: int(part * len(content))])
-    with pytest.raises(UserError, match=r"cannot be read as \.npz"):
-        load_images(dataset_name=str(path))
-
-
-@pytest.mark.parametrize("shape", [(10**9, 1024, 1024), (-4, -8, 8), (-1, 8, 8), (10**30, 8, 8)])
-def test_an_array_that_is_not_as_large_as_it_says_is_refused(tmp_path, shape):
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    with zipfile.ZipFile(tmp_path / "d.npz", "w") as file:
-        file.writestr("a.npy", header.getvalue() + bytes(255))
-    with pytest.raises(UserError, match=r"d\.npz cannot be read as \.npz \(.*\); write it again"):
-        load_images(dataset_name=str(tmp_path / "d.npz"))
-
-
-def test_an_array_larger_than_memory_is_refused(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        raise MemoryError("Unable to allocate 1 TiB")
-
-    monkeypatch.setattr(module.np.lib.format, "read_array", full)
-    with pytest.raises(UserError, match=r"cannot be read as \.npz \(Unable to allocate 1 TiB\)"):
-        load_images(dataset_name=npz(tmp_path, a=IMAGES))

@@ -14,34 +14,42 @@ from diffusers_ict.errors import UserError
 
 
 def see_through(mode: str) -> Image.Image:
-    """Left half transparent over hidden red, right half opaque (200, 100, 50) or grey 200."""
-    picture = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
-    picture.paste((200, 100, 50, 255), (4, 0, 8, 8))
-    if mode == "LA":
-        grey = Image.new("LA", (8, 8), (30, 0))
-        grey.paste((200, 255), (4, 0, 8, 8))
-        return grey
+    """Left half transparent over hidden red, or grey 30, right half opaque (200, 100, 50) or grey 200."""
+    grey = mode in ("L", "LA")
+    hidden, shown = ((30, 0), (200, 255)) if grey else ((255, 0, 0, 0), (200, 100, 50, 255))
+    picture = Image.new("LA" if grey else "RGBA", (8, 8), hidden)
+    picture.paste(shown, (4, 0, 8, 8))
     if mode == "P":
         palette = Image.new("P", (8, 8), 0)
         palette.putpalette([255, 0, 0, 200, 100, 50])
         palette.paste(1, (4, 0, 8, 8))
         palette.info["transparency"] = 0
         return palette
+    if mode in ("L", "RGB"):
+        picture = picture.convert(mode)  # which only forgets the alpha channel
+        picture.info["transparency"] = picture.getpixel((0, 0))
     return picture
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-@pytest.mark.parametrize(
-    ("options", "left"),
-    [({}, (255, 255, 255)), ({"background": "#0a141e"}, (10, 20, 30)), ({"background": "red"}, (255, 0, 0))],
-)
-def test_transparent_pixels_show_the_background(tmp_path, mode, options, left):
-    where = folder(tmp_path, {"1.png": see_through(mode)})
-    pixels = load_images(train_data_dir=where, image_mode="RGB", **options).pixels[0]
-    assert tuple(pixels[:, 0, 0].tolist()) == left
-    assert pixels[:, 0, 7].tolist() == ([200] * 3 if mode == "LA" else [200, 100, 50])
-    grey = load_images(train_data_dir=where, image_mode="L", **options).pixels[0, 0, 0, 0]
-    assert grey == Image.new("RGB", (1, 1), left).convert("L").getpixel((0, 0))
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_transparent_pixels_show_the_background_or_keep_their_transparency_with_a_warning(tmp_path, mode):
+    """An alpha channel, a transparent entry of a palette, and one transparent colour."""
+    where, grey = folder(tmp_path, {"1.png": see_through(mode)}), mode in ("LA", "L")
+    for options, left in (
+        ({}, (255, 255, 255)),
+        ({"background": "#0a141e"}, (10, 20, 30)),
+        ({"background": "red"}, (255, 0, 0)),
+    ):
+        pixels = load_images(train_data_dir=where, image_mode="RGB", **options).pixels[0]
+        assert tuple(pixels[:, 0, 0].tolist()) == left
+        assert pixels[:, 0, 7].tolist() == ([200] * 3 if grey else [200, 100, 50])
+        first = load_images(train_data_dir=where, image_mode="L", **options).pixels[0, 0, 0, 0]
+        assert first == Image.new("RGB", (1, 1), left).convert("L").getpixel((0, 0))
+    with pytest.warns(UserWarning, match=r"four channels.*`image_mode` RGB") as caught:
+        pixels = load_images(train_data_dir=where).pixels[0]
+    assert len(caught) == 1
+    assert pixels[:, 0, 7].tolist() == ([200, 200, 200, 255] if grey else [200, 100, 50, 255])
+    assert pixels[3, 0, 0] == 0
 
 
 def test_half_transparent_pixels_are_mixed_and_alpha_is_kept_where_the_mode_has_it(tmp_path):
@@ -52,13 +60,6 @@ def test_half_transparent_pixels_are_mixed_and_alpha_is_kept_where_the_mode_has_
     assert kept.tolist() == [100, 0, 200, 51]
 
 
-def test_an_alpha_channel_that_nobody_asked_for_gives_a_warning(tmp_path):
-    where = folder(tmp_path, {"1.png": see_through("RGBA")})
-    with pytest.warns(UserWarning, match=r"four channels.*`image_mode` RGB") as caught:
-        assert load_images(train_data_dir=where).shape == (4, 8, 8)
-    assert len(caught) == 1
-
-
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 @pytest.mark.parametrize("options", [{}, {"image_mode": "L"}, {"image_mode": "RGB"}])
 def test_sixteen_bits_become_eight_by_their_range(tmp_path, suffix, options):
@@ -67,6 +68,13 @@ def test_sixteen_bits_become_eight_by_their_range(tmp_path, suffix, options):
     pixels = load_images(train_data_dir=where, **options).pixels
     assert pixels[0, 0, 0].tolist() == [0, 1, 100, 255]
     assert len(pixels[0]) == (3 if options.get("image_mode") == "RGB" else 1)
+
+
+def test_colours_of_sixteen_bits(tmp_path):
+    values = np.zeros((4, 4, 3), np.uint16)
+    values[0, 0] = 0, 25700, 65535
+    (tmp_path / "1.png").write_bytes(png_of_16_bits(values))
+    assert load_images(train_data_dir=str(tmp_path)).pixels[0, :, 0, 0].tolist() == [0, 100, 255]
 
 
 def png_of_16_bits(values: np.ndarray, transparent: bytes = b"") -> bytes:
@@ -80,13 +88,6 @@ def png_of_16_bits(values: np.ndarray, transparent: bytes = b"") -> bytes:
     colour = chunk(b"tRNS", transparent) if transparent else b""
     parts = [chunk(b"IHDR", header), colour, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def test_colours_of_sixteen_bits(tmp_path):
-    values = np.zeros((4, 4, 3), np.uint16)
-    values[0, 0] = 0, 25700, 65535
-    (tmp_path / "1.png").write_bytes(png_of_16_bits(values))
-    assert load_images(train_data_dir=str(tmp_path)).pixels[0, :, 0, 0].tolist() == [0, 100, 255]
 
 
 @pytest.mark.parametrize("most", [65535, 1000])
@@ -172,32 +173,13 @@ def test_of_several_frames_the_first_is_read(tmp_path, name):
     assert load_images(train_data_dir=str(tmp_path)).pixels[0, :, 0, 0].tolist() == [255, 0, 0]
 
 
-@pytest.mark.filterwarnings("ignore:the images have four channels")
-@pytest.mark.parametrize("mode", ["LA", "P", "RGB", "L"])
-def test_transparent_pictures_keep_their_transparency(tmp_path, mode):
-    """An alpha channel, a transparent entry of a palette, and one transparent colour."""
-    if mode in ("LA", "P"):
-        see_through(mode).save(tmp_path / "1.png")
-    else:
-        hidden, shown = (30, 200) if mode == "L" else ((255, 0, 0), (200, 100, 50))
-        picture = Image.new(mode, (8, 8), hidden)
-        picture.paste(shown, (4, 0, 8, 8))
-        picture.save(tmp_path / "1.png", transparency=hidden)
-    pixels = load_images(train_data_dir=str(tmp_path)).pixels[0]
-    assert pixels[:, 0, 7].tolist() == ([200, 200, 200, 255] if mode in ("LA", "L") else [200, 100, 50, 255])
-    assert pixels[3, 0, 0] == 0
-
-
-def test_two_colours_are_black_and_white(tmp_path):
+def test_other_modes_are_converted_or_refused(tmp_path):
     picture = Image.new("1", (8, 8))
     picture.putpixel((3, 0), 1)
-    for number, options in enumerate(({}, {"image_mode": "L"})):
-        where = folder(tmp_path / str(number), {"1.png": picture})
+    where = folder(tmp_path / "two", {"1.png": picture})
+    for options in ({}, {"image_mode": "L"}):
         assert load_images(train_data_dir=where, **options).pixels[0, 0, 0].tolist() == [0, 0, 0, 255, 0, 0, 0, 0]
-
-
-def test_other_modes_are_converted_or_refused(tmp_path):
-    where = folder(tmp_path, {"1.tiff": Image.new("CMYK", (8, 8), (0, 255, 255, 0))})
+    where = folder(tmp_path / "print", {"1.tiff": Image.new("CMYK", (8, 8), (0, 255, 255, 0))})
     with pytest.raises(UserError, match=r"its mode CMYK is not one of L, RGB, RGBA: convert it with `image_mode`"):
         load_images(train_data_dir=where)
     assert load_images(train_data_dir=where, image_mode="RGB").pixels[0, :, 0, 0].tolist() == [255, 0, 0]
