@@ -178,9 +178,7 @@ def test_of_two_label_columns_one_has_to_be_named(tmp_path):
     data = Dataset.from_dict(rows, Features({"image": Image(), "kind": classes, "colour": classes}))
     data.to_parquet(tmp_path / "data.parquet")
     own = {"dataset_name": str(tmp_path / "data.parquet"), "class_conditional": True}
-    with pytest.raises(
-        UserError, match="several columns or arrays could be meant by `label_column`: kind, colour"
-    ):
+    with pytest.raises(UserError, match="several columns or arrays could be meant by `label_column`: kind, colour"):
         load_images(**own)
     assert load_images(**own, label_column="colour").labels.tolist() == [1, 0]
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DataLoaderConfiguration, DistributedType
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,7 +25,11 @@ def make_accelerator(mixed_precision: str | None, report_to: str | None, folder:
     if report_to is not None and importlib.util.find_spec(report_to) is None:
         raise UserError(f"`report_to` {report_to} needs its library: pip install {report_to}.")
     try:
-        accelerator = Accelerator(mixed_precision=mixed_precision, log_with=report_to, project_dir=folder)
+        # Pinned batches are copied while the device computes.
+        loading = DataLoaderConfiguration(non_blocking=True)
+        accelerator = Accelerator(
+            mixed_precision=mixed_precision, log_with=report_to, project_dir=folder, dataloader_config=loading
+        )
     except (ValueError, ImportError) as error:
         raise UserError(f"accelerate cannot run with these settings: {first_line(error)}") from error
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":

@@ -100,12 +100,12 @@ def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 def _tensors(arguments: tuple) -> list[Tensor]:
     """All tensors of the arguments, in order."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
 
     def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
+        tensors.append(tensor)
         return tensor
 
     for argument in arguments:
         _map_tensors(note, argument)
-    return found
+    return tensors

@@ -99,8 +99,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoint folders of a run, newest first."""
     if not folder.is_dir():
         return []
-    found = {p: int(match[1]) for p in folder.iterdir() if p.is_dir() and (match := NAME.fullmatch(p.name))}
-    return sorted(found, key=lambda p: -found[p])
+    steps = {p: int(match[1]) for p in folder.iterdir() if p.is_dir() and (match := NAME.fullmatch(p.name))}
+    return sorted(steps, key=lambda p: -steps[p])
 
 
 def find_corruption(path: Path) -> str | None:

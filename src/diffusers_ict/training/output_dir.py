@@ -21,18 +21,18 @@ def check_output_dir(folder: Path, resume_from: str | None) -> set[str]:
         UserError: it holds another run, or cannot be a folder that this process writes to.
     """
     check_writable("output_dir", folder)
-    found = run_contents(folder)
-    if found and resume_from is None:
+    contents = run_contents(folder)
+    if contents and resume_from is None:
         raise UserError(
             f"`output_dir` {folder} holds another run: add `resume_from_checkpoint` latest to continue it, or name "
             "another folder."
         )
-    if found and resume_from not in (None, "latest") and Path(resume_from).resolve().parent != folder.resolve():
+    if contents and resume_from not in (None, "latest") and Path(resume_from).resolve().parent != folder.resolve():
         raise UserError(
             f"`output_dir` {folder} holds another run than that of `resume_from_checkpoint` {resume_from}: name "
             "another folder, or a checkpoint of this one."
         )
-    return found
+    return contents
 
 
 def lock_output_dir(folder: Path, expected: set[str]) -> BaseFileLock:

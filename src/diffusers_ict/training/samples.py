@@ -44,8 +44,10 @@ def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, se
     drawn = {}
     for steps in (1, 2):
         generator = torch.Generator(device).manual_seed(seed)
-        (found,) = pipeline(count, labels, steps, generator=generator, output_type="np", return_dict=False)
-        drawn[f"{steps} step{'s' if steps > 1 else ''}"] = found if found.shape[-1] in (1, 3, 4) else found[..., :1]
+        (sampled,) = pipeline(count, labels, steps, generator=generator, output_type="np", return_dict=False)
+        drawn[f"{steps} step{'s' if steps > 1 else ''}"] = (
+            sampled if sampled.shape[-1] in (1, 3, 4) else sampled[..., :1]
+        )
     rows = _rows_of(images, labels, count)
     real, _ = images.batch(rows.clamp(min=0), None, "cpu")
     real[rows < 0] = -1

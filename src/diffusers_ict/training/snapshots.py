@@ -32,8 +32,8 @@ def save_snapshot(folder: Path, averages: dict[float, Average], step: int) -> No
 
 def list_snapshots(folder: Path) -> dict[int, Path]:
     """The snapshots of a run by their steps, in order."""
-    found = {int(match[1]): path for path in (folder / FOLDER).glob("*") if (match := NAME.fullmatch(path.name))}
-    return dict(sorted(found.items()))
+    snapshots = {int(match[1]): path for path in (folder / FOLDER).glob("*") if (match := NAME.fullmatch(path.name))}
+    return dict(sorted(snapshots.items()))
 
 
 def remove_snapshots_after(folder: Path, step: int) -> None:
@@ -55,19 +55,19 @@ def reconstruct(folder: Path, std: float, step: int | None = None) -> tuple[dict
     Raises:
         UserError: there are no snapshots, one is damaged, or there is no such average.
     """
-    found = list_snapshots(folder)
-    if not found:
+    snapshots = list_snapshots(folder)
+    if not snapshots:
         raise UserError(f"{folder} has no snapshots of averages: train with `ema_snapshot_steps`.")
-    step = max(found) if step is None else step
-    if step not in found:
-        raise UserError(f"`step` must be that of a snapshot ({', '.join(map(str, found))}), got {step}.")
+    step = max(snapshots) if step is None else step
+    if step not in snapshots:
+        raise UserError(f"`step` must be that of a snapshot ({', '.join(map(str, snapshots))}), got {step}.")
     try:
         wanted = (step, power_exponent(std))
     except ValueError as error:
         raise UserError(f"`std`: {error}") from error
-    used = [path for number, path in found.items() if number <= step]
+    used = [path for number, path in snapshots.items() if number <= step]
     stds = _stds_of(used[0])
-    steps = [number for number in found if number <= step]
+    steps = [number for number in snapshots if number <= step]
     mixture, distance = reconstruction([(n, power_exponent(own)) for n in steps for own in stds], wanted)
     made: dict[str, Tensor] = {}
     for path, shares in zip(used, mixture.reshape(len(used), len(stds)).tolist()):

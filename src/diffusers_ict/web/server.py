@@ -45,7 +45,7 @@ class PageServer(ThreadingHTTPServer):
     """A server of one folder; `address` is where its page is."""
 
     def handle_error(self, request, client_address) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # a visitor who leaves in the middle is no news
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a visitor who closes the page early is no error
             super().handle_error(request, client_address)
 
     @property
