@@ -66,9 +66,9 @@ def test_fashion_is_trained_measured_and_kept_with_its_card(script, tmp_path):
 
 
 def test_fashion_is_tuned_from_a_ddpm_of_its_own(script, tmp_path):
-    script("fashion32_tuned.sh", DDPM_STEPS="20", STEPS="20")
+    script("fashion32_tuned.sh", DDPM_STEPS="20", STEPS="50")  # 5 of alignment and 5 stages of 9
     (row,) = rows_of(tmp_path, "fashion32_tuned")
-    assert (row["steps"], row["batch_size"]) == (20, 16)
+    assert (row["steps"], row["batch_size"]) == (50, 16)
     assert max(entry["stage"] for entry in log_of(tmp_path, "fashion32_tuned")) == 4
 
 
