@@ -34,6 +34,12 @@ def make(widths, attends, layers, *, channels=3, classes=None, scale_shift=True,
         if given != out:
             put(f"{name}.skip_connection", out, given, 1, 1)
 
+    def resample(name, kind):
+        if resnet_resampling:
+            resnet(name, width, width)
+        else:
+            put(f"{name}.{kind}", width, width, 3, 3)
+
     def attention(name, width):
         norm(f"{name}.norm", width)
         put(f"{name}.qkv", 3 * width, width, 1)
@@ -54,10 +60,7 @@ def make(widths, attends, layers, *, channels=3, classes=None, scale_shift=True,
             skips.append(width)
             number += 1
         if level < len(widths) - 1:
-            if resnet_resampling:
-                resnet(f"input_blocks.{number}.0", width, width)
-            else:
-                put(f"input_blocks.{number}.0.op", width, width, 3, 3)
+            resample(f"input_blocks.{number}.0", "op")
             skips.append(width)
             number += 1
     resnet("middle_block.0", width, width)
@@ -71,11 +74,7 @@ def make(widths, attends, layers, *, channels=3, classes=None, scale_shift=True,
             if attends[level]:
                 attention(f"output_blocks.{number}.1", width)
             if level and layer == layers:
-                place = 2 if attends[level] else 1
-                if resnet_resampling:
-                    resnet(f"output_blocks.{number}.{place}", width, width)
-                else:
-                    put(f"output_blocks.{number}.{place}.conv", width, width, 3, 3)
+                resample(f"output_blocks.{number}.{2 if attends[level] else 1}", "conv")
             number += 1
     norm("out.0", width)
     put("out.2", channels, width, 3, 3)
@@ -117,9 +116,6 @@ def forward(state, x, timesteps, labels=None, *, head_dim, down_at, up_at):
         out = torch.einsum("bhts,bhcs->bhct", weights, v).reshape(b, c, -1)
         return x + layer(f"{name}.proj_out", out).reshape(b, c, height, width)
 
-    def halve(h):
-        return F.avg_pool2d(h, 2)
-
     def double(h):
         return h.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
@@ -137,7 +133,7 @@ def forward(state, x, timesteps, labels=None, *, head_dim, down_at, up_at):
         if f"{name}.0.op.weight" in state:
             h = layer(f"{name}.0.op", h, stride=2, padding=1)
         else:
-            h = resnet(f"{name}.0", h, emb, halve if number in down_at else lambda h: h)
+            h = resnet(f"{name}.0", h, emb, (lambda h: F.avg_pool2d(h, 2)) if number in down_at else lambda h: h)
         if f"{name}.1.qkv.weight" in state:
             h = attention(f"{name}.1", h)
         skips.append(h)

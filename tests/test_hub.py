@@ -5,13 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_unet
-from hub_stand_in import Hub, serve
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 
@@ -55,13 +53,11 @@ LOADS = {
 
 
 @pytest.mark.slow
-def test_a_repository_gives_identical_images_by_its_id_in_every_pipeline(tmp_path, python_without_us):
-    repository = tmp_path / "repository"
+def test_a_repository_gives_identical_images_by_its_id_in_every_pipeline(tmp_path, python_without_us, hub):
+    repository, expected = tmp_path / "repository", {}
     for seed, variant in ((1, "ema999"), (0, None)):
-        pipeline = ConsistencyPipeline(make_unet(seed, num_class_embeds=3).eval(), ICTScheduler())
-        pipeline.save_pretrained(repository, variant=variant)
-    expected = {}
-    for variant in ("ema999", None):
+        made = ConsistencyPipeline(make_unet(seed, num_class_embeds=3).eval(), ICTScheduler())
+        made.save_pretrained(repository, variant=variant)
         pipeline = ConsistencyPipeline.from_pretrained(repository, variant=variant)
         pipeline.set_progress_bar_config(disable=True)
         expected[variant] = [
@@ -69,22 +65,15 @@ def test_a_repository_gives_identical_images_by_its_id_in_every_pipeline(tmp_pat
             for n in (1, 2)
         ]
     shutil.copy(ROOT / "src" / "diffusers_ict" / "hub" / "templates" / "pipeline.py", repository)
-    hub = Hub()
     hub.add_folder("someone/digits", repository)
-    with serve(hub):
-        for imports, loads in LOADS.items():
-            python, after = (sys.executable, CHECK) if imports is OURS else (python_without_us, "")
-            code = SAMPLE.format(imports=imports, after=after)
-            fresh_process(python, code, json.dumps(loads), str(tmp_path), address=hub.address, home=tmp_path / "home")
-            for name in loads:
-                variant = "ema999" if "variant" in name else None
-                assert np.abs(np.load(tmp_path / f"{name}.npy") - np.stack(expected[variant])).max() == 0.0, name
-
-
-def fresh_process(python: str, code: str, *arguments: str, address: str, home: Path) -> None:
-    """Run code in an interpreter of its own, with a Hub on this machine."""
-    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
-    environment.pop("HF_HUB_OFFLINE")
-    command = [python, "-I", "-c", code, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    for imports, loads in LOADS.items():
+        python, after = (sys.executable, CHECK) if imports is OURS else (python_without_us, "")
+        code = SAMPLE.format(imports=imports, after=after)
+        command = [python, "-I", "-c", code, json.dumps(loads), str(tmp_path)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        for name in loads:
+            variant = "ema999" if "variant" in name else None
+            assert np.abs(np.load(tmp_path / f"{name}.npy") - np.stack(expected[variant])).max() == 0.0, name

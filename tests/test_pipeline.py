@@ -146,7 +146,8 @@ def test_stock_diffusers_loads_a_folder_with_names_without_a_word(tmp_path, pyth
     pipeline.save_pretrained(tmp_path)
     code = "import sys; from diffusers import DiffusionPipeline; DiffusionPipeline.from_pretrained(sys.argv[1])"
     command = [python_without_us, "-I", "-c", code, str(tmp_path)]
-    assert subprocess.run(command, stdout=-1, stderr=subprocess.STDOUT, text=True, check=True).stdout == ""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    assert done.stdout == ""
 
 
 def test_drawn_labels_obey_the_generator():
