@@ -1,16 +1,17 @@
 import json
 import re
+import shlex
 
 import inspect_model
-import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
 from hub_stand_in import mistakes
 from huggingface_hub import ModelCard
-from PIL import Image
+from test_images import folder, solid
 
 from diffusers_ict import ConsistencyPipeline
+from diffusers_ict.commands import convert
 from diffusers_ict.commands import train as train_ict
 from diffusers_ict.errors import UserError
 from diffusers_ict.hub.card import PIPELINE, make_card, merge, renewed_card, write_card
@@ -36,8 +37,6 @@ def test_the_card_tells_the_run(digits):
 
 
 def test_the_command_in_the_card_parses_to_the_same_recipe(digits):
-    import shlex
-
     from diffusers_ict.training.recipe import parse
 
     (command,) = re.findall(r"```text\naccelerate launch \S+ (.*)\n```", (digits / "README.md").read_text())
@@ -56,17 +55,12 @@ def test_usage_blocks_run_as_they_stand(run, number, monkeypatch):
 
 
 def test_names_of_classes_go_from_sub_folders_into_the_pipeline_and_the_card(tmp_path, monkeypatch):
-    for name, value in (("cat", 60), ("dog", 190)):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for number in range(4):
-            Image.fromarray(np.full((8, 8), value + number, np.uint8)).save(tmp_path / "pets" / name / f"{number}.png")
-    own = ["--train_data_dir", tmp_path / "pets", "--image_mode", "L", "--class_conditional", "--max_train_steps", 8]
+    pictures = {f"{name}/{n}.png": solid("L", colour=60 + n) for name in ("cat", "dog") for n in range(4)}
+    own = ["--train_data_dir", folder(tmp_path / "pets", pictures), "--class_conditional", "--max_train_steps", 8]
     own += ["--train_batch_size", 4, "--num_validation_images", 2, "--output_dir", tmp_path / "pets-model"]
     assert train_ict.main([str(flag) for flag in own]) == 0
-    assert json.loads((tmp_path / "pets-model" / "labels.json").read_text()) == {"id2label": {"0": "cat", "1": "dog"}}
     card = (tmp_path / "pets-model" / "README.md").read_text()
-    assert "Classes by number: 0 `cat`, 1 `dog`." in card
-    assert card.index("Classes by number") < card.index("```python")
+    assert card.index("Classes by number: 0 `cat`, 1 `dog`.") < card.index("```python")
     stock, ours, remote = python_blocks(card)
     assert "class_labels=0" in stock
     assert 'class_labels="cat"' in ours
@@ -83,11 +77,9 @@ def test_twenty_names_of_classes_are_listed(run):
     card = make_card(run, "someone/new").content
     assert "18 `kind '18'`, 19 `kind '19'` and 5 more." in card
     assert 'class_labels="kind `0`"' in card
-    assert merge(card, card) == card
 
 
 def test_the_card_says_where_stock_diffusers_uses_other_levels(run, tmp_path):
-    from diffusers_ict.commands import convert
 
     def card_of(levels: list[float]) -> str:
         path = run / "scheduler" / "scheduler_config.json"
@@ -152,16 +144,13 @@ def test_evaluations_become_model_index_and_a_table(run):
     assert (run / "README.md").read_text() == once
 
 
-def test_settings_of_the_method_and_its_papers_are_in_the_card(run):
+def test_settings_of_the_method_and_its_papers_are_in_the_card_and_a_damaged_one_is_not_renewed(run):
     recipe = yaml.safe_load((run / "recipe.yaml").read_text())
     block = {"s0": 10, "s1": 40, "consistency": "ect"}
     (run / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "loss": "act", "objective": block}, sort_keys=False))
     card = make_card(run, "someone/new").content
-    assert "| method's settings | s0 10, s1 40, consistency ect |" in card
-    assert all(paper in card for paper in ("ACT-Diffusion", "Consistency Models Made Easy"))
-
-
-def test_a_damaged_card_is_not_renewed(run):
+    for text in ("| method's settings | s0 10, s1 40, consistency ect |", "ACT-Diffusion", "Consistency Models Made"):
+        assert text in card
     (run / "README.md").write_bytes(b"\xff")
     with pytest.raises(UserError, match=r"cannot be renewed: .* must be text in UTF-8"):
         write_card(run)
@@ -175,13 +164,10 @@ def test_the_card_of_a_committed_model_is_what_its_results_make(name):
     assert mistakes((stored / "README.md").read_text()) == []
     if (stored / "pipeline.py").is_file():  # saved with the weights
         assert (stored / "pipeline.py").read_text() == PIPELINE.read_text()
-
-
-def test_the_figures_of_the_demos_model_are_those_of_its_evaluation():
-    stored = ROOT / "model_cards" / "digits"
-    report = json.loads((stored / "demo.json").read_text())
-    rows = json.loads((stored / "evaluation.json").read_text())["rows"]
-    assert [row["metrics"]["frechet"] for row in rows] == [report["frechet_1"], report["frechet_2"]]
+    if (stored / "demo.json").is_file():
+        report = json.loads((stored / "demo.json").read_text())
+        rows = json.loads((stored / "evaluation.json").read_text())["rows"]
+        assert [row["metrics"]["frechet"] for row in rows] == [report["frechet_1"], report["frechet_2"]]
 
 
 def test_what_is_untouched_is_renewed_and_what_was_edited_survives(digits):
@@ -218,5 +204,4 @@ def test_a_card_written_by_hand_is_kept_whole_and_added_to(digits):
     merged = merge(hand, make_card(digits, "someone/new").content)
     assert "# Mine\n\nAll by hand." in merged
     assert "DiffusionPipeline.from_pretrained" in merged
-    assert ModelCard(merged).data.license == "mit"
-    assert ModelCard(merged).data.library_name == "diffusers"
+    assert (ModelCard(merged).data.license, ModelCard(merged).data.library_name) == ("mit", "diffusers")

@@ -6,6 +6,7 @@ import threading
 import urllib.request
 import webbrowser
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnxruntime
@@ -83,27 +84,26 @@ def test_a_page_is_its_files_the_runtime_and_the_model(model, tmp_path, monkeypa
 
 def test_a_page_of_a_hub_model_links_to_it_and_may_offer_webgpu(stand_ins, model, tmp_path):
     build_page(str(model), tmp_path / "page", dtype="fp16", title="Mine", hub_model_id=NAME, webgpu=True)
-    described = json.loads((tmp_path / "page" / "model.json").read_text())
-    assert (described["title"], described["repository"]) == ("Mine", NAME)
-    assert (described["weights"], described["webgpu"]) == ("fp16", True)
-    assert (tmp_path / "page" / "model.onnx").read_bytes() == b"fp16 Mine 4"
-    names = {path.name for path in (tmp_path / "page" / "runtime").iterdir()}
-    assert names == {"LICENSE", *runtime.FILES, *runtime.WEBGPU_FILES}
+    written = files_of(tmp_path / "page")
+    expected = {"title": "Mine", "repository": NAME, "weights": "fp16", "webgpu": True}
+    assert json.loads(written["model.json"]).items() >= expected.items()
+    assert written["model.onnx"] == b"fp16 Mine 4"
+    assert {f"runtime/{name}" for name in runtime.WEBGPU_FILES} <= written.keys()
 
 
 @pytest.mark.parametrize(
     ("part", "odd", "message"),
     [
-        ("unet", {"sample_size": [8, 16]}, "square images of 1 or 3 channels"),
-        ("scheduler", {"clip_denoised": False}, "draws with clip_denoised true and s_noise 1"),
-        ("scheduler", {"s_noise": 1.1}, "draws with clip_denoised true and s_noise 1"),
+        ("unet", {"sample_size": [8, 16]}, "the page shows square images of 1 or 3 channels"),
+        ("scheduler", {"clip_denoised": False}, "the page draws with clip_denoised true and s_noise 1"),
+        ("scheduler", {"s_noise": 1.1}, "the page draws with clip_denoised true and s_noise 1"),
     ],
 )
 def test_models_that_the_page_cannot_show_or_follow_are_refused(part, odd, message, stand_ins, tmp_path):
     pipeline = make_pipeline("unconditional")
     getattr(pipeline, part).register_to_config(**odd)
     pipeline.save_pretrained(tmp_path / "odd")
-    with pytest.raises(UserError, match=f"the page {message}|the page shows {message}"):
+    with pytest.raises(UserError, match=message):
         build_page(str(tmp_path / "odd"), tmp_path / "page")
     assert not (tmp_path / "page").exists()
 
@@ -130,17 +130,19 @@ def test_demo_serves_the_page_until_ctrl_c(stand_ins, model, tmp_path, capsys, m
     assert (tmp_path / "page" / "index.html").is_file(), "a folder that was named is kept"
 
 
-def test_demo_tells_what_it_lacks_in_one_sentence(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runtime, "cached_assets_path", lambda *names: tmp_path / "cache")
-    monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:9")  # where nobody listens
-    page = ["--output_dir", str(tmp_path / "page")]
-    for words, message in [
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
         (["--port", "70000"], "demo.py: --port 70000 cannot be used"),
         (["--weights", "int4"], "invalid choice: 'int4'"),
         ([], "demo.py: onnxruntime-web 1.30.0 cannot be fetched from"),
-    ]:
-        assert demo.main([str(model), *page, *words]) == 2
-        assert message in capsys.readouterr().err.splitlines()[-1]
+    ],
+)
+def test_demo_tells_what_it_lacks_in_one_sentence(model, tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.setattr(runtime, "cached_assets_path", lambda *names: tmp_path / "cache")
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:9")  # where nobody listens
+    assert demo.main([str(model), "--output_dir", str(tmp_path / "page"), *words]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "page").exists()
 
 
@@ -189,20 +191,14 @@ def test_a_card_on_the_hub_that_lacks_the_link_gets_it_once_and_the_rest_stays(s
 
 
 @pytest.mark.parametrize(
-    ("name", "planted", "message"),
-    [
-        (NAME, "the ONNX file with fp32 weights must agree", "must agree"),
-        (f"someone/{'x' * 93}", "never reached", "--hub_model_id must have the form"),
-    ],
+    ("name", "message"),
+    [(NAME, "must agree"), (f"someone/{'x' * 93}", "--hub_model_id must have the form")],
     ids=["a wrong export", "a name too long for -demo"],
 )
 def test_nothing_is_sent_where_there_can_be_no_space(
-    stand_ins, hub, run, published, capsys, monkeypatch, name, planted, message
+    stand_ins, hub, run, published, capsys, monkeypatch, name, message
 ):
-    def refuse(*args):
-        raise UserError(planted)
-
-    monkeypatch.setattr(build, "make_onnx", refuse)
+    monkeypatch.setattr(build, "make_onnx", Mock(side_effect=UserError("the ONNX file must agree")))
     before = (run / "README.md").read_text()
     assert published(run, "--space", "--hub_model_id", name) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
