@@ -1,5 +1,6 @@
 """ACT's discriminator in training: its network, optimizer and update, and the strength of the augmentation."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -103,6 +104,8 @@ class Adversary:
         betas = (act.discriminator_beta1, act.discriminator_beta2)
         self.optimizer = accelerator.prepare(make_optimizer(self.model, learning_rate, betas, capture))
         if compile:
+            # The compiler looks at the gradient of its inputs, and an image that f has made has none yet.
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
             self.model.compile(fullgraph=True)
         self.net = distributed(self.model, accelerator)
         # One judges for the generator, and its weights get no gradient; the other one learns.
