@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..discriminator import ConsistencyDiscriminator
 from ..formulas.dropout import share_dropout
@@ -19,7 +20,7 @@ from ..scheduling_ict import ICTScheduler
 from .adversary import Adversary
 from .captured import can_capture
 from .ema import TRACKED_STDS, Average, exponential_average, power_average
-from .optimization import make_optimizer
+from .optimization import make_optimizer, make_schedule
 from .recipe import Recipe
 
 
@@ -91,3 +92,12 @@ def prepare_networks(
         scheduler.consistency_function(in_precision(network, accelerator)) for network in (net, unet, teacher or unet)
     )
     return Networks(unet, net, optimizer, teacher, f, f_student, f_teacher, adversary, averages, powers)
+
+
+def make_schedules(recipe: Recipe, networks: Networks, first_step: int) -> list[LambdaLR]:
+    """Of the learning rates, from optimizer step `first_step` (from 0) on."""
+    schedules = [make_schedule(recipe, networks.optimizer.optimizer, recipe.learning_rate, first_step)]
+    if networks.adversary is not None:
+        rate = recipe.discriminator_learning_rate or recipe.learning_rate
+        schedules.append(make_schedule(recipe, networks.adversary.optimizer.optimizer, rate, first_step))
+    return schedules

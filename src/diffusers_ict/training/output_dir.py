@@ -7,6 +7,9 @@ from filelock import BaseFileLock, FileLock, Timeout
 from ..errors import UserError
 from ..files import check_writable
 from ..hub.run_files import run_contents
+from . import checkpoint
+from .recipe import Recipe
+from .snapshots import remove_snapshots_after
 
 LOCK = ".lock"
 
@@ -58,3 +61,14 @@ def lock_output_dir(folder: Path, expected: set[str]) -> BaseFileLock:
         own.release()
         raise UserError(f"`output_dir` {folder} was written to by another run meanwhile: start this one again.")
     return own
+
+
+def take_output_dir(recipe: Recipe, expected: set[str], first_step: int) -> BaseFileLock:
+    """Lock the output folder, and clear away what would be in the way of the checkpoints of this run."""
+    folder = Path(recipe.output_dir)
+    lock = lock_output_dir(folder, expected)
+    if recipe.resume_from_checkpoint not in (None, "latest"):
+        checkpoint.set_aside_after(folder, first_step)
+    checkpoint.tidy(folder, recipe.checkpoints_total_limit)
+    remove_snapshots_after(folder, first_step)
+    return lock

@@ -33,20 +33,17 @@ from ..objectives.base import Objective
 from ..pipeline_consistency import ConsistencyPipeline
 from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
-from . import checkpoint
 from .adversary import build_discriminator
 from .ema import note_on_equal_averages
 from .estimate import describe
 from .log import Metrics
-from .networks import Networks, config_of, prepare_networks
-from .optimization import make_schedule
-from .output_dir import check_output_dir, lock_output_dir
+from .networks import Networks, config_of, make_schedules, prepare_networks
+from .output_dir import check_output_dir, take_output_dir
 from .recipe import Recipe
 from .resume import Identity, check_continues, circumstances, decisive, find_checkpoint
 from .samples import make_pipeline
-from .snapshots import remove_snapshots_after
 from .start import check_curriculum, load_start, make_objective, make_scheduler, unusual_constants
-from .state import RunState
+from .state import RunState, state_of
 from .unets import make_unet
 
 DRY_RUN_STEPS = 4
@@ -148,7 +145,7 @@ def open_run(
     _check_objective(objective, scheduler, recipe.max_train_steps, data, batch_size)
 
     networks = _open_networks(recipe, accelerator, objective, scheduler, data, model, start)
-    state = _state(networks, accelerator, data)
+    state = state_of(networks, accelerator, data)
     configs = {"unet": {**config_of(networks.unet), **unusual_constants(scheduler)}}
     if networks.adversary is not None:
         configs["discriminator"] = config_of(networks.adversary.model)
@@ -157,7 +154,7 @@ def open_run(
     first_step, seconds = _resume(recipe, state, identity)
     accelerator.wait_for_everyone()  # what one writes, the others would take for an earlier run
     writing = accelerator.is_main_process and not recipe.dry_run
-    lock = _take_folder(recipe, contents, first_step) if writing else None
+    lock = take_output_dir(recipe, contents, first_step) if writing else None
 
     data = data.to(accelerator.device)
     last = recipe.max_train_steps if not recipe.dry_run else min(first_step + DRY_RUN_STEPS, recipe.max_train_steps)
@@ -171,7 +168,7 @@ def open_run(
         batches=_open_batches(recipe, accelerator, objective, data, steps),
         batch_size=batch_size,
         networks=networks,
-        schedules=_schedules(recipe, networks, first_step),
+        schedules=make_schedules(recipe, networks, first_step),
         pipeline=make_pipeline(networks.averages[recipe.ema_decays[0]].module, scheduler),
         state=state,
         steps=steps,
@@ -274,22 +271,6 @@ def _check_objective(
         raise UserError(str(error)) from error
 
 
-def _state(networks: Networks, accelerator: Accelerator, data: TrainingData) -> RunState:
-    """Everything of a run that a checkpoint holds."""
-    modules, optimizers = {"unet": networks.unet}, {"optimizer": networks.optimizer.optimizer}
-    if networks.teacher is not None:
-        modules["teacher"] = networks.teacher
-    adversary = networks.adversary
-    if adversary is not None:
-        modules["discriminator"] = adversary.model
-        optimizers["discriminator_optimizer"] = adversary.optimizer.optimizer
-    averages = {f"ema_{number}": average for number, average in enumerate(networks.averages.values())}
-    averages |= {f"power_{number}": average for number, average in enumerate(networks.powers.values())}
-    strength = None if adversary is None else adversary.strength
-    stream = data if isinstance(data, StreamedImages) else None
-    return RunState(modules, optimizers, averages, accelerator.scaler, strength, stream)
-
-
 def _open_batches(
     recipe: Recipe, accelerator: Accelerator, objective: Objective, data: TrainingData, steps: range
 ) -> dict[int, Batches]:
@@ -309,25 +290,6 @@ def _open_batches(
         rank, ranks = accelerator.process_index, accelerator.num_processes
         opened[role] = Batches(images, size, micro_batch_size, rank, ranks, recipe.random_flip, augmented)
     return opened
-
-
-def _schedules(recipe: Recipe, networks: Networks, first_step: int) -> list[LambdaLR]:
-    schedules = [make_schedule(recipe, networks.optimizer.optimizer, recipe.learning_rate, first_step)]
-    if networks.adversary is not None:
-        rate = recipe.discriminator_learning_rate or recipe.learning_rate
-        schedules.append(make_schedule(recipe, networks.adversary.optimizer.optimizer, rate, first_step))
-    return schedules
-
-
-def _take_folder(recipe: Recipe, expected: set[str], first_step: int) -> BaseFileLock:
-    """Lock the output folder, and clear away what would be in the way of the checkpoints of this run."""
-    folder = Path(recipe.output_dir)
-    lock = lock_output_dir(folder, expected)
-    if recipe.resume_from_checkpoint not in (None, "latest"):
-        checkpoint.set_aside_after(folder, first_step)
-    checkpoint.tidy(folder, recipe.checkpoints_total_limit)
-    remove_snapshots_after(folder, first_step)
-    return lock
 
 
 def _open_log(recipe: Recipe, accelerator: Accelerator, first_step: int, seconds: float) -> Metrics:

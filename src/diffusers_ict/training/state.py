@@ -5,14 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from ..data import TrainingData
 from ..data.stream import StreamedImages
 from ..errors import TrainingDiverged, UserError
 from ..objectives.act import AdaptiveStrength
 from . import checkpoint
 from .checkpoint import Checkpoint
 from .ema import Average
+from .networks import Networks
 
 
 @dataclass
@@ -120,3 +123,19 @@ def load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -
         name, entry = key.rsplit("|", 1)
         state.setdefault(numbers[name], {})[entry] = value.clone()  # the optimizer would keep this very tensor
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def state_of(networks: Networks, accelerator: Accelerator, data: TrainingData) -> RunState:
+    """Everything of a run that a checkpoint holds."""
+    modules, optimizers = {"unet": networks.unet}, {"optimizer": networks.optimizer.optimizer}
+    if networks.teacher is not None:
+        modules["teacher"] = networks.teacher
+    adversary = networks.adversary
+    if adversary is not None:
+        modules["discriminator"] = adversary.model
+        optimizers["discriminator_optimizer"] = adversary.optimizer.optimizer
+    averages = {f"ema_{number}": average for number, average in enumerate(networks.averages.values())}
+    averages |= {f"power_{number}": average for number, average in enumerate(networks.powers.values())}
+    strength = None if adversary is None else adversary.strength
+    stream = data if isinstance(data, StreamedImages) else None
+    return RunState(modules, optimizers, averages, accelerator.scaler, strength, stream)
