@@ -139,7 +139,7 @@ def _add_group(group: argparse._ArgumentGroup, settings: type) -> None:
             options |= {"type": _assignment, "nargs": "*", "metavar": "NAME=VALUE", "action": _Assignments}
         else:
             options |= {"type": kind, "choices": item.metadata["choices"]}
-        if (default := default_of(item)) is not None:
+        if (default := default_of(item)) not in (None, {}):
             shown = " ".join(map(str, default)) if isinstance(default, list) else default
             options["help"] += f" [{shown}]"
         group.add_argument(f"--{item.name}", **options)

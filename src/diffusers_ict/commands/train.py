@@ -3,7 +3,7 @@
 accelerate launch --quiet train_scripts/train_ict.py --train_data_dir my_images --resolution 64 --output_dir my-model
 
 Exit codes: 0 done; 1 the training diverged; 2 bad input (nothing was written), or a file that cannot be written;
-3 stopped early by a signal or by --max_train_minutes, with a checkpoint.
+3 stopped early by a signal or by --max_train_minutes, with a checkpoint, or because another process is gone.
 """
 
 import os

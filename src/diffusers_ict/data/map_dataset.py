@@ -20,13 +20,13 @@ class MapDataset(Dataset):
     Args:
         dataset: map-style, as PyTorch has it: `len(dataset)` and `dataset[i]`; `dataset.__getitems__(indices)` may give
             a whole batch at once. x is uint8, which becomes [-1, 1], or floating point, which is trained as it is.
-        num_classes: by default its attribute of this name, else one more than the largest label of the first items.
+            With labels, it has the attribute `num_classes`, and may have `class_names`.
 
     Raises:
-        UserError: it is empty, or its items are something else.
+        UserError: it is empty, its items are something else, or nobody knows how many classes there are.
     """
 
-    def __init__(self, dataset: Any, num_classes: int | None = None) -> None:
+    def __init__(self, dataset: Any) -> None:
         if len(dataset) == 0:
             raise UserError("the data set holds no images.")
         self.dataset, self.count = dataset, len(dataset)
@@ -36,9 +36,12 @@ class MapDataset(Dataset):
         pixels = torch.stack([item["x"] for item in items])
         channels, height, width = pixels.shape[1:]
         self.shape = (channels, height, width)
-        if labels is not None and num_classes is None:
-            num_classes = getattr(dataset, "num_classes", None) or int(labels.max()) + 1
-        self.num_classes = None if labels is None else num_classes
+        self.num_classes: int | None = None if labels is None else getattr(dataset, "num_classes", None)
+        if labels is not None and not (self.num_classes and labels.min() >= 0 and labels.max() < self.num_classes):
+            raise UserError(
+                f"a data set with labels needs the attribute `num_classes`, above its labels ({int(labels.min())} to "
+                f"{int(labels.max())} in {len(labels)} items), got {self.num_classes}."
+            )
         names = getattr(dataset, "class_names", None)
         self.class_names: tuple[str, ...] | None = None if names is None else tuple(names)
         self.examples = Images(pixels, labels, self.num_classes, self.class_names)

@@ -213,7 +213,12 @@ class ACT(Objective):
             term = ACT
         if issubclass(term, ACT):
             raise ValueError(f"`consistency` must be a loss without a discriminator, such as ct, got {consistency}.")
-        objective = term.from_settings(**theirs)
+        try:
+            objective = term.from_settings(**theirs)
+        except ValueError as error:
+            raise ValueError(
+                str(error).replace(" can have ", f" can have {', '.join(sorted(names))} (ACT), ")
+            ) from error
         if isinstance(objective, CT):
             objective = dataclasses.replace(objective, levels=act_num_levels)
         return super().from_settings(consistency=objective, **ours)  # type: ignore[return-value]

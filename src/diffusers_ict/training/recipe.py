@@ -35,7 +35,12 @@ class Recipe(RunSettings, DataSettings):
     # The objective.
     loss: str = setting("ict", "method: iCT, ECT, CT, or ACT", choices=tuple(BUILT_IN))
     objective: dict[str, Any] = setting(
-        {}, "settings of the method, such as s1=40, or consistency=ict for ACT: see docs/training.md [as published]"
+        {},
+        "settings of the method [as published, l2 for CT]. ict: s0 s1 p_mean p_std huber_c; ct: s0 s1 mu0 metric "
+        "lpips_weights; ect: q stage_steps stages align_steps p_mean p_std huber_c k b; act: consistency "
+        "adversarial_weight adversarial_weight_mid r1_gamma r1_interval augment augment_signal augment_tau "
+        "augment_horizon discriminator_beta1 discriminator_beta2 discriminator_time_weight, and those of its "
+        "consistency",
     )
     intermediate_sigmas: list[float] = setting([0.821], "noise levels between sampling steps, in order of use")
 
@@ -93,16 +98,22 @@ class Recipe(RunSettings, DataSettings):
         None, "ACT: learning rate of the discriminator's RAdam [that of the generator]", above=0
     )
     discriminator_batch_size: int | None = setting(
-        None, "ACT: fakes, and as many images, of its micro batch [train_batch_size]; published: half", at_least=1
+        None,
+        "ACT: fake images of its micro batch, and as many real ones [train_batch_size; published: half]",
+        at_least=1,
     )
     mixed_precision: str | None = setting(
         None, "precision inside the networks [that of accelerate's config]", choices=("no", "fp16", "bf16")
     )
     ema_decays: list[float] = setting([0.9999], "EMA decays; the first is published, the others are its variants")
     ema_snapshot_steps: int | None = setting(
-        None, "save snapshots every N steps, from which ema.py makes averages of any length [none]", at_least=1
+        None,
+        "save snapshots every N steps, from which `diffusers-ict ema` makes averages of any length [none]",
+        at_least=1,
     )
-    ema_warmup: bool = setting(True, "average over the last tenth while the run is shorter than the EMA's memory")
+    ema_warmup: bool = setting(
+        True, "limit the decays at step k to (1 + k) / (10 + k), for runs shorter than the EMA's memory"
+    )
     seed: int = setting(0, "everything random follows from it", at_least=0)
 
     def __post_init__(self) -> None:
@@ -212,7 +223,8 @@ def _file_as_flags(path: Path) -> list[str]:
     for key, value in entries.items():
         if key not in known:
             raise UserError(
-                f"the recipe {path} has the unknown key {key!r}; see the help of the program for those that exist."
+                f"the recipe {path} has the unknown key {key!r}: settings of a method go into its block `objective`, "
+                "and the help of the program lists the others."
             )
         if key == "objective" and not isinstance(value, dict):
             raise UserError(f"`objective` of the recipe {path} must be a mapping of settings, got {value!r}.")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ..data.stream import StreamedImages
 from ..errors import TrainingStopped, UserError
 from ..files import write_text
 from ..hub.publish import BackgroundPublisher, check_push
+from ..objectives import BUILT_IN, objective_class
 from ..objectives.act import ACT
 from ..objectives.base import Objective
 from ..pipeline_consistency import ConsistencyPipeline
@@ -39,7 +40,7 @@ from .estimate import describe
 from .log import Metrics
 from .networks import Networks, config_of, make_schedules, prepare_networks
 from .output_dir import check_output_dir, take_output_dir
-from .recipe import Recipe
+from .recipe import OF_THE_DATA, Recipe
 from .resume import Identity, check_continues, circumstances, decisive, find_checkpoint
 from .samples import make_pipeline
 from .start import check_curriculum, load_start, make_objective, make_scheduler, unusual_constants
@@ -47,6 +48,10 @@ from .state import RunState, state_of
 from .unets import make_unet
 
 DRY_RUN_STEPS = 4
+OF_THE_UNET = (
+    *("pretrained_model_name_or_path", "model_config_name_or_path", "dropout", "dropout_resolution"),
+    "gradient_checkpointing",
+)
 
 
 @dataclass
@@ -128,9 +133,11 @@ def open_run(
         UserError: the recipe or the data cannot be used; nothing is written.
     """
     accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir)
-    own_objective = None if objective is None else repr(objective)
+    recipe, own_objective = _check_given(recipe, model, dataset, objective)
     start = load_start(recipe) if model is None else None
-    objective = (objective or make_objective(recipe, start)).to(accelerator.device)
+    if objective is None or own_objective is None:
+        objective = make_objective(recipe, start)
+    objective = objective.to(accelerator.device)
     if recipe.num_train_epochs is None:
         check_curriculum(objective, recipe.max_train_steps)  # before the data are read
     scheduler = make_scheduler(recipe, start)
@@ -217,9 +224,40 @@ def _resume(recipe: Recipe, state: RunState, identity: Identity) -> tuple[int, f
     return saved.state["step"], saved.state["train_seconds"]
 
 
+def _check_given(
+    recipe: Recipe, model: nn.Module | None, dataset: Any, objective: Objective | None
+) -> tuple[Recipe, str | None]:
+    """Refuse settings that mean nothing beside what the caller gives.
+
+    Returns:
+        (the recipe, which names a built-in objective that was given; the description of any other one, or None).
+    """
+    plain = Recipe()
+    idle = {"model": OF_THE_UNET if model is not None else (), "dataset": OF_THE_DATA if dataset is not None else ()}
+    for name, settings in {**idle, "objective": ("objective",) if objective is not None else ()}.items():
+        for setting in settings:
+            if getattr(recipe, setting) != getattr(plain, setting):
+                raise UserError(f"`{setting}` means nothing where train() is given {name}: leave one of the two out.")
+    if model is not None:
+        missing = {"sample_size", "in_channels", "out_channels", "num_class_embeds"} - config_of(model).keys()
+        if missing:
+            raise UserError(f"the config of a model must have {', '.join(sorted(missing))}, which pipelines read.")
+    if objective is None:
+        return recipe, None
+    for loss in BUILT_IN:
+        if type(objective) is objective_class(loss):
+            with suppress(ValueError):
+                if objective_class(loss).from_settings(**objective.settings()) == objective:
+                    return dataclasses.replace(recipe, loss=loss, objective=objective.settings()), None
+    return recipe, repr(objective)
+
+
 def _open_data(recipe: Recipe, dataset: Any, accelerator: Accelerator) -> TrainingData:
     if dataset is not None:
-        return dataset if isinstance(dataset, (Images, StreamedImages)) else MapDataset(dataset)
+        data = dataset if isinstance(dataset, (Images, StreamedImages)) else MapDataset(dataset)
+        if recipe.class_conditional and data.num_classes is None:
+            raise UserError("`class_conditional` needs labels, and the items of the data set have none.")
+        return data
     if not recipe.streaming:
         return load_images(recipe, class_conditional=recipe.class_conditional, accelerator=accelerator)
     rank, ranks = accelerator.process_index, accelerator.num_processes
