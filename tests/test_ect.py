@@ -138,7 +138,11 @@ def test_a_recipe_makes_the_objective_whose_alignment_must_end_before_the_run():
     ("loss", "settings", "message"),
     [
         ("ict", {"align_steps": 5}, "of ICT can have s0, s1, p_mean, p_std, huber_c, got align_steps"),
-        ("act", {"align_steps": 5}, "of CT can have s0, s1, mu0, metric, lpips_weights, got align_steps"),
+        (
+            "act",
+            {"align_steps": 5},
+            r"\(ACT\), s0, s1, mu0, metric, lpips_weights, got align_steps",
+        ),
         ("ect", {"align_steps": -1}, "`objective` align_steps must be at least 0, got -1"),
         ("ect", {"align_steps": 1.5}, "`objective` align_steps must be an integer, got 1.5"),
         ("ect", {"q": 1.0}, "`objective` q must be at least 1.1"),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT
 from safetensors.torch import load_file
 from short_run import final_tensors
@@ -178,3 +179,35 @@ def test_a_new_loss_is_one_file_and_one_line(flags, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "[iCT squared](https://example.org/squared)" in card
     assert "A. Author. Squared." in card
+
+
+def test_what_the_caller_gives_and_what_the_recipe_says_must_not_be_at_odds(tmp_path):
+    class Unlabelled(Fields):
+        def __getitem__(self, index: int) -> dict:
+            return {"x": super().__getitem__(index)["x"]}
+
+    class TooFew(Fields):
+        num_classes = 2
+
+    net, data, out = mixer(), Fields(), tmp_path / "out"
+    for settings, given, message in (
+        ({"dropout": 0.1}, {"model": net, "dataset": data}, "`dropout` means nothing where train.* is given model"),
+        ({"train_data_dir": "x"}, {"model": net, "dataset": data}, "`train_data_dir` means nothing .* dataset"),
+        ({"objective": {"s1": 5}}, {"objective": ICT()}, "`objective` means nothing where train.* is given objective"),
+        ({"class_conditional": True}, {"model": net, "dataset": Unlabelled()}, "needs labels"),
+        ({}, {"model": net, "dataset": TooFew()}, r"needs the attribute `num_classes`, above its labels \(0 to 2"),
+        ({}, {"model": nn.Conv2d(5, 5, 1), "dataset": data}, "must have in_channels, num_class_embeds, out_channels"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(recipe(out, **settings), **given)
+    assert not out.exists()
+
+
+def test_a_built_in_objective_is_recorded_as_a_recipe_that_repeats_the_run(tmp_path):
+    settings = {"max_train_steps": 5, "gradient_accumulation_steps": 1}
+    for name, objective in (("ict", ICT(s0=2, s1=8)), ("own", ICT(s0=2, s1=8, sigma_max=40.0))):
+        train(recipe(tmp_path / name, **settings), model=mixer(), dataset=Fields(), objective=objective)
+    written = yaml.safe_load((tmp_path / "ict" / "recipe.yaml").read_text())
+    assert (written["loss"], written["objective"]) == ("ict", {**ICT().settings(), "s0": 2, "s1": 8})
+    assert "--objective s0=2 s1=8" in (tmp_path / "ict" / "run.json").read_text()
+    assert yaml.safe_load((tmp_path / "own" / "recipe.yaml").read_text())["objective"] == {}

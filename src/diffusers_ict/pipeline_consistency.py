@@ -131,7 +131,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, t in enumerate(timesteps):
                 scaled = self.scheduler.scale_model_input(sample, t).to(self.dtype)
-                output = self.unet(scaled, t.expand(len(scaled)), class_labels=labels, return_dict=False)[0]
+                output = self.unet(scaled, t, class_labels=labels, return_dict=False)[0]
                 # The sample stays in float32 whatever the network computes in.
                 estimate = edit(self.scheduler.estimate(output.float(), sample))
                 sample = after_step(step, t, self.scheduler.renoise(estimate, generator))

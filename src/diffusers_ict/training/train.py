@@ -33,7 +33,7 @@ def train(
         model: a network of your own, instead of the recipe's UNet2DModel. It is called as
             `model(x, timesteps, class_labels=..., return_dict=False)[0]`, x [B, C, H, W] -> [B, C, H, W], and its
             `config` has `sample_size`, `in_channels`, `out_channels` and `num_class_embeds`. The timesteps are
-            250 ln(sigma), [B].
+            250 ln(sigma): [B] in training, one number in sampling.
         dataset: any map-style data set of {"x": uint8 or floating point [C, H, W], "label": int}, labels being
             optional, instead of the recipe's; see `MapDataset`.
         objective: one of your own, instead of the one that the recipe names.
