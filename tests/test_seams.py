@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from diffusers_ict import ACT, ICT, ConsistencyPipeline, ICTScheduler
+from diffusers_ict.data.transform import to_unit
 from diffusers_ict.errors import UserError
 from diffusers_ict.training.log import read_log
 from diffusers_ict.training.recipe import Recipe
@@ -211,3 +212,39 @@ def test_a_built_in_objective_is_recorded_as_a_recipe_that_repeats_the_run(tmp_p
     assert (written["loss"], written["objective"]) == ("ict", {**ICT().settings(), "s0": 2, "s1": 8})
     assert "--objective s0=2 s1=8" in (tmp_path / "ict" / "run.json").read_text()
     assert yaml.safe_load((tmp_path / "own" / "recipe.yaml").read_text())["objective"] == {}
+
+
+class Tied(Mixer):
+    """A network with tied weights and a mask of -inf, whose config has a value that JSON does not have."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__(width)
+        self.config.dtype = torch.float32
+        self.register_buffer("mask", torch.full((1,), float("-inf")))
+        self.tied = self.level[2]
+
+
+class Mine(ICT):
+    """An objective whose description would hold an address."""
+
+    def __repr__(self) -> str:
+        return object.__repr__(self)
+
+
+def test_unusual_networks_and_objectives_are_saved_and_resumed(tmp_path):
+    def run(folder, **settings):
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            net = Tied()
+        train(recipe(folder, max_train_steps=6, **settings), model=net, dataset=Fields(), objective=Mine(s0=2, s1=8))
+
+    run(tmp_path / "whole")
+    run(tmp_path / "other", resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-5"))
+    whole, other = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "other")
+    assert all(torch.equal(whole[name], other[name]) for name in whole)
+    assert "0x" not in (tmp_path / "whole" / "run.json").read_text()
+
+
+def test_half_precision_data_are_trained_in_float32():
+    x = to_unit(torch.full((1, 1, 2, 2), 0.3, dtype=torch.float16), None, "cpu")
+    assert x.dtype == torch.float32

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -87,8 +88,11 @@ def distributed(net: nn.Module, accelerator: Accelerator) -> nn.Module:
         return net
     torch._dynamo.config.optimize_ddp = False  # a compiled network stays one graph
     device = None if accelerator.device.type == "cpu" else [accelerator.device]
-    # As views of the buckets, gradients are copied once less, and stay where they are.
-    return DistributedDataParallel(net, device_ids=device, gradient_as_bucket_view=True)
+    # Looking for unused parameters keeps the buckets of gradients as they are. Else they are made anew after the first
+    # step, and the first step of a resumed run would add in another order. Gradients that are views of the buckets stay
+    # where they are.
+    warnings.filterwarnings("ignore", "find_unused_parameters=True was specified", UserWarning)
+    return DistributedDataParallel(net, device_ids=device, gradient_as_bucket_view=True, find_unused_parameters=True)
 
 
 def synchronized(net: nn.Module, last: bool) -> AbstractContextManager:

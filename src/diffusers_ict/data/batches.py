@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..formulas.augmentation import NUM_UNIFORM
@@ -94,4 +95,6 @@ def streamed(images: StreamedImages, size: int) -> Iterator[dict[str, Any]]:
     """The next images of a stream, so many at a time; none is read before it is asked for."""
     while True:
         pixels, labels = images.take(size)
+        if torch.cuda.is_available():  # copied while the device computes
+            pixels = pixels.pin_memory()
         yield {"x": pixels} if labels is None else {"x": pixels, "label": labels}

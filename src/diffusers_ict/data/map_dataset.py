@@ -33,7 +33,13 @@ class MapDataset(Dataset):
         indices = torch.linspace(0, self.count - 1, min(SHOWN, self.count)).round().long().tolist()
         items = [_checked(dataset[index], index) for index in indices]
         labels = torch.tensor([int(item["label"]) for item in items]) if "label" in items[0] else None
+        if (
+            len(shapes := {tuple(item["x"].shape) for item in items}) > 1
+            or len({"label" in item for item in items}) > 1
+        ):
+            raise UserError(f"all items must have one shape, and all or none a label, got {sorted(shapes)}.")
         pixels = torch.stack([item["x"] for item in items])
+        self.device = pixels.device
         channels, height, width = pixels.shape[1:]
         self.shape = (channels, height, width)
         self.num_classes: int | None = None if labels is None else getattr(dataset, "num_classes", None)

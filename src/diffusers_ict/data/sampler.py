@@ -66,9 +66,11 @@ def step_loader(dataset: Dataset, sampler: StepSampler, accelerator: Accelerator
 
     Args:
         dataset: any map-style one of {"x": [C, H, W], "label": int}, or without labels.
-        num_workers: processes that call it ahead of time.
+        num_workers: processes that call it ahead of time; none for a data set that lies on a GPU.
     """
     on_host = getattr(dataset, "device", torch.device("cpu")).type == "cpu"
+    num_workers = num_workers if on_host else 0
+    seed = derive_seed(sampler.seed, PERMUTATION, sampler.role, sampler.steps.start, accelerator.process_index)
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -76,6 +78,6 @@ def step_loader(dataset: Dataset, sampler: StepSampler, accelerator: Accelerator
         num_workers=num_workers,
         pin_memory=on_host and accelerator.device.type == "cuda",
         persistent_workers=num_workers > 0,
-        generator=torch.Generator(),  # not the global one, from which PyTorch would take a seed
+        generator=torch.Generator().manual_seed(seed % 2**63),  # the global one stays as it is
     )
     return accelerator.prepare(loader)

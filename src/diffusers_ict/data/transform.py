@@ -24,10 +24,10 @@ NOT_DECODED = ("BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF")
 
 
 def to_unit(pixels: Tensor, flips: Tensor | None, device: torch.device | str) -> Tensor:
-    """uint8 [B, C, H, W] -> float32 in [-1, 1] on `device`; floats stay as they are. Those in `flips` are mirrored."""
-    x = pixels.to(device)
-    if not x.is_floating_point():
-        x = x.float() / 127.5 - 1
+    """uint8 [B, C, H, W] -> float32 in [-1, 1] on `device`; floats become float32. Those in `flips` are mirrored."""
+    x = pixels.to(device, non_blocking=True)
+    # Float32 in any case: noise is added in the type of the images, and half precision cannot tell neighbours apart.
+    x = x.float() if x.is_floating_point() else x.float() / 127.5 - 1
     return x if flips is None else torch.where(flips.to(device)[:, None, None, None], x.flip(-1), x)
 
 

@@ -257,10 +257,10 @@ class BackgroundPublisher:
     def _start(self) -> None:
         """Copy the folder, whose files may change, and begin to publish the copy."""
         self.due, self.failure = False, None
-        self.copy = tempfile.TemporaryDirectory(prefix="publish-")
         words = [*as_flag("hub_model_id", self.repo_id), *as_flag("timeout", self.timeout), "--remove_output_dir"]
         words += as_flag("hub_private_repo", True) * self.private
         try:
+            self.copy = tempfile.TemporaryDirectory(prefix="publish-")
             for name, file in published_files(self.folder).items():
                 target = Path(self.copy.name, name)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -276,7 +276,8 @@ class BackgroundPublisher:
             )
         except OSError as error:  # a full disk
             self.failure = f"{self.repo_id} was not published: a copy of it cannot be made: {first_line(error)}."
-            self.copy.cleanup()
+            if hasattr(self, "copy"):
+                self.copy.cleanup()
 
     def _wait(self, seconds: float) -> None:
         """Wait for the upload that is under way, if there is one, and end it if it takes longer."""

@@ -19,4 +19,5 @@ def objective_class(loss: str) -> "type[Objective]":
     Raises:
         KeyError: there is no such loss.
     """
-    return getattr(import_module(f".{loss}", __name__), BUILT_IN[loss])
+    name = BUILT_IN[loss]
+    return getattr(import_module(f".{loss}", __name__), name)

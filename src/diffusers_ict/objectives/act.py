@@ -198,7 +198,7 @@ class ACT(Objective):
         AdversarialWeight(self.adversarial_weight, self.adversarial_weight_mid)
 
     @classmethod
-    def from_settings(cls, consistency: str = "ct", **settings: Any) -> "ACT":
+    def from_settings(cls, /, consistency: str = "ct", **settings: Any) -> "ACT":
         """As of any objective; `consistency` is the name of a loss, and settings that are not ACT's are that one's.
 
         Raises:

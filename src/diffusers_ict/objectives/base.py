@@ -95,7 +95,7 @@ class Objective(ABC):
             check_bounds(self)
 
     @classmethod
-    def from_settings(cls, **settings: Any) -> "Objective":
+    def from_settings(cls, /, **settings: Any) -> "Objective":
         """The objective of a recipe's settings: plain YAML types, by the names of the fields.
 
         Raises:

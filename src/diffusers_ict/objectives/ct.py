@@ -35,9 +35,9 @@ class CT(GridObjective):
     )
     further_settings: ClassVar[tuple[str, ...]] = ("metric", "lpips_weights")
 
-    s0: int = bounded(2, at_least=1)
-    s1: int = bounded(150, at_least=1)
-    mu0: float = bounded(0.9, at_least=0, below=1)
+    s0: int = bounded(2, at_least=1, below=1e6)
+    s1: int = bounded(150, at_least=1, below=1e6)
+    mu0: float = bounded(0.9, above=0, below=1)
     metric: Callable[[Tensor, Tensor], Tensor] = squared_l2
     levels: Callable[[int, int, int, int], int] = ct_num_levels
 
@@ -47,7 +47,7 @@ class CT(GridObjective):
             raise ValueError(f"`s1` must be at least `s0`, got s1 {self.s1} and s0 {self.s0}.")
 
     @classmethod
-    def from_settings(cls, metric: str = "l2", lpips_weights: str | None = None, **settings: Any) -> "CT":
+    def from_settings(cls, /, metric: str = "l2", lpips_weights: str | None = None, **settings: Any) -> "CT":
         """As of any objective; here `metric` is "l2" or "lpips".
 
         Args:
@@ -94,7 +94,7 @@ class CT(GridObjective):
 
 def _load_lpips(weights: str | None) -> LPIPS:
     try:
-        return LPIPS.from_package() if weights is None else LPIPS.from_safetensors(weights)
+        return LPIPS.from_package() if weights is None else LPIPS.from_safetensors(str(weights))
     except ImportError as error:
         raise ValueError("`metric` lpips needs `lpips_weights` FILE, or the package: pip install lpips.") from error
     except (OSError, ValueError) as error:

@@ -55,7 +55,7 @@ class ECT(Objective):
     p_mean: float = -1.1
     p_std: float = bounded(2.0, above=0)
     huber_c: float = bounded(0.0, at_least=0, below=1e6)
-    k: float = 8.0
+    k: float = bounded(8.0, above=-1)
     b: float = 1.0
     _: KW_ONLY
     sigma_min: float = SIGMA_MIN

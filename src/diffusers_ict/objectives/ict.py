@@ -33,8 +33,8 @@ class ICT(GridObjective):
     )
     dropout: ClassVar[float] = 0.3  # Sec. 3.2, CIFAR-10
 
-    s0: int = bounded(10, at_least=1)
-    s1: int = bounded(1280, at_least=1)
+    s0: int = bounded(10, at_least=1, below=1e6)
+    s1: int = bounded(1280, at_least=1, below=1e6)
     p_mean: float = -1.1
     p_std: float = bounded(2.0, above=0)
     huber_c: float | None = bounded(None, at_least=0, below=1e6)

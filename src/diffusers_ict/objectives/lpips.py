@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -55,11 +56,16 @@ class LPIPS(nn.Module):
     Images are in [-1, 1]; those of one channel are repeated.
     """
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(
         self, backbone: Callable[[Tensor], Sequence[Tensor]], linear: Sequence[Tensor], smallest: int = 224
     ) -> None:
         super().__init__()
         self.backbone, self.smallest = backbone, smallest
+        for name, values in (("shift", SHIFT), ("scale", SCALE)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
         self.linear = nn.ParameterList(weight.detach().reshape(-1, 1, 1) for weight in linear)
         self.eval().requires_grad_(False)
 
@@ -73,11 +79,12 @@ class LPIPS(nn.Module):
         Raises:
             ValueError: a weight is missing or has another shape.
         """
-        weights, backbone = load_file(path), VGG16()
+        backbone = VGG16()
         try:
+            weights = load_file(path)
             linear = [weights[f"lin{i}.model.1.weight"] for i in range(5)]
             backbone.load_state_dict({name: weights[name] for name in backbone.state_dict()})
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(f"{Path(path).name} must hold all weights of VGG16 and LPIPS: {reason}") from error
         return cls(backbone, linear, smallest)
@@ -107,5 +114,6 @@ class LPIPS(nn.Module):
         x = images.expand(-1, 3, -1, -1)
         if x.shape[-1] < self.smallest:
             x = interpolate(x, size=(self.smallest, self.smallest), mode="bilinear", align_corners=False)
-        shift, scale = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (SHIFT, SCALE))
-        return [m / (m.square().sum(1, keepdim=True) + 1e-10).sqrt() for m in self.backbone((x - shift) / scale)]
+        return [
+            m / (m.square().sum(1, keepdim=True) + 1e-10).sqrt() for m in self.backbone((x - self.shift) / self.scale)
+        ]

@@ -46,7 +46,7 @@ def save(folder: Path, step: int, checkpoint: Checkpoint, keep: int | None = Non
         with atomic_folder(target, fsync=True) as temporary:
             for name, tensors in checkpoint.tensors.items():
                 # safetensors refuses views that share memory, and hashes need a fixed layout.
-                tensors = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+                tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
                 save_file(tensors, temporary / f"{name}.safetensors")
             (temporary / STATE).write_text(json.dumps(checkpoint.state, indent=1), encoding="utf-8")
             manifest = {f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in sorted(temporary.iterdir())}

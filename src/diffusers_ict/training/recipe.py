@@ -14,7 +14,7 @@ from ..data.settings import DataSettings
 from ..errors import UserError
 from ..files import portable
 from ..objectives import BUILT_IN
-from ..settings import ArgumentParser, add_flags, as_flag, check_bounds, setting
+from ..settings import ArgumentParser, add_flags, as_flag, check_bounds, default_of, setting
 from .run_settings import RunSettings
 
 # Settings that belong to one data set: data given on the command line replace all of them.
@@ -226,10 +226,20 @@ def _file_as_flags(path: Path) -> list[str]:
                 f"the recipe {path} has the unknown key {key!r}: settings of a method go into its block `objective`, "
                 "and the help of the program lists the others."
             )
-        if key == "objective" and not isinstance(value, dict):
-            raise UserError(f"`objective` of the recipe {path} must be a mapping of settings, got {value!r}.")
+        if value is None:
+            continue
+        if not isinstance(value, _plain_types(key)):
+            wanted = {dict: "a mapping of settings", list: "a list"}.get(_plain_types(key), "a single value")
+            raise UserError(f"`{key}` of the recipe {path} must be {wanted}, got {value!r}.")
+        if value is False and key in ("mixed_precision", "report_to"):
+            value = "no"  # as YAML reads it
         if key.endswith("_config_name_or_path") and isinstance(value, str) and (path.parent / value).is_file():
             value = str(path.parent / value)
-        if value is not None:
-            flags += as_flag(key, value)
+        flags += as_flag(key, value)
     return flags
+
+
+def _plain_types(key: str) -> Any:
+    """What YAML may give for a setting."""
+    (default,) = (default_of(item) for item in dataclasses.fields(Recipe) if item.name == key)
+    return type(default) if isinstance(default, (dict, list)) else (str, int, float, bool)

@@ -5,6 +5,7 @@ recorded with `resume_with_changes`. Another division of the same batch, device 
 gives a warning. Where images and configs are read from changes nothing: their content is compared.
 """
 
+import json
 import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -79,7 +80,7 @@ def decisive(
         if not key.startswith("_")
     }
     fakes = {"fakes in a step": batch_size // recipe.train_batch_size * recipe.discriminator_micro_batch}
-    return {
+    facts = {
         **settings,
         **(objective.settings() if own_objective is None else {}),
         "objective": own_objective,
@@ -88,6 +89,7 @@ def decisive(
         "data": data,
         **configs,
     }
+    return json.loads(json.dumps(facts, default=str))  # as a checkpoint gives them back
 
 
 def circumstances(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A run: everything that training needs, built from a recipe."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ from .resume import Identity, check_continues, circumstances, decisive, find_che
 from .samples import make_pipeline
 from .start import check_curriculum, load_start, make_objective, make_scheduler, unusual_constants
 from .state import RunState, state_of
-from .unets import make_unet
+from .unets import check_fits, make_unet
 
 DRY_RUN_STEPS = 4
 OF_THE_UNET = (
@@ -159,6 +160,11 @@ def open_run(
     facts = decisive(recipe, objective, own_objective, data.fingerprint(), batch_size, configs)
     identity = Identity(facts, circumstances(recipe, accelerator))
     first_step, seconds = _resume(recipe, state, identity)
+    if len(steps_of_all := set(gather_object([first_step]))) > 1:
+        raise UserError(
+            f"all processes must resume from the same checkpoint, and theirs have {', '.join(map(str, steps_of_all))} "
+            "steps: name an `output_dir` that all machines see."
+        )
     accelerator.wait_for_everyone()  # what one writes, the others would take for an earlier run
     writing = accelerator.is_main_process and not recipe.dry_run
     lock = take_output_dir(recipe, contents, first_step) if writing else None
@@ -197,6 +203,8 @@ def _open_networks(
 ) -> Networks:
     """The networks of a run at its beginning, after the summary of it is printed."""
     unet = make_unet(recipe, data, objective, start) if model is None else model
+    if model is not None:
+        check_fits(config_of(model), data.shape, data.num_classes)
     if recipe.push_to_hub and not isinstance(unet, ModelMixin):
         raise UserError(
             f"`push_to_hub` needs a model of diffusers, a ModelMixin whose repository others can load, got "
@@ -246,10 +254,11 @@ def _check_given(
         return recipe, None
     for loss in BUILT_IN:
         if type(objective) is objective_class(loss):
-            with suppress(ValueError):
+            with suppress(ValueError, KeyError):
                 if objective_class(loss).from_settings(**objective.settings()) == objective:
                     return dataclasses.replace(recipe, loss=loss, objective=objective.settings()), None
-    return recipe, repr(objective)
+    # Without the addresses of this process: a resumed run has others.
+    return recipe, re.sub(r" at 0x[0-9a-fA-F]+", "", repr(objective))
 
 
 def _open_data(recipe: Recipe, dataset: Any, accelerator: Accelerator) -> TrainingData:

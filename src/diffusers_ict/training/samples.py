@@ -105,4 +105,5 @@ def _save(network: nn.Module, folder: Path, variant: str | None) -> None:
     name = (
         "diffusion_pytorch_model.safetensors" if variant is None else f"diffusion_pytorch_model.{variant}.safetensors"
     )
-    save_file(network.state_dict(), folder / name)
+    # safetensors refuses tensors that share memory.
+    save_file({key: value.clone().contiguous() for key, value in network.state_dict().items()}, folder / name)

@@ -5,7 +5,7 @@ import re
 from ..conversion import ConvertedModel, convert
 from ..errors import UserError
 from ..formulas.preconditioning import SIGMA_DATA
-from ..objectives import objective_class
+from ..objectives import BUILT_IN, objective_class
 from ..objectives.base import Objective
 from ..scheduling_ict import ICTScheduler
 from .recipe import Recipe
@@ -33,6 +33,8 @@ def make_objective(recipe: Recipe, start: ConvertedModel | None) -> Objective:
     Raises:
         UserError: settings that it does not have, values that are not allowed, or a start that it does not align.
     """
+    if recipe.loss not in BUILT_IN:
+        raise UserError(f"`loss` must be one of {', '.join(BUILT_IN)}, got {recipe.loss}.")
     try:
         objective = objective_class(recipe.loss).from_settings(**recipe.objective)
     except ValueError as error:

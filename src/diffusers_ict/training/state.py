@@ -53,8 +53,9 @@ class RunState:
         """
         tensors = self._tensors()
         for part, named in tensors.items():
+            buffers = dict(self.modules[part].named_buffers()) if part in self.modules else {}  # may be masks of -inf
             for name, value in named.items():
-                if not value.isfinite().all():
+                if name not in buffers and not value.isfinite().all():
                     raise TrainingDiverged(f"{part} {name} is not finite after step {step}")
         state: dict[str, Any] = {"step": step, "train_seconds": train_seconds, **facts}
         if self.scaler is not None:
@@ -118,10 +119,14 @@ def load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -
     """Put back what `moments` gave; learning rates stay as they are."""
     groups = optimizer.state_dict()["param_groups"]
     numbers = {name: number for number, name in enumerate(n for group in groups for n in group["param_names"])}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, entry = key.rsplit("|", 1)
-        state.setdefault(numbers[name], {})[entry] = value.clone()  # the optimizer would keep this very tensor
+        parameter = parameters[numbers[name]]
+        # A tensor of its own, which the optimizer keeps, laid out like the parameter.
+        kept = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value.clone()
+        state.setdefault(numbers[name], {})[entry] = kept
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 

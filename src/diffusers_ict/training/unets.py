@@ -80,9 +80,11 @@ def read_config(name_or_path: str) -> dict:
             config = UNet2DModel.load_config(name_or_path, subfolder=_subfolder(name_or_path))
     except (OSError, ValueError) as error:
         raise UserError(f"no UNet2DModel config could be read from {name_or_path}: {first_line(error)}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{name_or_path} must hold the config of a UNet2DModel, a mapping, and holds {config!r}.")
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise UserError(f"{name_or_path} is a {config['_class_name']}; the model must be a UNet2DModel.")
-    return config
+    return {"block_out_channels": (224, 448, 672, 896), **config}  # UNet2DModel's own default
 
 
 def config_for(recipe: Recipe, images: TrainingData) -> dict:
@@ -116,11 +118,14 @@ def check_fits(config: dict, shape: tuple[int, int, int], num_classes: int | Non
             f"others), got {kind!r}; change it in the model's config."
         )
     channels, *sides = shape
-    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    widths = config.get("block_out_channels", (0,))
+    if not isinstance(widths, (tuple, list)):
+        raise UserError(f"block_out_channels of the UNet's config must be a list of widths, got {widths!r}.")
+    factor = 2 ** (len(widths) - 1)
     for side in sides:
         if side % factor:
             raise UserError(
-                f"this UNet halves its images {len(config['block_out_channels']) - 1} times, so the resolution must be "
+                f"this UNet halves its images {len(widths) - 1} times, so the resolution must be "
                 f"a multiple of {factor}, got {side}."
             )
     given = config.get("in_channels", 3), config.get("out_channels", 3)
@@ -217,7 +222,10 @@ def make_unet(recipe: Recipe, images: TrainingData, objective: Objective, start:
         config = config_for(recipe, images)
         check_fits(config, images.shape, images.num_classes)
         config = {**config, "dropout": choose_dropout(recipe, config, objective)}
-        unet = build(config, derive_seed(recipe.seed, INIT, GENERATOR))
+        try:
+            unet = build(config, derive_seed(recipe.seed, INIT, GENERATOR))
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            raise UserError(f"the UNet's config cannot be used: {first_line(error)}") from error
         if recipe.insensitive_time_embedding:
             zero_fast_columns(unet)
     if recipe.insensitive_time_embedding and not uses_fast_columns(unet):
