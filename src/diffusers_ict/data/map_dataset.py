@@ -32,12 +32,10 @@ class MapDataset(Dataset):
         self.dataset, self.count = dataset, len(dataset)
         indices = torch.linspace(0, self.count - 1, min(SHOWN, self.count)).round().long().tolist()
         items = [_checked(dataset[index], index) for index in indices]
-        labels = torch.tensor([int(item["label"]) for item in items]) if "label" in items[0] else None
-        if (
-            len(shapes := {tuple(item["x"].shape) for item in items}) > 1
-            or len({"label" in item for item in items}) > 1
-        ):
+        shapes, labelled = {tuple(item["x"].shape) for item in items}, {"label" in item for item in items}
+        if len(shapes) > 1 or len(labelled) > 1:
             raise UserError(f"all items must have one shape, and all or none a label, got {sorted(shapes)}.")
+        labels = torch.tensor([int(item["label"]) for item in items]) if True in labelled else None
         pixels = torch.stack([item["x"] for item in items])
         self.device = pixels.device
         channels, height, width = pixels.shape[1:]

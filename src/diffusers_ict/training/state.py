@@ -53,7 +53,8 @@ class RunState:
         """
         tensors = self._tensors()
         for part, named in tensors.items():
-            buffers = dict(self.modules[part].named_buffers()) if part in self.modules else {}  # may be masks of -inf
+            network = self.modules.get(part) or getattr(self.averages.get(part), "module", None)
+            buffers = {} if network is None else dict(network.named_buffers())  # which may be masks of -inf
             for name, value in named.items():
                 if name not in buffers and not value.isfinite().all():
                     raise TrainingDiverged(f"{part} {name} is not finite after step {step}")
