@@ -5,7 +5,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist wo
 
 # Threads that wait must not spin beside other work; see src/diffusers_ict/commands/__init__.py.
 ifndef OMP_WAIT_POLICY
-export GOMP_SPINCOUNT ?= 30000
+export GOMP_SPINCOUNT ?= 1000
 endif
 
 .PHONY: help demo sample web test torture test-slow test-all lint format docs clean compare bench

@@ -26,7 +26,7 @@ import torch
 @pytest.mark.parametrize(
     ("chosen", "expected"),
     [
-        ({}, {"GOMP_SPINCOUNT": "30000"}),
+        ({}, {"GOMP_SPINCOUNT": "1000"}),
         ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
         ({"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "PASSIVE"}),
     ],
