@@ -53,12 +53,11 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
             edit: `Inpaint`, `Colorize`, `SuperResolve`, or an `Edit` of your own.
             class_labels: one class for all images, or one for each given image, by number or by name (`id2label`);
                 drawn with `generator` when the model is class-conditional and none are given.
-            num_inference_steps: levels of the scheduler, as `ConsistencyPipeline` takes them. Those above the start are
-                left out, so that a strength below 1 takes fewer evaluations. Ignored where `sigmas` are given.
+            num_inference_steps: levels of the scheduler, as `ConsistencyPipeline` takes them; those above the start are
+                left out. Ignored where `sigmas` are given, as is `strength`.
             sigmas: descending noise levels. Below sigma_max, noise is added to the image; at sigma_max, to the known
                 part of it alone.
             strength: where the levels start, from 0, which keeps the image, to 1, which is sigma_max (`start_level`).
-                Ignored where `sigmas` are given.
             num_images_per_prompt: variations that are drawn of each given image, next to each other.
             generator: one, or a list with one for each drawn image.
             latents: standard normal noise for the first level, [images, C, H, W], instead of drawn noise.

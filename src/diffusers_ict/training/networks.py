@@ -94,6 +94,14 @@ def prepare_networks(
     return Networks(unet, net, optimizer, teacher, f, f_student, f_teacher, adversary, averages, powers)
 
 
+def configs_of(networks: Networks, constants: dict[str, float]) -> dict[str, dict[str, Any]]:
+    """The configs of the networks by name; with that of the UNet, unusual constants of its preconditioning."""
+    configs = {"unet": {**config_of(networks.unet), **constants}}
+    if networks.adversary is not None:
+        configs["discriminator"] = config_of(networks.adversary.model)
+    return configs
+
+
 def make_schedules(recipe: Recipe, networks: Networks, first_step: int) -> list[LambdaLR]:
     """Of the learning rates, from optimizer step `first_step` (from 0) on."""
     schedules = [make_schedule(recipe, networks.optimizer.optimizer, recipe.learning_rate, first_step)]

@@ -39,7 +39,7 @@ from .adversary import build_discriminator
 from .ema import note_on_equal_averages
 from .estimate import describe
 from .log import Metrics
-from .networks import Networks, config_of, make_schedules, prepare_networks
+from .networks import Networks, config_of, configs_of, make_schedules, prepare_networks
 from .output_dir import check_output_dir, take_output_dir
 from .recipe import OF_THE_DATA, Recipe
 from .resume import Identity, check_continues, circumstances, decisive, find_checkpoint
@@ -154,17 +154,10 @@ def open_run(
 
     networks = _open_networks(recipe, accelerator, objective, scheduler, data, model, start)
     state = state_of(networks, accelerator, data)
-    configs = {"unet": {**config_of(networks.unet), **unusual_constants(scheduler)}}
-    if networks.adversary is not None:
-        configs["discriminator"] = config_of(networks.adversary.model)
+    configs = configs_of(networks, unusual_constants(scheduler))
     facts = decisive(recipe, objective, own_objective, data.fingerprint(), batch_size, configs)
     identity = Identity(facts, circumstances(recipe, accelerator))
     first_step, seconds = _resume(recipe, state, identity)
-    if len(steps_of_all := set(gather_object([first_step]))) > 1:
-        raise UserError(
-            f"all processes must resume from the same checkpoint, and theirs have {', '.join(map(str, steps_of_all))} "
-            "steps: name an `output_dir` that all machines see."
-        )
     accelerator.wait_for_everyone()  # what one writes, the others would take for an earlier run
     writing = accelerator.is_main_process and not recipe.dry_run
     lock = take_output_dir(recipe, contents, first_step) if writing else None
@@ -225,6 +218,11 @@ def _open_networks(
 def _resume(recipe: Recipe, state: RunState, identity: Identity) -> tuple[int, float]:
     """Go on from the checkpoint that the recipe names, if any: (steps done, seconds trained)."""
     saved = find_checkpoint(recipe)
+    if len(steps := set(gather_object([0 if saved is None else saved.state["step"]]))) > 1:
+        raise UserError(
+            f"all processes must resume from the same checkpoint, and theirs have {', '.join(map(str, steps))} steps: "
+            "name an `output_dir` that all machines see."
+        )
     if saved is None:
         return 0, 0.0
     check_continues(saved, recipe, identity)
