@@ -55,8 +55,7 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
                 drawn with `generator` when the model is class-conditional and none are given.
             num_inference_steps: levels of the scheduler, as `ConsistencyPipeline` takes them; those above the start are
                 left out. Ignored where `sigmas` are given, as is `strength`.
-            sigmas: descending noise levels. Below sigma_max, noise is added to the image; at sigma_max, to the known
-                part of it alone.
+            sigmas: descending noise levels. At sigma_max, noise is added to the known part of the image alone.
             strength: where the levels start, from 0, which keeps the image, to 1, which is sigma_max (`start_level`).
             num_images_per_prompt: variations that are drawn of each given image, next to each other.
             generator: one, or a list with one for each drawn image.

@@ -163,8 +163,7 @@ def open_run(
     lock = take_output_dir(recipe, contents, first_step) if writing else None
 
     data = data.to(accelerator.device)
-    last = recipe.max_train_steps if not recipe.dry_run else min(first_step + DRY_RUN_STEPS, recipe.max_train_steps)
-    steps = range(first_step, last)
+    steps = range(first_step, recipe.max_train_steps)[: DRY_RUN_STEPS if recipe.dry_run else None]
     return Run(
         recipe=recipe,
         accelerator=accelerator,
