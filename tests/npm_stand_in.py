@@ -1,5 +1,6 @@
 """A registry of npm on 127.0.0.1 with one small archive in the place of onnxruntime-web."""
 
+import gzip
 import io
 import tarfile
 import threading
@@ -13,14 +14,14 @@ CONTENTS = {f"package/dist/{name}": f"// {name}".encode() for name in (*runtime.
 
 
 def archive(contents: dict[str, bytes] = CONTENTS) -> bytes:
-    """A .tgz of members with these names."""
+    """A .tgz of members with these names, the same at any time."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in contents.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
+    return gzip.compress(buffer.getvalue(), mtime=0)
 
 
 def install(monkeypatch, folder: Path) -> Path:
