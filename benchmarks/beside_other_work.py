@@ -24,6 +24,7 @@ from diffusers_ict.training.log import read_log
 SETTINGS = {  # the first is libgomp's own default, which programs do not touch where it is set
     "GOMP_SPINCOUNT=300000": {"GOMP_SPINCOUNT": "300000"},
     "GOMP_SPINCOUNT=30000": {"GOMP_SPINCOUNT": "30000"},
+    "GOMP_SPINCOUNT=4000": {"GOMP_SPINCOUNT": "4000"},
     "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
     "OMP_NUM_THREADS=1": {"OMP_NUM_THREADS": "1"},
