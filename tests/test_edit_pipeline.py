@@ -3,14 +3,17 @@ import re
 import subprocess
 import sys
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_unet
 from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, DiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
 from oracle import GaussianNet, gaussian_f
 from PIL import Image
 from test_editing import HALF, KnownRows
+from test_picture_format import see_through
 
 from diffusers_ict import (
     Colorize,
@@ -142,6 +145,18 @@ def test_from_pipe_shares_the_unet_as_it_is(kind, dtype):
     assert kind.from_pipe(stock, **{DTYPE: torch.float64}).unet.dtype == torch.float64
 
 
+def test_from_pipe_keeps_the_progress_bar_and_says_nothing(caplog, monkeypatch):
+    monkeypatch.setattr(diffusers.utils.logging.get_logger("diffusers"), "propagate", True)
+    shown, hidden = make(ConsistencyPipeline), make(ConsistencyPipeline)
+    shown.set_progress_bar_config(desc="drawing")
+    for pipeline, config in ((shown, {"desc": "drawing"}), (hidden, {"disable": True})):
+        made = ConsistencyInpaintPipeline.from_pipe(pipeline)
+        assert made._progress_bar_config == config
+        made.set_progress_bar_config(leave=False)
+        assert pipeline._progress_bar_config == config
+    assert caplog.text == ""
+
+
 LOW = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(6))
 
 
@@ -164,12 +179,11 @@ def test_every_door_is_the_one_loop(kind, arguments, image, edit, strength):
 def test_strength_chooses_the_first_level_and_leaves_out_those_above():
     pipeline, y = make(ConsistencyImg2ImgPipeline), pictures()
     for strength, steps in ((1.0, 10), (0.59, 10), (0.3, 4), (0.0, 10)):
-        drawn = pipeline(y, strength, num_inference_steps=steps, output_type="pt").images
+        pipeline(y, strength, num_inference_steps=steps)
         start, grid = start_level(strength), pipeline.scheduler.sampling_sigmas(steps)
         levels = pipeline.scheduler.sigmas[:-1].tolist()
         assert levels == pytest.approx([start, *grid[1:][grid[1:] < start]])
         assert pipeline.num_timesteps == len(levels)
-    assert (drawn - y).abs().max() < 0.01, "with a strength of 0, nothing is drawn anew"
     strokes = pipeline(y, sigmas=[5.38, 2.24], generator=seeded(), output_type="latent").images
     noises = [torch.randn(2, 3, 8, 8, generator=g) for g in [seeded()] for _ in range(2)]
     f = pipeline.scheduler.consistency_function(pipeline.unet)
@@ -335,27 +349,116 @@ class Halved(Edit):
         return x / 2
 
 
+def every_byte(channels):
+    """A picture of 16x16 with every value of a byte in each channel, in another order."""
+    values = np.stack([np.random.default_rng(c).permutation(256) for c in range(channels)], -1)
+    return values.reshape(16, 16, channels).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kind", [ConsistencyImg2ImgPipeline, ConsistencyInpaintPipeline, ConsistencyColorizePipeline])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_strength_of_0_gives_the_image_back_bit_for_bit(kind, channels):
+    if kind is ConsistencyColorizePipeline and channels != 3:
+        return
+    pipeline, values = make(kind, channels, sample_size=16), every_byte(channels)
+    what = [torch.ones(16, 16)] if kind is ConsistencyInpaintPipeline else []
+
+    def drawn(image, output_type, strength=0):
+        return pipeline(image, *what, strength=strength, generator=seeded(), output_type=output_type).images
+
+    picture = Image.fromarray(values.squeeze(-1) if channels == 1 else values)
+    (same,) = drawn(picture, "pil")
+    assert (same.mode, same.tobytes()) == (picture.mode, picture.tobytes())
+    floats = torch.rand(2, channels, 16, 16)
+    assert torch.equal(drawn(floats, "pt", torch.tensor(0.0)), floats)
+    arrays = floats.permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(drawn(arrays, "np", np.float32(0)), arrays)
+    deep = values.astype(np.uint16) * 257 - (values > 0).astype(np.uint16)
+    assert np.array_equal(drawn(deep, "np")[0], deep.astype(np.float32) / 65535)
+    assert torch.equal(drawn(floats, "latent"), 2 * floats - 1)
+
+
+def on_white(picture):
+    """Each pixel by hand: alpha of the colour and the rest of white."""
+    pixels = np.asarray(picture.convert("RGBA")).astype(int)
+    shares = pixels[..., 3:]
+    return Image.fromarray(((pixels[..., :3] * shares + 255 * (255 - shares) + 127) // 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L"])
+def test_transparent_pixels_are_white_as_in_training_and_what_they_hide_is_not_seen(mode):
+    picture, pipeline = see_through(mode), make(ConsistencyImg2ImgPipeline)
+    for form in (picture, [picture]):
+        (kept,) = pipeline(form, 0, output_type="np").images
+        assert (kept[:, :4] == 1).all()
+        assert np.array_equal(kept, np.asarray(on_white(picture), np.float32) / 255)
+    (grey,) = make(ConsistencyImg2ImgPipeline, 1)(picture, 0, output_type="np").images
+    assert (grey[:, :4] == 1).all()
+    (alpha,) = make(ConsistencyImg2ImgPipeline, 4)(picture, 0).images
+    assert (alpha.mode, alpha.tobytes()) == ("RGBA", picture.convert("RGBA").tobytes())
+
+
+def test_half_transparent_pixels_are_mixed_with_white():
+    picture = Image.new("RGBA", (8, 8), (100, 0, 200, 51))
+    (mixed,) = make(ConsistencyImg2ImgPipeline)(picture, 0).images
+    assert np.array_equal(make(ConsistencyImg2ImgPipeline)(picture.convert("RGBa"), 0).images[0], mixed)
+    assert mixed.getpixel((0, 0)) == tuple(round(0.2 * v + 0.8 * 255) for v in (100, 0, 200))
+
+
+def test_opaque_masks_of_any_mode_are_the_same_mask():
+    y, pipeline = pictures(), make(ConsistencyInpaintPipeline)
+    grey = Image.fromarray((HALF.numpy() * 255).astype(np.uint8))
+    expected = pipeline(y, HALF, **one_step()).images
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"):
+        assert torch.equal(pipeline(y, grey.convert("RGB").convert(mode), **one_step()).images, expected), mode
+
+
+def test_images_of_other_sizes_are_resized_as_by_diffusers():
+    """As its image-to-image and inpainting pipelines do it: Lanczos for pictures, nearest for arrays and tensors."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8))
+    theirs = VaeImageProcessor(vae_scale_factor=1, do_normalize=False)
+    img2img, inpaint = make(ConsistencyImg2ImgPipeline), make(ConsistencyInpaintPipeline)
+    array = np.asarray(picture) / 255
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    for form in (picture, [picture, picture.resize((5, 9))], array, tensor):
+        assert torch.equal(img2img(form, 0, output_type="pt").images, theirs.preprocess(form, 8, 8).float())
+    mask = Image.new("L", (30, 20), 0)
+    mask.paste(255, (0, 0, 15, 20))
+    small = theirs.preprocess(picture, 8, 8)
+    drawn = inpaint(picture, mask, output_type="pt", num_inference_steps=1).images
+    torch.testing.assert_close(drawn[..., 4:], small[..., 4:], rtol=0, atol=1e-6)
+    assert (drawn - small)[..., :4].abs().max() > 0.1
+    wide = make(ConsistencyImg2ImgPipeline, sample_size=(4, 12))
+    assert wide(picture, 0.5, output_type="pil").images[0].size == (12, 4)
+    with pytest.raises(ValueError, match="images must be 12x4 for this model, got 8x8: resizing would change"):
+        make(ConsistencyDenoisePipeline, sample_size=(4, 12))(torch.rand(3, 8, 8), 0.5)
+    with pytest.raises(ValueError, match=r"must be 12x4 divided by a whole number from 2, got 4x2\."):
+        make(ConsistencyUpscalePipeline, sample_size=(4, 12))(torch.rand(3, 2, 4))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image": torch.rand(2, 3, 4, 4)}, "images must be 8x8 for this model, got 4x4: resize them"),
         ({"image": torch.rand(2, 1, 8, 8)}, r"must have 3 channels, got some of the shape \(1, 8, 8\)"),
         ({"image": 2 * torch.ones(3, 8, 8)}, "numbers from 0 to 1, got 2 to 2"),
         ({"image": -torch.ones(3, 8, 8)}, "numbers from 0 to 1, got -1 to -1"),
         ({"image": torch.full((3, 8, 8), torch.nan)}, "numbers from 0 to 1, got nan"),
         ({"image": np.full((8, 8, 3), 255)}, "image must be floats from 0 to 1, uint8, uint16 or bool, got int64"),
-        ({"image": "image.png"}, "must be 8-bit PIL images, or arrays or tensors with 2 to 4 axes, got str"),
+        ({"image": "image.png"}, "must be 8-bit PIL images, or arrays or tensors of pixels with 2 to 4 axes, got str"),
+        ({"image": np.zeros((0, 8, 8, 3))}, "of pixels with 2 to 4 axes, got ndarray"),
         ({"image": Image.new("I;16", (8, 8))}, "got a PIL image of mode I;16"),
-        ({"image": [Image.new("L", (8, 8)), Image.new("L", (9, 8))]}, "images of one type and size, got 2 of them"),
+        ({"image": [torch.rand(3, 8, 8), torch.rand(3, 8, 9)]}, "images of one type and size, got 2 of them"),
         ({"image": []}, "images of one type and size, got 0 of them"),
         ({"edit": "inpaint"}, r"edit must be an Edit, such as Inpaint\(mask\), got str"),
         ({"edit": Halved()}, "project of Halved must be a projector"),
         ({"edit": SuperResolve(3)}, "patches of 3 pixels do not divide images of 8x8"),
         ({"edit": Inpaint(torch.ones(4, 4))}, "does not fit images of"),
-        ({"strength": -0.1}, "strength must lie within 0 and 1"),
+        *(({"strength": wrong}, "strength must lie within 0 and 1") for wrong in (-0.1, True, "0.5", float("nan"))),
         ({"sigmas": [1.0, 2.0]}, "sigmas must descend"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be a positive integer, got 0"),
+        ({"num_images_per_prompt": True}, "num_images_per_prompt must be a positive integer, got True"),
         ({"generator": [seeded()]}, "one for each of 2 images, got 1"),
+        ({"generator": 7}, "generator must be a torch.Generator or a list of them, got 7"),
         ({"latents": torch.zeros(1, 3, 8, 8)}, r"shape \(2, 3, 8, 8\), got \(1, 3, 8, 8\)"),
         ({"class_labels": [0, 1, 2]}, "one integer or 2 of them"),
         ({"output_type": "jpeg"}, "'pil', 'np', 'pt' or 'latent', got 'jpeg'"),
@@ -370,8 +473,10 @@ def test_bad_arguments_get_one_sentence(arguments, message):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (torch.ones(4, 4), "mask_image must be one mask, or one for each"),
-        (torch.ones(3, 8, 8), "got 3 of .8, 8. for 2 of .8, 8."),
+        (torch.ones(3, 8, 8), "mask_image must be one mask, or one for each image, got 3 for 2 images"),
+        (Image.new("RGBA", (8, 8), (255, 255, 255, 0)), "mask_image must be white.*got transparent pixels: lay it on"),
+        (Image.new("LA", (8, 8), (255, 100)), "got transparent pixels"),
+        (Image.new("I;16", (8, 8)), "must be 8-bit PIL images.*mode I;16"),
         (torch.ones(2, 3, 8, 8), "mask_image must have one channel"),
         (255 * HALF, "mask_image must hold numbers from 0 to 1, got 0 to 255"),
         (HALF.int(), "mask_image must be floats.* bool, got int32"),
@@ -386,7 +491,7 @@ def test_bad_masks_get_one_sentence(mask, message):
 
 @pytest.mark.parametrize("side", [(8, 8), (3, 3), (4, 2)])
 def test_bad_sizes_and_channels_get_one_sentence(side):
-    with pytest.raises(ValueError, match=r"8x8 divided by a whole number from 2, got {}x{}".format(*side)):
+    with pytest.raises(ValueError, match=r"8x8 divided by a whole number from 2, got {1}x{0}".format(*side)):
         make(ConsistencyUpscalePipeline)(torch.rand(1, 3, *side))
     with pytest.raises(ValueError, match="only images with 3 channels can be colourised"):
         make(ConsistencyColorizePipeline, 1)(pictures(channels=1))

@@ -80,6 +80,21 @@ def test_with_the_gaussian_oracle_samples_equal_the_closed_form():
     torch.testing.assert_close(twice, gaussian_f(noised, 0.821, 0.1).float(), rtol=1e-4, atol=1e-5)
 
 
+def test_numbers_of_numpy_and_torch_are_those_of_python():
+    pipeline = make_pipeline()
+    expected = images(pipeline, 2, height=4, width=16)
+    given = {"num_inference_steps": np.int64(2), "height": np.int32(4), "width": torch.tensor(16)}
+    drawn = pipeline(torch.tensor(4), generator=torch.Generator().manual_seed(0), output_type="np", **given).images
+    assert np.array_equal(drawn, expected)
+
+
+def test_four_channels_are_pictures_with_transparency():
+    pipeline = make_pipeline(in_channels=4, out_channels=4)
+    drawn, arrays = images(pipeline, 1, output_type="pil"), images(pipeline, 1)
+    assert {(picture.mode, picture.size) for picture in drawn} == {("RGBA", (8, 8))}
+    assert np.array_equal(np.stack([np.asarray(p) for p in drawn]), (arrays * 255).round().astype(np.uint8))
+
+
 def test_given_sigmas_equal_the_same_levels_by_steps():
     pipeline = make_pipeline()
     assert np.array_equal(images(pipeline, 2), images(pipeline, 1, sigmas=[80.0, 0.821]))
@@ -98,7 +113,8 @@ def test_any_number_of_channels_tuple_sizes_and_other_sizes():
 def test_labels_in_every_form_give_the_same_images():
     pipeline = make_pipeline(num_class_embeds=5)
     expected = images(pipeline, 1, class_labels=[3, 3, 3, 3])
-    for labels in (3, torch.tensor([3, 3, 3, 3]), np.array([3, 3, 3, 3]), torch.tensor(3), np.int64(3)):
+    forms = [torch.tensor([3, 3, 3, 3]), np.array([3, 3, 3, 3], np.uint16), torch.tensor(3), np.int64(3), np.array([3])]
+    for labels in (3, *forms, (3, np.int8(3), torch.tensor(3), 3)):
         assert np.array_equal(images(pipeline, 1, class_labels=labels), expected)
     assert not np.array_equal(images(pipeline, 1, class_labels=2), expected)
 
@@ -202,9 +218,14 @@ def test_variants_are_saved_and_loaded(tmp_path):
         ({"sigmas": [0.5, 80.0]}, "sigmas must descend"),
         ({"sigmas": [80.0], "timesteps": [0]}, "give timesteps or sigmas, not both"),
         ({"class_labels": [0, 7]}, "within 0 and 4"),
-        ({"class_labels": [0.5, 1.0]}, "one integer or 2 of them"),
-        ({"batch_size": 0}, "positive integer, got 0"),
-        ({"height": 7}, "multiples of 2"),
+        *(
+            ({"class_labels": wrong}, "one integer or 2 of them")
+            for wrong in ([0.5, 1.0], True, [True, False], np.array([True, False]), [None, 1], np.float32(1), [], {})
+        ),
+        *(({"batch_size": wrong}, f"positive integer, got {wrong}") for wrong in (0, True, 2.0)),
+        *(({"height": wrong}, f"multiples of 2 for this model, got 8x{wrong}") for wrong in (7, 0, -2, 8.0, True)),
+        ({"generator": 0}, "generator must be a torch.Generator or a list of them, got 0; for a seed, give"),
+        ({"generator": [0, 1]}, "generator must be a torch.Generator or a list of them, got 0"),
         ({"callback_steps": 0}, "callback_steps must be a positive"),
         ({"callback_on_step_end_tensor_inputs": ["prompt"]}, "'latents' only"),
     ],

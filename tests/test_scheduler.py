@@ -91,19 +91,65 @@ def test_intermediate_sigmas_are_added_in_order_and_used_descending():
     [
         ({}, "exactly one of"),
         ({"num_inference_steps": 1, "sigmas": [80.0]}, "exactly one of"),
-        *(({"num_inference_steps": number}, f"from 1 to 40, got {number}") for number in (0, 41, 2.5)),
+        *(
+            ({"num_inference_steps": number}, f"from 1 to 40, got {number}")
+            for number in (0, 41, 2.5, True, np.True_, np.float64(2), "2")
+        ),
         *(
             ({"sigmas": sigmas}, "descend and lie within")
-            for sigmas in ([0.5, 80.0], [80.0, 80.0], [81.0], [80.0, 0.001], [], [80.0, float("nan")])
+            for sigmas in (
+                [0.5, 80.0],
+                [80.0, 80.0],
+                [81.0],
+                [80.0, 0.001],
+                [],
+                [80.0, float("nan")],
+                ["80"],
+                [True],
+                [[80.0]],
+                [None],
+            )
         ),
         ({"timesteps": [0, 22]}, "descending integer indices"),
         ({"timesteps": [40, 0]}, "descending integer indices from 39"),
         ({"timesteps": [2.5]}, "give noise levels as sigmas"),
+        ({"timesteps": [True]}, "give noise levels as sigmas"),
     ],
 )
 def test_bad_levels_get_one_sentence(arguments, message):
     with pytest.raises(ValueError, match=message):
         ICTScheduler().set_timesteps(**arguments)
+
+
+def test_numbers_of_numpy_and_torch_are_those_of_python(tmp_path):
+    scheduler, plain = ICTScheduler(), ICTScheduler()
+    for how, forms in (
+        ({"num_inference_steps": 2}, (np.int64(2), np.uint8(2), np.array(2), torch.tensor(2))),
+        ({"timesteps": [22, 0]}, ([np.int64(22), 0], np.array([22, 0], np.uint8), torch.tensor([22, 0]))),
+        ({"sigmas": [80.0, 0.5]}, ((80, np.float32(0.5)), torch.tensor([80, 0.5], dtype=torch.bfloat16))),
+    ):
+        plain.set_timesteps(**how)
+        for form in forms:
+            scheduler.set_timesteps(**dict.fromkeys(how, form))
+            assert scheduler.num_inference_steps == 2
+            assert torch.equal(scheduler.sigmas, plain.sigmas)
+    options = {"num_train_timesteps": 50, "sigma_max": 64.0, "rho": 5.0, "intermediate_sigmas": [0.5]}
+    typed = {"num_train_timesteps": np.int64(50), "sigma_max": np.float32(64), "rho": torch.tensor(5.0)}
+    made = ICTScheduler(**typed, intermediate_sigmas=np.array([0.5], np.float32))
+    made.save_pretrained(tmp_path)
+    again = ICTScheduler.from_pretrained(tmp_path).config
+    assert {key: again[key] for key in made.config if not key.startswith("_")} == {
+        key: value for key, value in ICTScheduler(**options).config.items() if not key.startswith("_")
+    }
+    drawn = [
+        made.training_sigmas(ICT(), 3, 10, count, torch.Generator().manual_seed(0))[0] for count in (8, np.int64(8))
+    ]
+    assert torch.equal(*drawn)
+    for wrong in ({"sigma_max": True}, {"rho": "7"}, {"num_train_timesteps": 40.0}, {"intermediate_sigmas": ["0.5"]}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            ICTScheduler(**wrong)
+    with pytest.raises(ValueError, match="batch_size must be a positive integer, got True"):
+        made.training_sigmas(ICT(), 3, 10, True)
 
 
 def test_interface_of_diffusers_schedulers():

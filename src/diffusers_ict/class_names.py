@@ -2,13 +2,16 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
+from torch import Tensor
 
+from .arguments import integer
 from .errors import UserError, first_line
 from .files import write_json
 
@@ -55,22 +58,24 @@ def _find(repository: str | os.PathLike, options: dict[str, Any]) -> Path | None
         return None
 
 
-def class_numbers(class_labels: Any, names: dict[int, str] | None) -> Any:
-    """Class labels with every name replaced by the number of its class.
+def class_numbers(class_labels: Any, names: dict[int, str] | None) -> list[int | None]:
+    """The class of each label: of one number or name, or of those in lists, arrays or tensors of any shape.
+
+    What is neither a name nor an integer has None.
 
     Raises:
         ValueError: a name that no class has.
     """
-    if isinstance(class_labels, np.ndarray) and class_labels.dtype.kind == "U":
-        class_labels = class_labels.reshape(-1).tolist()
-    if isinstance(class_labels, (list, tuple)):
-        return [class_numbers(label, names) for label in class_labels]
+    if isinstance(class_labels, (np.ndarray, np.generic, Tensor)):
+        class_labels = class_labels.tolist()
+    if isinstance(class_labels, Iterable) and not isinstance(class_labels, (str, bytes)):
+        return [number for label in class_labels for number in class_numbers(label, names)]
     if not isinstance(class_labels, str):
-        return class_labels
+        return [integer(class_labels)]
     if not names:
         raise ValueError(f"this model does not name its classes: give class_labels as integers, got {class_labels!r}.")
     if class_labels not in (known := list(names.values())):
         more = f" and {len(known) - 10} more" if len(known) > 10 else ""
         shown = ", ".join(map(repr, known[:10]))
         raise ValueError(f"class_labels by name must be among {shown}{more}, got {class_labels!r}.")
-    return int(list(names)[known.index(class_labels)])
+    return [int(list(names)[known.index(class_labels)])]

@@ -1,8 +1,9 @@
 """ConsistencyPipeline: one- and few-step sampling, saved in a form that stock diffusers loads."""
 
 import os
+import types
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import diffusers
 import numpy as np
@@ -18,6 +19,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .arguments import integer, positive
 from .class_names import class_numbers, load_class_names, save_class_names
 from .errors import UserError, first_line
 from .scheduling_ict import ICTScheduler
@@ -74,14 +76,21 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
 
     @classmethod
     def from_pipe(cls: type[P], pipeline: DiffusionPipeline, **kwargs: Any) -> P:
-        """A pipeline with the components and the class names of another. Arguments are those of diffusers.
+        """A pipeline with the components, class names and progress bar of another. Arguments are those of diffusers.
 
         The UNet is shared, and keeps its dtype unless one is given; diffusers would cast it to float32.
         """
         dtype = {} if {"dtype", "torch_dtype"} & kwargs.keys() else {DTYPE: pipeline.dtype}
         made = super().from_pipe(pipeline, **dtype, **kwargs)
         made.id2label = getattr(pipeline, "id2label", None)
+        made.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
         return made
+
+    def to(self: P, *args: Any, **kwargs: Any) -> P:
+        """As in diffusers, which warns of a cast even where the network has that dtype: there, nothing is cast."""
+        if all(weight.dtype == kwargs.get("dtype") for weight in self.unet.parameters()):
+            kwargs["dtype"] = None
+        return super().to(*args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save as a stock ConsistencyModelPipeline with the stock twin of the scheduler, and labels.json beside it.
@@ -138,8 +147,11 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
                 progress_bar.update()
         return sample
 
-    def _output(self, sample: Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
-        images = self.image_processor.postprocess(sample, output_type=output_type)
+    def _output(
+        self, sample: Tensor, output_type: str, return_dict: bool, in_unit: bool = False
+    ) -> ImagePipelineOutput | tuple:
+        """Samples as the images that a caller asked for; `in_unit`, they are in [0, 1], else in [-1, 1]."""
+        images = self.image_processor.postprocess(sample, output_type, [not in_unit] * len(sample))
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -154,13 +166,20 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         if native is None and (height is None or width is None):
             raise ValueError("this model has no sample_size in its config: give height and width.")
         native = native if isinstance(native, (tuple, list)) else (native, native)
-        height, width = height or native[0], width or native[1]
+        sides = [integer(own if side is None else side) for side, own in zip((height, width), native)]
         factor = 2 ** (len(getattr(self.unet.config, "block_out_channels", [1])) - 1)
-        if height % factor or width % factor or min(height, width) < 1:
-            raise ValueError(f"height and width must be multiples of {factor} for this model, got {height}x{width}.")
-        return height, width
+        if not all(side and side > 0 and side % factor == 0 for side in sides):
+            shown = "x".join(str(own if side is None else side) for side, own in zip((width, height), native[::-1]))
+            raise ValueError(f"height and width must be multiples of {factor} for this model, got {shown}.")
+        return cast(tuple[int, int], tuple(sides))
 
     def _check_inputs(self, batch_size, generator, output_type, tensor_inputs) -> None:
+        for one in generator if isinstance(generator, list) else [generator]:
+            if not isinstance(one, (torch.Generator, types.NoneType)):
+                raise ValueError(
+                    f"generator must be a torch.Generator or a list of them, got {one!r}; for a seed, give "
+                    "torch.Generator().manual_seed(0)."
+                )
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"a list of generators needs one for each of {batch_size} images, got {len(generator)}.")
         if output_type not in ("pil", "np", "pt", "latent"):
@@ -193,21 +212,12 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
             sources, shape = (generator, (1,)) if isinstance(generator, list) else ([generator], (batch_size,))
             drawn = [torch.randint(classes, shape, generator=g, device=g.device if g else "cpu") for g in sources]
             return torch.cat(drawn).to(self._execution_device)
-        labels = torch.as_tensor(class_numbers(class_labels, self.id2label)).reshape(-1)
-        if len(labels) == 1:
-            labels = labels.expand(batch_size)
-        if len(labels) != batch_size or labels.is_floating_point():
+        labels = class_numbers(class_labels, self.id2label)
+        if len(labels) not in (1, batch_size) or None in labels:
             raise ValueError(f"class_labels must be one integer or {batch_size} of them, got {class_labels!r}.")
-        if labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"class_labels must lie within 0 and {classes - 1}, got {labels.tolist()}.")
-        return labels.to(self._execution_device, torch.int64)
-
-
-def check_counts(**counts: Any) -> None:
-    """Refuse arguments that are no positive integers."""
-    for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"{name} must be a positive integer, got {count!r}.")
+        if not all(0 <= label < classes for label in cast(list[int], labels)):
+            raise ValueError(f"class_labels must lie within 0 and {classes - 1}, got {labels}.")
+        return torch.tensor(labels, device=self._execution_device).expand(batch_size)
 
 
 class ConsistencyPipeline(ConsistencyPipelineBase):
@@ -261,7 +271,7 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
             ValueError: an argument out of range or of a wrong shape; the message says what is allowed.
         """
         height, width = self._image_size(height, width)
-        check_counts(batch_size=batch_size, callback_steps=callback_steps)
+        batch_size, callback_steps = positive("batch_size", batch_size), positive("callback_steps", callback_steps)
         if timesteps is not None and sigmas is not None:
             raise ValueError("give timesteps or sigmas, not both.")
         self._check_inputs(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)

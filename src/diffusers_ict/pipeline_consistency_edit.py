@@ -3,19 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import ImagePipelineOutput
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
-from PIL.Image import Image
 from torch import Tensor
 
+from .arguments import number, positive
 from .formulas.editing import Colorize, Edit, Inpaint, SuperResolve, start_level
-from .pipeline_consistency import Callback, ConsistencyPipelineBase, Generators, Labels, check_counts
+from .image_inputs import MODES, read_images, read_mask
+from .pipeline_consistency import Callback, ConsistencyPipelineBase, Generators, Labels
 
 NOTHING = Inpaint(torch.ones(()))  # is known
-DEEP_MODES = ("I", "F")  # and I;16 and the like: Pillow cuts their values when it converts them
-WHITE = {"bool": 1, "uint8": 255, "uint16": 65535}  # by the type of an array
 
 
 class ConsistencyEditPipeline(ConsistencyPipelineBase):
@@ -47,16 +45,18 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
         """Draw images whose known part is that of the given ones, to 1e-6 in [-1, 1].
 
         Args:
-            image: one or several, of the model's size: PIL images, which are converted to the model's channels, or
-                arrays [H, W, C] or [B, H, W, C] or tensors [C, H, W] or [B, C, H, W] of floats from 0 to 1, of uint8
-                with white at 255, or of uint16 with white at 65,535.
+            image: one or several, which are resized to the model's size as other pipelines of diffusers do it: PIL
+                images, or arrays [H, W, C] or [B, H, W, C] or tensors [C, H, W] or [B, C, H, W] of floats from 0 to 1,
+                of uint8 with white at 255, or of uint16 with white at 65,535. PIL images are converted to the model's
+                channels; where it draws no transparency, transparent pixels are laid on white.
             edit: `Inpaint`, `Colorize`, `SuperResolve`, or an `Edit` of your own.
             class_labels: one class for all images, or one for each given image, by number or by name (`id2label`);
                 drawn with `generator` when the model is class-conditional and none are given.
             num_inference_steps: levels of the scheduler, as `ConsistencyPipeline` takes them; those above the start are
                 left out. Ignored where `sigmas` are given, as is `strength`.
             sigmas: descending noise levels. At sigma_max, noise is added to the known part of the image alone.
-            strength: where the levels start, from 0, which keeps the image, to 1, which is sigma_max (`start_level`).
+            strength: where the levels start, from 0, which gives the image back, to 1, which is sigma_max
+                (`start_level`).
             num_images_per_prompt: variations that are drawn of each given image, next to each other.
             generator: one, or a list with one for each drawn image.
             latents: standard normal noise for the first level, [images, C, H, W], instead of drawn noise.
@@ -65,19 +65,23 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
         Raises:
             ValueError: an argument out of range or of a wrong shape; the message says what is allowed.
         """
-        check_counts(num_images_per_prompt=num_images_per_prompt)
-        given = self._given(image)
-        y = given.repeat_interleave(num_images_per_prompt, 0)
+        repeats = positive("num_images_per_prompt", num_images_per_prompt)
+        given = self._pixels(image)
+        pixels = given.repeat_interleave(repeats, 0)
+        y = VaeImageProcessor.normalize(pixels)
         self._check_inputs(len(y), generator, output_type, callback_on_step_end_tensor_inputs)
         known = _known_part(edit, y)
-        levels = self._levels(num_inference_steps, strength) if sigmas is None else np.atleast_1d(sigmas)
+        levels = self._levels(num_inference_steps, strength) if sigmas is None else sigmas
         self.scheduler.set_timesteps(device=self._execution_device, sigmas=levels)
 
-        start = y if levels[0] < self.scheduler.config.sigma_max else known
-        sample = start + self._noise(y.shape, generator, latents) * self.scheduler.sigmas[0]
+        level = self.scheduler.sigmas[0]
+        start = y if level < torch.tensor(self.scheduler.config.sigma_max) else known
+        sample = start + self._noise(y.shape, generator, latents) * level
         labels = self._labels(len(y if class_labels is None else given), class_labels, generator)
         if labels is not None and class_labels is not None:
-            labels = labels.repeat_interleave(num_images_per_prompt)
+            labels = labels.repeat_interleave(repeats)
+        if sigmas is None and strength == 0:  # not by way of [-1, 1] and noise of sigma_min, which would round
+            return self._output(y if output_type == "latent" else pixels, output_type, return_dict, in_unit=True)
 
         def after_step(step: int, t: Tensor, sample: Tensor) -> Tensor:
             if step == self.num_timesteps - 1:  # the scheduler's last noise is rounding, and rounding is not exact
@@ -96,25 +100,20 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
         following = self.scheduler.sampling_sigmas(num_inference_steps)[1:]
         return [start, *following[following < start].tolist()]
 
-    def _given(self, image: PipelineImageInput) -> Tensor:
-        """Images of the model's size and channels: float32 [B, C, H, W] in [-1, 1]."""
-        pixels = self._pixels(image)
-        h, w = pixels.shape[-2:]
-        height, width = self._image_size(h, w) if self.unet.config.sample_size is None else self._image_size()
-        if (h, w) != (height, width):
-            raise ValueError(f"images must be {height}x{width} for this model, got {h}x{w}: resize them first.")
-        return VaeImageProcessor.normalize(pixels)
+    def _pixels(self, image: PipelineImageInput, resize: bool = True) -> Tensor:
+        """Images with the model's channels, and of its size if they are to be resized: float32 [B, C, H, W] in [0, 1].
 
-    def _pixels(self, image: PipelineImageInput) -> Tensor:
-        """Images of any size, with the model's channels: float32 [B, C, h, w] in [0, 1]."""
-        channels = self.unet.config.in_channels
-        pixels = _read(
-            image, "image", self._input_range, do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1
-        )
+        A model that has no size takes images of any that its halvings divide.
+        """
+        channels, resize = self.unet.config.in_channels, resize and self.unet.config.sample_size is not None
+        size = self._image_size() if resize else None
+        pixels = read_images(image, "image", self._input_range, MODES.get(channels), size)
         if pixels.ndim != 4 or pixels.shape[1] != channels:
             raise ValueError(
                 f"images for this model must have {channels} channels, got some of the shape {tuple(pixels.shape[1:])}."
             )
+        if self.unet.config.sample_size is None:
+            self._image_size(*pixels.shape[-2:])
         return pixels.to(self._execution_device)
 
 
@@ -128,20 +127,19 @@ class ConsistencyInpaintPipeline(ConsistencyEditPipeline):
 
         Args:
             image: as for `ConsistencyEditPipeline`; with several masks, one image may stand for all.
-            mask_image: white (from a half up) where to paint, one or one for each image: PIL images, or arrays or
-                tensors like `image` or of bool, with one channel or none.
+            mask_image: white (from a half up) where to paint, one or one for each image, resized like images: PIL
+                images without transparency, or arrays or tensors like `image` or of bool, with one channel or none.
             strength: at 1 nothing of what lies under the white is used; below, painting begins from it.
             options: other arguments of `ConsistencyEditPipeline`.
 
         Raises:
-            ValueError: as `ConsistencyEditPipeline`, and for masks of another size or number.
+            ValueError: as `ConsistencyEditPipeline`, and for masks of another number.
         """
         pixels = self._pixels(image)
-        mask = _mask(mask_image)
-        if mask.shape[-2:] != pixels.shape[-2:] or (len(mask) not in (1, len(pixels)) and len(pixels) != 1):
+        mask = read_mask(mask_image, pixels.shape[-2:])
+        if len(mask) not in (1, len(pixels)) and len(pixels) != 1:
             raise ValueError(
-                f"mask_image must be one mask, or one for each image, of the image's size: got {len(mask)} of "
-                f"{tuple(mask.shape[-2:])} for {len(pixels)} of {tuple(pixels.shape[-2:])}."
+                f"mask_image must be one mask, or one for each image, got {len(mask)} for {len(pixels)} images."
             )
         pixels = pixels.expand(max(len(pixels), len(mask)), -1, -1, -1)
         return super().__call__(pixels, Inpaint(mask), strength=strength, **options)
@@ -156,7 +154,7 @@ class ConsistencyImg2ImgPipeline(ConsistencyEditPipeline):
         """Draw images like the given ones: strokes become pictures, pictures become variations of themselves.
 
         Args:
-            strength: from 0, which keeps the image, to 1, which forgets it. 0.59 is noise of 5.39.
+            strength: from 0, which gives the image back, to 1, which forgets it. 0.59 is noise of 5.39.
             image, options: as for `ConsistencyEditPipeline`, and so are errors.
         """
         return super().__call__(image, NOTHING, strength=strength, **options)
@@ -172,12 +170,12 @@ class ConsistencyUpscalePipeline(ConsistencyEditPipeline):
             image: as for `ConsistencyEditPipeline`, but smaller than the model's by a whole number.
             options: other arguments of `ConsistencyEditPipeline`, whose errors are raised, too.
         """
-        pixels = self._pixels(image)
+        pixels = self._pixels(image, resize=False)
         (height, width), (h, w) = self._image_size(), pixels.shape[-2:]
         factor = height // h
         if factor < 2 or (h * factor, w * factor) != (height, width):
             raise ValueError(
-                f"images to be upscaled must be {height}x{width} divided by a whole number from 2, got {h}x{w}."
+                f"images to be upscaled must be {width}x{height} divided by a whole number from 2, got {w}x{h}."
             )
         pixels = pixels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
         return super().__call__(pixels, SuperResolve(factor), **options)
@@ -216,21 +214,29 @@ class ConsistencyDenoisePipeline(ConsistencyEditPipeline):
         """Remove Gaussian noise of a known standard deviation.
 
         Args:
-            image: as for `ConsistencyEditPipeline`; arrays and tensors may exceed 0 and 1, as noise does.
+            image: as for `ConsistencyEditPipeline`, but of the model's size; arrays and tensors may exceed 0 and 1, as
+                noise does.
             sigma: standard deviation of the noise in images in [-1, 1]: twice that in images in [0, 1].
             class_labels, generator, output_type, return_dict: as for `ConsistencyEditPipeline`.
 
         Raises:
-            ValueError: as `ConsistencyEditPipeline`, and for a level outside [sigma_min, sigma_max).
+            ValueError: as `ConsistencyEditPipeline`, and for another size, or a level outside [sigma_min, sigma_max).
         """
         least, most = self.scheduler.config.sigma_min, self.scheduler.config.sigma_max
-        if not least <= sigma < most:
+        level = number(sigma)
+        if level is None or not least <= level < most:
             raise ValueError(f"sigma must be at least {least} and below {most}, got {sigma}.")
-        noisy = self._pixels(image)
+        noisy = self._pixels(image, resize=False)
+        h, w = noisy.shape[-2:]
+        height, width = self._image_size(h, w) if self.unet.config.sample_size is None else self._image_size()
+        if (h, w) != (height, width):
+            raise ValueError(
+                f"images must be {width}x{height} for this model, got {w}x{h}: resizing would change their noise."
+            )
         options: dict[str, Any] = {"generator": generator, "output_type": output_type, "return_dict": return_dict}
         # The noise is in the image already.
         return super().__call__(
-            noisy, NOTHING, class_labels, sigmas=[sigma], latents=torch.zeros_like(noisy), **options
+            noisy, NOTHING, class_labels, sigmas=[level], latents=torch.zeros_like(noisy), **options
         )
 
 
@@ -245,55 +251,3 @@ def _known_part(edit: Edit, y: Tensor) -> Tensor:
             "projecting them again changes nothing."
         )
     return known
-
-
-def _mask(mask_image: PipelineImageInput) -> Tensor:
-    """float32 [B, 1, H, W], 1 where white."""
-    mask = _read(mask_image, "mask_image", (0.0, 1.0), do_convert_grayscale=True)
-    if mask.ndim != 4 or mask.shape[1] != 1:
-        raise ValueError(f"mask_image must have one channel, got the shape {tuple(mask.shape[1:])}.")
-    if 0 < mask.max() < 0.004:
-        raise ValueError(
-            "mask_image holds integers of 0 and 1, which are all black: make it bool, or multiply it by 255."
-        )
-    return (mask >= 0.5).float()
-
-
-def _read(images: PipelineImageInput, name: str, limits: tuple[float, float], **options: bool) -> Tensor:
-    """Images of one type and size: float32 [B, C, h, w] within the limits; refuses what diffusers would misread."""
-    listed = images if isinstance(images, list) else [images]
-    forms = {_form(one, name) for one in listed}
-    if len(forms) != 1:
-        raise ValueError(f"{name} must be images of one type and size, got {len(forms)} of them.")
-    if not isinstance(listed[0], Image):
-        images = [_unit(one, name) for one in listed] if isinstance(images, list) else _unit(images, name)
-    processor = VaeImageProcessor(
-        vae_scale_factor=1, vae_latent_channels=0, do_resize=False, do_normalize=False, **options
-    )
-    pixels = processor.preprocess(images).float()
-    low, high = limits
-    if not (low <= pixels.min() and pixels.max() <= high):
-        raise ValueError(
-            f"{name} must hold numbers from {low:g} to {high:g}, got {pixels.min():g} to {pixels.max():g}."
-        )
-    return pixels
-
-
-def _form(image: object, name: str) -> tuple:
-    """Type and size of one image, or of a batch."""
-    if isinstance(image, Image) and image.mode.split(";")[0] not in DEEP_MODES:
-        return Image, image.size
-    if isinstance(image, (np.ndarray, Tensor)) and image.ndim in (2, 3, 4):
-        return type(image), tuple(image.shape)
-    got = f"a PIL image of mode {image.mode}" if isinstance(image, Image) else type(image).__name__
-    raise ValueError(f"{name} must be 8-bit PIL images, or arrays or tensors with 2 to 4 axes, got {got}.")
-
-
-def _unit(values: Any, name: str) -> Any:
-    """An array or tensor with white at 1: integers by the range of their type, floats as they are."""
-    dtype = str(values.dtype).removeprefix("torch.")
-    if dtype in WHITE:
-        return (values.float() if isinstance(values, Tensor) else values.astype(np.float32)) / WHITE[dtype]
-    if "float" not in dtype:
-        raise ValueError(f"{name} must be floats from 0 to 1, uint8, uint16 or bool, got {dtype}.")
-    return values

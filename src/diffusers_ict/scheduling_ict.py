@@ -1,7 +1,6 @@
 """ICTScheduler: sampling and training noise levels of consistency models, as a diffusers scheduler."""
 
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any, cast
 
 import numpy as np
@@ -11,6 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .arguments import integer, number, positive
 from .formulas.noise_schedule import LARGEST_RHO, LEAST_RHO, RHO, SIGMA_MAX, SIGMA_MIN, level_dtype, rho_through
 from .formulas.preconditioning import (
     SIGMA_DATA,
@@ -69,25 +69,20 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         clip_denoised: bool = True,
         intermediate_sigmas: Sequence[float] = (0.821,),
     ) -> None:
-        _check_constants(num_train_timesteps, sigma_min, sigma_max, sigma_data, s_noise, rho)
+        constants = _checked_constants(num_train_timesteps, sigma_min, sigma_max, sigma_data, s_noise, rho)
         # By keyword: diffusers takes positional arguments for defaults when it records the config.
-        super().__init__(
-            num_train_timesteps=num_train_timesteps,
-            sigma_min=sigma_min,
-            sigma_max=sigma_max,
-            sigma_data=sigma_data,
-            s_noise=s_noise,
-            rho=rho,
-            clip_denoised=clip_denoised,
-        )
-        middle = list(intermediate_sigmas)
-        if len(set(middle)) < len(middle) or not all(sigma_min < sigma < sigma_max for sigma in middle):
+        super().__init__(**constants, clip_denoised=clip_denoised)
+        low, high = constants["sigma_min"], constants["sigma_max"]
+        middle = [number(sigma) for sigma in intermediate_sigmas]
+        if len(set(middle)) < len(middle) or not all(sigma and low < sigma < high for sigma in middle):
             raise ValueError(
-                f"intermediate_sigmas must be different numbers between sigma_min {sigma_min} and sigma_max "
-                f"{sigma_max}, got {middle}."
+                f"intermediate_sigmas must be different numbers between sigma_min {low} and sigma_max {high}, got "
+                f"{list(intermediate_sigmas)}."
             )
-        self.register_to_config(intermediate_sigmas=middle)  # a list, as it is read back from a file
-        self.stock_rho = rho_through(middle[0], num_train_timesteps, sigma_min, sigma_max) if middle else rho
+        # As they are read back from a file.
+        self.register_to_config(**constants, intermediate_sigmas=middle)
+        grid = constants["num_train_timesteps"], low, high
+        self.stock_rho = rho_through(cast(float, middle[0]), *grid) if middle else constants["rho"]
 
     def sampling_sigmas(self, num_inference_steps: int) -> np.ndarray:
         """The descending noise levels of an n-step sampler, float64 [n]: sigma_max, then the intermediate ones.
@@ -95,9 +90,9 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         Raises:
             ValueError: fewer than one step, or more than the grid has levels.
         """
-        steps, grid = num_inference_steps, self.config.num_train_timesteps
-        if not isinstance(steps, int) or not 1 <= steps <= grid:
-            raise ValueError(f"num_inference_steps must be an integer from 1 to {grid}, got {steps}.")
+        steps, grid = integer(num_inference_steps), self.config.num_train_timesteps
+        if steps is None or not 1 <= steps <= grid:
+            raise ValueError(f"num_inference_steps must be an integer from 1 to {grid}, got {num_inference_steps}.")
         chosen = list(self.config.intermediate_sigmas)[: steps - 1]
         if len(chosen) == steps - 1:
             return np.array([self.config.sigma_max, *sorted(chosen, reverse=True)])
@@ -147,21 +142,21 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         self._begin_index = None
 
     def _checked_sigmas(self, sigmas: Sequence[float]) -> np.ndarray:
-        levels = np.atleast_1d(np.asarray(sigmas, dtype=np.float64))
-        low, high = self.config.sigma_min, self.config.sigma_max
-        if len(levels) == 0 or (np.diff(levels) >= 0).any() or not ((levels >= low) & (levels <= high)).all():
+        levels, low, high = _array(sigmas), self.config.sigma_min, self.config.sigma_max
+        numbers = levels.ndim == 1 and len(levels) > 0 and levels.dtype.kind in "iuf"
+        if not numbers or (np.diff(levels) >= 0).any() or not ((levels >= low) & (levels <= high)).all():
             raise ValueError(f"sigmas must descend and lie within [{low}, {high}], got {levels.tolist()}.")
-        return levels
+        return levels.astype(np.float64)
 
     def _checked_indices(self, timesteps: Sequence[int]) -> np.ndarray:
-        indices, grid = np.atleast_1d(np.asarray(timesteps)), self.config.num_train_timesteps
-        within = len(indices) > 0 and indices[-1] >= 0 and indices[0] < grid
-        if not np.issubdtype(indices.dtype, np.integer) or not within or (np.diff(indices) >= 0).any():
+        indices, grid = _array(timesteps), self.config.num_train_timesteps
+        numbers = indices.ndim == 1 and len(indices) > 0 and indices.dtype.kind in "iu"
+        if not numbers or indices[-1] < 0 or indices[0] >= grid or (np.diff(indices.astype(np.int64)) >= 0).any():
             raise ValueError(
-                f"timesteps must be descending integer indices from {grid - 1} to 0, got {list(timesteps)}; "
+                f"timesteps must be descending integer indices from {grid - 1} to 0, got {indices.tolist()}; "
                 "give noise levels as sigmas=."
             )
-        return indices
+        return indices.astype(np.int64)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor) -> Tensor:
         """c_in(sigma) times the sample: what the network is to be given. Shape as the sample's."""
@@ -220,14 +215,15 @@ class ICTScheduler(CMStochasticIterativeScheduler):
             (sigma, sigma_next), [B] each in the type and on the device of the numbers; sigma < sigma_next.
 
         Raises:
-            ValueError: neither a batch size nor numbers, or both; or levels below this scheduler's sigma_min, where f
-                is not defined. On other devices than the CPU levels are not read, because a step would wait for them.
+            ValueError: neither a batch size nor numbers, or both; a batch size that is no positive integer; or levels
+                below this scheduler's sigma_min, where f is not defined. On other devices than the CPU levels are not
+                read, because a step would wait for them.
         """
         if (batch_size is None) == (uniform is None):
             raise ValueError("give training_sigmas either batch_size or uniform.")
         if uniform is not None:
             return objective.sample_pair(uniform, step, total_steps)
-        uniform = torch.rand(cast(int, batch_size), dtype=torch.float64, generator=generator)
+        uniform = torch.rand(positive("batch_size", batch_size), dtype=torch.float64, generator=generator)
         sigma, sigma_next = objective.sample_pair(uniform, step, total_steps)
         if sigma.min() < self.config.sigma_min:
             raise ValueError(
@@ -275,12 +271,23 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         return super().extract_init_dict(config, **kwargs)
 
 
-def _check_constants(
-    num_train_timesteps: int, sigma_min: float, sigma_max: float, sigma_data: float, s_noise: float, rho: float
-) -> None:
-    """Refuse the first constant with which a level of the grids is no positive float32, or they do not descend."""
-    if not isinstance(num_train_timesteps, int) or num_train_timesteps < 2:
+def _array(values: Any) -> np.ndarray:
+    """Numbers of a list, an array or a tensor, or one number, with at least one axis."""
+    if isinstance(values, Tensor):
+        values = values.double().cpu() if values.is_floating_point() else values.cpu()
+    return np.atleast_1d(np.asarray(values))
+
+
+def _checked_constants(num_train_timesteps: Any, sigma_min: Any, sigma_max: Any, *others: Any) -> dict[str, Any]:
+    """The constants of the grids in plain types, or a refusal of the first one that is none.
+
+    With those that pass, each level of the grids is a positive float32, and they descend.
+    """
+    grid = integer(num_train_timesteps)
+    if grid is None or grid < 2:
         raise ValueError(f"num_train_timesteps must be an integer of at least 2, got {num_train_timesteps}.")
+    sigma_data, s_noise, rho = others
+    constants: dict[str, Any] = {"num_train_timesteps": grid}
     ranges = {
         "sigma_min": (sigma_min, LEAST_SIGMA, LARGEST_SIGMA),
         "sigma_max": (sigma_max, sigma_min, LARGEST_SIGMA),
@@ -289,7 +296,10 @@ def _check_constants(
         "rho": (rho, LEAST_RHO, LARGEST_RHO),
     }
     for name, (value, least, largest) in ranges.items():
-        if not isinstance(value, Real) or not least <= value <= largest:
+        plain = number(value)
+        if plain is None or not least <= plain <= largest:
             raise ValueError(f"{name} must be a number from {least:g} to {largest:g}, got {value}.")
-    if sigma_min == sigma_max:
+        constants[name] = plain
+    if constants["sigma_min"] == constants["sigma_max"]:
         raise ValueError(f"sigma_max must be greater than sigma_min, got {sigma_max} for both.")
+    return constants

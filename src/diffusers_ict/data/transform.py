@@ -13,9 +13,9 @@ from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
 from ..errors import UserError, first_line
+from ..transparency import in_mode, may_be_transparent
 
 MODES = ("L", "RGB", "RGBA")  # one, three and four channels
-WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 BITS, WHITE_IS_ZERO = 258, 262  # TIFF tags; the second one is 0 where white is 0
 SCALED = ("PNG", "PPM")  # Pillow reads 16 bits of these formats as integers of 32 bits
 COMMON = ("PNG", "JPEG", "WEBP")  # tried first, which saves time: their first bytes fit no other format
@@ -128,19 +128,14 @@ class PictureFormat:
     def _in_mode(self, picture: Image.Image) -> Image.Image:
         """A picture in mode L, RGB or RGBA; by default in the one that loses nothing."""
         colour = picture.info.get("transparency")
-        transparent = picture.mode in WITH_ALPHA or "transparency" in picture.info
         if isinstance(colour, tuple) and max(colour) > 255:  # Pillow would look for it among colours of 8 bits
             raise ValueError("its transparent colour has 16 bits: save it with an alpha channel")
         if self.mode is None:
-            lossless = "RGBA" if transparent else {"P": "RGB", "1": "L"}.get(picture.mode, picture.mode)
+            lossless = "RGBA" if may_be_transparent(picture) else {"P": "RGB", "1": "L"}.get(picture.mode, picture.mode)
             if lossless not in MODES:
                 raise ValueError(f"its mode {lossless} is not one of {', '.join(MODES)}: convert it with `image_mode`")
-            return picture.convert(lossless)
-        if transparent and self.mode != "RGBA":
-            canvas = Image.new("RGBA", picture.size, self.background)
-            canvas.alpha_composite(picture.convert("RGBA"))
-            picture = canvas
-        return picture.convert(self.mode)
+            return in_mode(picture, lossless)
+        return in_mode(picture, self.mode, self.background)
 
 
 def _name(stored: Any, number: int) -> str:

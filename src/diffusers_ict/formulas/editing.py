@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
+from ..arguments import integer, number
 from .noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, karras_level, level_dtype
 
 LUMINANCE = (0.2989, 0.5870, 0.1140)  # of red, green and blue: CM, Appendix D
@@ -110,9 +111,10 @@ class SuperResolve(Edit):
     """
 
     def __init__(self, factor: int) -> None:
-        if not isinstance(factor, int) or factor < 2:
+        whole = integer(factor)
+        if whole is None or whole < 2:
             raise ValueError(f"the factor of super-resolution must be an integer of at least 2, got {factor!r}.")
-        self.factor = factor
+        self.factor = whole
 
     def project(self, x: Tensor) -> Tensor:
         """Each pixel replaced by the mean of its patch.
@@ -122,7 +124,7 @@ class SuperResolve(Edit):
         """
         height, width = x.shape[-2:]
         if height % self.factor or width % self.factor:
-            raise ValueError(f"patches of {self.factor} pixels do not divide images of {height}x{width}.")
+            raise ValueError(f"patches of {self.factor} pixels do not divide images of {width}x{height}.")
         means = avg_pool2d(x.to(level_dtype(x.device)), self.factor)  # sums of many pixels
         return interpolate(means, scale_factor=self.factor, mode="nearest").to(x.dtype)
 
@@ -130,15 +132,16 @@ class SuperResolve(Edit):
 def start_level(strength: float, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO) -> float:
     """The noise level at which an edit of a given strength begins: SDEdit (arXiv:2108.01073), on the grid of EDM Eq. 5.
 
-    0 is sigma_min, which leaves the image as it is, and 1 is sigma_max, which leaves nothing of it. Strength s
+    0 is sigma_min, where f leaves an image as it is, and 1 is sigma_max, which leaves nothing of it. Strength s
     is index 39 (1 - s) of the 40 levels with which CM edits: 0.59 is 5.39, where it has 5.38 for strokes.
 
     Raises:
         ValueError: a strength outside [0, 1].
     """
-    if not 0 <= strength <= 1:
+    share = number(strength)
+    if share is None or not 0 <= share <= 1:
         raise ValueError(f"strength must lie within 0 and 1, got {strength}.")
-    return karras_level(torch.tensor(strength, dtype=torch.float64), sigma_min, sigma_max, rho).item()
+    return karras_level(torch.tensor(share, dtype=torch.float64), sigma_min, sigma_max, rho).item()
 
 
 def slerp(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
