@@ -28,7 +28,7 @@ from diffusers_ict.data.load import load_images
 from diffusers_ict.data.settings import DataSettings
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import make_extractor
-from diffusers_ict.evaluation.metrics import neighbour_distances
+from diffusers_ict.evaluation.metrics import centred, neighbour_distances
 from diffusers_ict.evaluation.samples import drawer, image_shape
 from diffusers_ict.files import atomic_file, write_json
 from diffusers_ict.hub.card import write_card
@@ -174,9 +174,10 @@ def memorisation(samples: Tensor, training: Tensor) -> tuple[Tensor, Tensor, flo
         image to the nearest other one; the share of samples that are copies: nearer to a training image than half of
         that image's distance to any other one.
     """
-    parts = [torch.cdist(rows.float(), training.float()).min(1) for rows in samples.split(1000)]
+    samples, training = centred(samples, training)
+    parts = [torch.cdist(rows, training).min(1) for rows in samples.split(1000)]
     distances, indices = torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
-    (spacing,) = neighbour_distances(training.float(), (1,))
+    (spacing,) = neighbour_distances(training, (1,))
     copies = (distances < spacing[indices] / 2).double().mean().item()
     return distances, indices, spacing.median().item(), copies
 

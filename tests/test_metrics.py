@@ -2,8 +2,10 @@
 
 import importlib
 import importlib.util
+import operator
 import sys
 import types
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -137,6 +139,58 @@ def test_precision_recall_density_and_coverage_equal_a_naive_reference(chunk, mo
     inside = np.array([[np.linalg.norm(f - r) <= radius for f in fake] for r, radius in zip(real, radii)])
     assert got["density"] == pytest.approx(inside.sum() / (5 * len(fake)), abs=1e-9)
     assert got["coverage"] == pytest.approx(inside.any(1).mean(), abs=1e-9)
+
+
+@pytest.mark.parametrize("apart", [0, 3500])
+def test_features_far_from_0_have_the_neighbours_that_scipy_finds(apart):
+    """With a mean of 500 and a spread of 1, and in two groups far apart, in float32."""
+    spatial = pytest.importorskip("scipy.spatial.distance")
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (500 + torch.randn(n, 32, generator=generator) for n in (400, 300))
+    real[::2] += apart
+    fake[::3] += apart
+    a, b = real.double().numpy(), fake.double().numpy()
+    among_real, among_fake, between = (
+        np.sort(spatial.cdist(a, a)),
+        np.sort(spatial.cdist(b, b)),
+        spatial.cdist(a, b),
+    )
+    assert coverage_measures(real, fake) == {
+        "precision": (between <= among_real[:, [3]]).any(0).mean(),
+        "recall": (between <= among_fake[:, 3]).any(1).mean(),
+        "density": (between <= among_real[:, [5]]).sum() / (5 * 300),
+        "coverage": (between <= among_real[:, [5]]).any(1).mean(),
+    }
+    (nearest,) = metrics.neighbour_distances(real, (1,))
+    np.testing.assert_allclose(nearest, among_real[:, 1], rtol=1e-7)
+
+
+@pytest.mark.parametrize("shift", [0, 500])
+def test_copies_are_on_the_surface_of_their_balls(shift):
+    """Each of a few points appears often: radii are 0, and so are the distances of copies."""
+    points = shift + torch.rand(5, 16, generator=torch.Generator().manual_seed(0)).repeat(20, 1)
+    found = coverage_measures(points, points.flip(0))
+    assert found == {"precision": 1, "recall": 1, "density": 4, "coverage": 1}  # 20 copies of each of 5 neighbours
+
+
+def test_moving_both_sets_by_500_leaves_their_frechet_distance():
+    real, fake = torch.randn(2, 300, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = frechet_distance(real, 1.2 * fake)
+    assert frechet_distance(500 + real, 500 + 1.2 * fake) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_kernel_distance_of_features_far_from_0_is_that_of_exact_fractions():
+    generator = torch.Generator().manual_seed(0)
+    real, fake = (500 + torch.randn(12, 4, generator=generator) for _ in range(2))
+    rows = [[[Fraction(v) for v in row] for row in x.tolist()] for x in (real, fake)]
+
+    def total(a, b):
+        values = [[(sum(map(operator.mul, x, y)) / 4 + 1) ** 3 for y in b] for x in a]
+        return sum(map(sum, values)), sum(values[i][i] for i in range(12))
+
+    (rr, r), (ff, f), (rf, _) = total(rows[0], rows[0]), total(rows[1], rows[1]), total(*rows)
+    exact = (rr - r + ff - f) / (12 * 11) - 2 * rf / 12**2
+    assert kernel_distance(real, fake, 1, 12)[0] == pytest.approx(float(exact), rel=1e-8)
 
 
 def test_precision_and_recall_equal_torch_fidelity(sets, fidelity):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 SUBSET_SEED = 2020
-CHUNK = 1000  # rows of a distance matrix held at once: of 50,000 columns they take 200 MB
+CHUNK = 1000  # rows of a distance matrix held at once: of 50,000 columns they take 400 MB
+ROUNDING = 1e-14  # of squared distances, relative to the largest squared norm
 
 
 @dataclass
@@ -109,19 +110,21 @@ def inception_score(logits: Tensor, splits: int = 10) -> tuple[float, float]:
 
 
 def coverage_measures(real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5) -> dict[str, float]:
-    """ "precision" and "recall" (arXiv:1904.06991), "density" and "coverage" (arXiv:2002.09797), in float32.
+    """ "precision" and "recall" (arXiv:1904.06991), "density" and "coverage" (arXiv:2002.09797), in float64.
 
     Precision is the share of fakes within some real sample's distance to its k-th neighbour, recall the same with the
     roles exchanged. Density counts in how many real samples' balls a fake lies, over k_density; coverage is the share
-    of real samples with a fake in their ball. All but density lie within 0 and 1.
+    of real samples with a fake in their ball. All but density lie within 0 and 1. A sample on the surface of a ball is
+    in it, so that copies are found.
 
     Args:
         real, fake: features, [n, d] and [m, d], each of more than max(k, k_density) rows.
         k: neighbour of precision and recall; k_density: that of density and coverage.
     """
-    real, fake = real.float(), fake.float()
-    radii = neighbour_distances(real, (k, k_density))
-    (fake_radius,) = neighbour_distances(fake, (k,))
+    real, fake = centred(real, fake)
+    slack = ROUNDING * max(x.square().sum(1).max() for x in (real, fake))
+    radii = [(radius.square() + slack).sqrt() for radius in neighbour_distances(real, (k, k_density))]
+    fake_radius = (neighbour_distances(fake, (k,))[0].square() + slack).sqrt()
     precise = torch.zeros(len(fake), dtype=torch.bool)
     recalled, covered, inside = [], [], 0
     for rows, radius, density_radius in zip(*(x.split(CHUNK) for x in (real, *radii))):
@@ -136,8 +139,19 @@ def coverage_measures(real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5
     return {"precision": precision, "recall": recall, "density": density, "coverage": coverage}
 
 
+def centred(*sets: Tensor) -> list[Tensor]:
+    """Sets of points less the mean of the first, in float64: [n, d] each.
+
+    Distances are computed by products of matrices, which lose what is small beside the norms: in float32 all digits of
+    a spread of 1 at a mean of 500.
+    """
+    mean = sets[0].double().mean(0)
+    return [points.double() - mean for points in sets]
+
+
 def neighbour_distances(points: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
-    """For each k the distance of every point to its k-th nearest neighbour among the others: [n] each."""
+    """For each k the distance of every point to its k-th nearest neighbour among the others: float64 [n] each."""
+    (points,) = centred(points)
     # The nearest of all is the point itself, at distance 0.
     smallest = [torch.cdist(rows, points).topk(max(ks) + 1, largest=False).values for rows in points.split(CHUNK)]
     distances = torch.cat(smallest)
