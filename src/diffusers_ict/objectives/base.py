@@ -106,7 +106,7 @@ class Objective(ABC):
             if name not in fields:
                 names = ", ".join([*fields, *cls.further_settings])
                 raise ValueError(f"`objective` of {cls.__name__} can have {names}, got {name}.")
-            settings[name] = _converted(name, value, fields[name].type)
+            settings[name] = converted(name, value, fields[name].type)
         return cls(**settings)
 
     def settings(self) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def _fields(objective: Any) -> list[dataclasses.Field]:
     return [item for item in fields if not item.kw_only]
 
 
-def _converted(name: str, value: Any, annotation: Any) -> Any:
+def converted(name: str, value: Any, annotation: Any) -> Any:
     """A setting of a recipe in the type of its field, where that is a number or a switch."""
     kinds = typing.get_args(annotation) or (annotation,)
     if value is None and types.NoneType in kinds:

@@ -37,10 +37,10 @@ class Recipe(RunSettings, DataSettings):
     objective: dict[str, Any] = setting(
         {},
         "settings of the method [as published, l2 for CT]. ict: s0 s1 p_mean p_std huber_c; ct: s0 s1 mu0 metric "
-        "lpips_weights; ect: q stage_steps stages align_steps p_mean p_std huber_c k b; act: consistency "
-        "adversarial_weight adversarial_weight_mid r1_gamma r1_interval augment augment_signal augment_tau "
-        "augment_horizon discriminator_beta1 discriminator_beta2 discriminator_time_weight, and those of its "
-        "consistency",
+        "lpips_weights lpips_below lpips_pooling lpips_clip_target; ect: q stage_steps stages align_steps p_mean p_std "
+        "huber_c k b; act: consistency adversarial_weight adversarial_weight_mid r1_gamma r1_interval augment "
+        "augment_signal augment_tau augment_horizon discriminator_beta1 discriminator_beta2 discriminator_time_weight, "
+        "and those of its consistency",
     )
     intermediate_sigmas: list[float] = setting([0.821], "noise levels between sampling steps, in order of use")
 
