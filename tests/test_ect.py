@@ -141,7 +141,7 @@ def test_a_recipe_makes_the_objective_whose_alignment_must_end_before_the_run():
         (
             "act",
             {"align_steps": 5},
-            r"\(ACT\), s0, s1, mu0, metric, lpips_weights, got align_steps",
+            r"\(ACT\), s0, s1, mu0, metric, lpips_weights, lpips_\w+, lpips_\w+, lpips_\w+, got align_steps",
         ),
         ("ect", {"align_steps": -1}, "`objective` align_steps must be at least 0, got -1"),
         ("ect", {"align_steps": 1.5}, "`objective` align_steps must be an integer, got 1.5"),

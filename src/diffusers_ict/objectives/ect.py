@@ -25,7 +25,10 @@ class ECT(Objective):
     this alignment train a denoiser, which the stages turn into a consistency model.
 
     ECT's code does not limit the levels. Here t is between 2 sigma_min and sigma_max, which moves 1.4 % and 0.3 % of
-    the draws, and r / t at most 0.999.
+    the draws, and r / t at most 0.999. That code differs in two more ways: its f has no sigma_min in c_skip and c_out
+    while it trains, so that f is the identity at 0, and a sigma_min of 0.003 when it samples; and what is not finite in
+    targets and gradients becomes a number by `nan_to_num`, where a run ends here. Here, f is the same in training and
+    sampling. The weights 1 / (t - r) are those of its CIFAR-10 code; its ImageNet code has 1 / t^2 + 1 / sigma_data^2.
 
     Attributes:
         q: divides the gap at each stage. Published: 2 for long runs, and 256 for a short one that stays at stage 0.
