@@ -1,10 +1,10 @@
 """Sample grids, and the exported pipeline of a run."""
 
 import copy
+import math
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from diffusers import ModelMixin
 from PIL import Image
@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data.dataset import Images
-from ..image_grid import as_pictures, labelled_blocks
+from ..image_grid import as_pictures, labelled_blocks, legible
 from ..pipeline_consistency import ConsistencyPipeline
 from ..scheduling_ict import ICTScheduler
 from .ema import Average, variant_name
 
+MOST_COLUMNS = 16  # of a grid of samples
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -36,8 +37,9 @@ def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, se
     """Samples with one step and with two, from the same noise, below real images of the same classes.
 
     Args:
-        images: the data; its first images of each class are shown.
-        count: images in a row; classes go round in order.
+        images: the data, of which random images are shown; classes without images have blank places.
+        count: images drawn with each number of steps; classes go round in order.
+        seed: of the noise and of the choice of real images.
     """
     device, classes = pipeline.device, pipeline.unet.config.num_class_embeds
     labels = torch.arange(count) % classes if classes else None
@@ -48,30 +50,37 @@ def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, se
         drawn[f"{steps} step{'s' if steps > 1 else ''}"] = (
             sampled if sampled.shape[-1] in (1, 3, 4) else sampled[..., :1]
         )
-    rows = _rows_of(images, labels, count)
+    rows = _rows_of(images, labels, count, seed)
     real, _ = images.batch(rows.clamp(min=0), None, "cpu")
-    real[rows < 0] = -1
+    real[rows < 0] = 1
+    blocks = {"real": as_pictures(real), **drawn}
     # One row for each number of steps where that is readable, else blocks.
-    columns = count if count <= 16 else int(np.ceil(np.sqrt(count)))
-    names: list[str] = []
-    if labels is not None:
-        known = images.class_names or tuple(map(str, range(classes)))
-        names = [known[label] for label in labels[:columns].tolist()]
-    return labelled_blocks({"real": as_pictures(real), **drawn}, columns, names)
+    columns = count if count <= MOST_COLUMNS else min(MOST_COLUMNS, math.ceil(math.sqrt(count)))
+    if not classes:
+        return labelled_blocks(blocks, columns)
+    if columns < count and classes <= MOST_COLUMNS:
+        columns = MOST_COLUMNS // classes * classes  # so that the images of a column are of one class
+    names = [legible(name, str(number)) for number, name in enumerate(images.class_names or map(str, range(classes)))]
+    if columns == count or classes <= MOST_COLUMNS:
+        return labelled_blocks(blocks, columns, [names[number % classes] for number in range(columns)])
+    return labelled_blocks(blocks, columns, row_names=[f"from {first % classes}" for first in range(0, count, columns)])
 
 
-def _rows_of(images: Images, labels: Tensor | None, count: int) -> Tensor:
-    """Rows of the data: the first of each label in turn, or -1 where there is none; without labels, the first ones."""
+def _rows_of(images: Images, labels: Tensor | None, count: int, seed: int) -> Tensor:
+    """Random rows of the data, each other than the ones before as long as there are some: of each label in turn.
+
+    -1 where a label has no images.
+    """
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     if labels is None or images.labels is None:
-        return torch.arange(count) % len(images)
-    of_class = {label: (images.labels == label).nonzero().flatten() for label in labels.unique().tolist()}
-    seen: dict[int, int] = {}
-    rows = []
-    for label in labels.tolist():
-        there = of_class[label]
-        rows.append(int(there[seen.get(label, 0) % len(there)]) if len(there) else -1)
-        seen[label] = seen.get(label, 0) + 1
-    return torch.tensor(rows)
+        return order[torch.arange(count) % len(order)]
+    known = images.labels.cpu()[order]
+    rows = torch.full((count,), -1)
+    for label in labels.unique():
+        places, there = (labels == label).nonzero().flatten(), order[known == label]
+        if len(there):
+            rows[places] = there[torch.arange(len(places)) % len(there)]
+    return rows
 
 
 def export(
