@@ -10,6 +10,7 @@ import torch
 from conftest import write_npz
 from evaluated import SETTINGS, arguments, figures, refused
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file
 from short_run import run, two_processes
@@ -17,6 +18,7 @@ from short_run import run, two_processes
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import evaluate
 from diffusers_ict.evaluation import Moments, coverage_measures, frechet_distance, kernel_distance
+from diffusers_ict.evaluation.report import plot_quality
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,34 @@ def test_figures_are_those_of_images_drawn_by_hand(run_folder, tmp_path):
     assert got["frechet"] == pytest.approx(frechet_distance(real, fake), rel=1e-9)
     assert (got["kid"], got["kid_std"]) == pytest.approx(kernel_distance(real, fake, 100, 50), rel=1e-9)
     assert {key: got[key] for key in ("precision", "recall", "density", "coverage")} == (coverage_measures(real, fake))
+
+
+def report_of(count, variants=(None, "ema5", "teacher"), steps=(1, 2, 8)):
+    """A report whose variants have the same figures; the first metric is a KID below 0."""
+    metrics = {"kid": -0.001, "kid_std": 0.002, **{f"metric_{number}": 0.5 for number in range(1, count)}}
+    rows = [{"num_inference_steps": n, "variant": variant, "metrics": metrics} for variant in variants for n in steps]
+    facts = {"samples": 10, "reference_images": 10, "dataset": "d.npz", "extractor": "pixels", "higher_is_better": []}
+    return {"rows": rows, **facts}
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_the_plot_has_no_empty_place_and_shows_every_point(count, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **options: figures.append(figure) or args[0].touch())
+    plot_quality(report_of(count), tmp_path / "a.png")
+    (figure,) = figures
+    assert len(figure.axes) == count
+    spans = [panel.get_subplotspec() for panel in figure.axes]
+    rows, columns = spans[0].get_gridspec().get_geometry()
+    covered = [(span.rowspan.start, column) for span in spans for column in span.colspan]
+    assert sorted(covered) == [(row, column) for row in range(rows) for column in range(columns)]
+    for number, panel in enumerate(figure.axes):
+        lines = [container.lines[0] for container in panel.containers]
+        places = np.array([line.get_xdata() for line in lines])
+        assert len(np.unique(places)) == 9, "points of equal figures hide each other"
+        assert (np.abs(places - [0, 1, 2]) < 0.3).all(), "beside their number of steps"
+        assert (panel.get_ylim()[0] < -0.003) if number == 0 else (panel.get_ylim()[0] == 0)
+        assert all(max(line.get_ydata()) < panel.get_ylim()[1] for line in lines)
 
 
 @pytest.mark.slow

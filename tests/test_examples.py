@@ -7,11 +7,15 @@ import runpy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT, make_unet
 from PIL import Image
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
+from diffusers_ict.hub.card import renewed_card
+from diffusers_ict.pipeline_consistency import load_consistency
 
 README = (ROOT / "README.md").read_text()
 
@@ -44,6 +48,22 @@ def test_figures_in_the_readme_are_those_of_the_result_files():
     assert rows
     for row in rows:
         assert row in results, row
+
+
+def test_committed_cards_say_what_their_files_say():
+    """Files that come later, such as labels.json, are in them."""
+    for folder in (ROOT / "model_cards").iterdir():
+        assert (folder / "README.md").read_text("utf-8") == renewed_card(folder), folder.name
+
+
+def test_the_committed_model_draws_a_bag_by_its_name():
+    pipeline = load_consistency(str(ROOT / "model_cards" / "fashion32"))
+    named, numbered = (
+        pipeline(2, class_labels=label, generator=torch.Generator().manual_seed(0), output_type="np").images
+        for label in ("Bag", 8)
+    )
+    assert np.array_equal(named, numbered)
+    assert len(pipeline.id2label) == pipeline.unet.config.num_class_embeds
 
 
 def test_the_ledger_is_what_the_result_files_say():

@@ -7,6 +7,8 @@ from typing import Any
 from ..files import atomic_file
 
 TITLES = {"fid": "FID", "frechet": "Frechet distance", "fd_dinov2": "FD-DINOv2", "kid": "KID"}
+MARKERS = "os^Dv*"
+COLUMNS = 4  # of panels, at most
 
 
 def plot_quality(report: dict[str, Any], target: Path) -> None:
@@ -16,21 +18,15 @@ def plot_quality(report: dict[str, Any], target: Path) -> None:
     rows = report["rows"]
     names = [name for name in rows[0]["metrics"] if not name.endswith("_std")]
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    counts = sorted({row["num_inference_steps"] for row in rows})
-    columns = min(3, len(names))
-    figure = Figure(figsize=(4 * columns, 3 * math.ceil(len(names) / columns)), layout="constrained")
-    for place, name in enumerate(names, 1):
-        panel: Any = figure.add_subplot(math.ceil(len(names) / columns), columns, place)
-        for variant in variants:
-            points = [
-                (row["num_inference_steps"], row["metrics"][name], row["metrics"].get(f"{name}_std", 0.0))
-                for row in rows
-                if row["variant"] == variant
-            ]
-            panel.errorbar(*zip(*points), marker="o", capsize=3, label=variant or "published")
+    lengths = row_lengths(len(names))
+    figure = Figure(figsize=(4 * max(lengths), 3 * len(lengths)), layout="constrained")
+    grid = figure.add_gridspec(len(lengths), math.lcm(*lengths))
+    places = [(row, column, length) for row, length in enumerate(lengths) for column in range(length)]
+    for name, (row, column, length) in zip(names, places):
+        share = math.lcm(*lengths) // length
+        panel: Any = figure.add_subplot(grid[row, column * share : (column + 1) * share])
+        _plot_metric(panel, rows, name, variants)
         better = "higher" if name in report["higher_is_better"] else "lower"
-        panel.axhline(0, color="none")  # so that differences are seen in proportion
-        panel.set(xlabel="sampling steps", xticks=counts, xlim=(counts[0] - 0.4, counts[-1] + 0.4))
         title = TITLES.get(name, name.replace("_", " ").capitalize())
         panel.set_title(f"{title}\n({better} is better)", fontsize=10)
     if len(variants) > 1:
@@ -40,3 +36,31 @@ def plot_quality(report: dict[str, Any], target: Path) -> None:
     figure.suptitle(f"{report['samples']:,} samples {against}, features: {report['extractor']}", fontsize=9)
     with atomic_file(target) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
+
+
+def row_lengths(count: int) -> list[int]:
+    """How many panels each row has: as equal as they can be, so that no place is empty."""
+    rows = math.ceil(count / COLUMNS)
+    return [count * (row + 1) // rows - count * row // rows for row in range(rows)]
+
+
+def _plot_metric(panel: Any, rows: list[dict[str, Any]], name: str, variants: list[str | None]) -> None:
+    """A metric against the number of steps. Variants stand beside each other, so that equal ones are seen, too."""
+    counts = sorted({row["num_inference_steps"] for row in rows})
+    ends = [0.0]
+    for number, variant in enumerate(variants):
+        own = [row for row in rows if row["variant"] == variant]
+        aside = 0.12 * (number - (len(variants) - 1) / 2)
+        values = [row["metrics"][name] for row in own]
+        errors = [row["metrics"][f"{name}_std"] for row in own if f"{name}_std" in row["metrics"]]
+        places = [counts.index(row["num_inference_steps"]) + aside for row in own]
+        style = {"marker": MARKERS[number % len(MARKERS)], "capsize": 3, "linewidth": 1, "markersize": 5}
+        panel.errorbar(places, values, errors or None, label=variant or "published", **style)
+        ends += [
+            value + sign * error for value, error in zip(values, errors or [0.0] * len(values)) for sign in (-1, 1)
+        ]
+    panel.set(xlabel="sampling steps", xticks=range(len(counts)), xticklabels=counts, xlim=(-0.5, len(counts) - 0.5))
+    # From 0, so that differences are seen in proportion; a KID may be below it.
+    low, high = min(ends), max(ends)
+    margin = 0.1 * (high - low) or 1.0
+    panel.set_ylim(low - margin if low < 0 else 0, high + margin)
