@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,28 @@ def test_the_card_and_its_metadata_show_the_figures(run_folder, tmp_path):
     assert values["recall", 1, "ema5"] == rows[2]["metrics"]["recall"]
     kid = next(r for r in results if r.metric_type == "kid")
     assert kid.metric_args["standard_deviation"] == rows[0]["metrics"]["kid_std"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("inspection.json", "{", "cannot be read as JSON"),
+        ("inspection.json", "[" * 100_000, "cannot be read as JSON"),
+        ("inspection.json", '{"samples": "many"}', "one of which has other entries than it should"),
+        ("README.md", "---\na: [\n---\n", "must be a YAML mapping"),
+        ("evaluation.json", "{", None),
+    ],
+)
+def test_a_damaged_file_of_the_card_does_not_cost_the_report(run_folder, tmp_path, name, content, message):
+    model = shutil.copytree(run_folder, tmp_path / "run")
+    shutil.copy(run_folder.parent / "data.npz", tmp_path / "data.npz")
+    (model / name).write_text(content)
+    own = arguments(model, tmp_path, "--steps", 1, "--variants", "published", "--metrics", "kid", "--num_samples", 8)
+    expected = pytest.warns(UserWarning, match=f"report is written, but not into the model card: .*{message}")
+    with expected if message else nullcontext():
+        assert evaluate.main(own) == 0
+    assert json.loads((model / "evaluation.json").read_text())["samples"] == 8
+    assert (model / "evaluation.png").is_file()
 
 
 @pytest.mark.slow

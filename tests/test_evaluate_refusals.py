@@ -67,6 +67,12 @@ def test_broken_models_and_data_get_one_sentence(run_folder, tmp_path, capsys):
     refused(capsys, "the model has 7 classes and the data has 4", tmp_path / "seven", "--dataset_name", data, *own)
     np.savez(tmp_path / "empty.npz", images=np.zeros((0, 8, 8), np.uint8))
     refused(capsys, "holds no images", run_folder, "--dataset_name", tmp_path / "empty.npz", *own)
+    ConsistencyPipeline(make_unet(sample_size=None).eval(), ICTScheduler()).save_pretrained(tmp_path / "no_size")
+    refused(capsys, "must have a sample_size", tmp_path / "no_size", "--dataset_name", data, *own)
+    np.savez(tmp_path / "one.npz", images=np.zeros((1, 8, 8), np.uint8))
+    for pair in ((tmp_path / "one.npz", data), (data, tmp_path / "one.npz")):
+        refused(capsys, "needs at least 4 images of each kind, got 1", pair[0], "--dataset_name", pair[1], *own,
+                "--metrics", "kid")  # fmt: skip
     np.savez(tmp_path / "few.npz", images=np.zeros((5, 8, 8), np.uint8))
     few = "the metric pr needs at least 6 images of each kind"
     refused(capsys, few, tmp_path / "few.npz", "--dataset_name", data, *own, "--metrics", "pr")
@@ -106,6 +112,8 @@ BAD_EXTRACTORS = {
     "def features(images, device):\n    return images.nothing\n": "fails for images (1, 1, 8, 8): AttributeError",
     "def features(images, device):\n    raise SystemExit(0)\n": "fails for images (1, 1, 8, 8): SystemExit",
     "def features(images, device):\n    return images.flatten(1)[:, :9].float() / 0\n": "features that are not numbers",
+    "def features(images, device):\n    return images.flatten(1)[:, :0].float()\n": "got (1, 0) as features of 1",
+    "def features(images, device):\n    return 1e36 * images.flatten(1)[:, :2].float()\n": "too large to compute kid",
     "def features(images, device):\n    return images.flatten(1)[:, :1 + len(images) // 8].float()\n":
         "bad.py must give as many numbers for every image",
 }  # fmt: skip

@@ -139,5 +139,10 @@ def test_what_is_missing_is_told(images, tmp_path, monkeypatch):
     (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
     with pytest.raises(UserError, match="cannot be loaded: ModuleNotFoundError"):
         make_extractor(str(tmp_path / "broken.py"))
-    with pytest.raises(UserError, match="takes grey or RGB images, got 4 channels"):
-        extractors.colour(images.repeat(1, 2, 1, 1)[:, :4])
+    with pytest.raises(UserError, match=r"takes images of 1, 3 or 4 channels, got 2\."):
+        extractors.colour(images[:, :2])
+    sticker = torch.tensor([[255, 255, 255], [0, 100, 0], [10, 10, 200], [255, 51, 0]], dtype=torch.uint8)[
+        None, :, None
+    ]
+    shown = extractors.colour(sticker)[0, :, 0].T.tolist()
+    assert shown == [[255, 0, 10], [255, 224, 206], [255, 255, 255]], "opaque, a fifth of the colour, white alone"

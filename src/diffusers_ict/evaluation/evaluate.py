@@ -1,6 +1,8 @@
 """One evaluation, from reading the real images to renewing the model card."""
 
+import math
 import shlex
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
@@ -85,7 +88,10 @@ def evaluate(
         if variants:
             plot_quality(report, output_dir / "evaluation.png")
         if (output_dir / RunMetadata.file_name).is_file():
-            write_card(output_dir)
+            try:
+                write_card(output_dir)
+            except UserError as error:  # of another file, which is no reason to lose the report
+                warnings.warn(f"the report is written, but not into the model card: {error}", stacklevel=2)
         print(f"Written: {output_dir / 'evaluation.json'}")
     accelerator.end_training()
     return report
@@ -111,10 +117,14 @@ class Evaluator:
         if self.reference.features is not None and self.extract.accelerator.is_main_process:
             for metric in metrics:
                 chosen = metric.settings(count, self.reference.count)
-                values = metric.compute(samples, self.reference.features, self.extract.extractor, chosen)
+                with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
+                    values = metric.compute(samples, self.reference.features, self.extract.extractor, chosen)
                 figures |= values
                 higher += values if metric.higher_is_better else []
-        return tuple(broadcast_object_list([figures, higher]))
+        figures, higher = broadcast_object_list([figures, higher])
+        if wrong := [f"{name} {figure}" for name, figure in figures.items() if not math.isfinite(figure)]:
+            raise UserError(f"the features of {self.extract.extractor.name} are too large to compute {wrong[0]}.")
+        return figures, higher
 
 
 def _evaluator(

@@ -56,7 +56,7 @@ class Extractor:
             raise UserError(f"{self.name} fails for images {tuple(images.shape)}: {reason}") from error
         features, logits = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
         for what, x in [("features", features)] + ([] if logits is None else [("logits", logits)]):
-            if not isinstance(x, Tensor) or x.is_complex() or x.ndim != 2 or len(x) != len(images):
+            if not isinstance(x, Tensor) or x.is_complex() or x.ndim != 2 or len(x) != len(images) or x.shape[1] == 0:
                 shown = tuple(x.shape) if isinstance(x, Tensor) else f"an object of type {type(x).__name__}"
                 raise UserError(
                     f"{self.name} must return a tensor of features [n, d], or a pair of features and logits "
@@ -90,9 +90,12 @@ def make_extractor(name: str, weights: str | None = None, device: torch.device |
 
 
 def colour(images: Tensor) -> Tensor:
-    """Images of three channels: grey ones are repeated; others are refused."""
-    if images.shape[1] not in (1, 3):
-        raise UserError(f"this extractor takes grey or RGB images, got {images.shape[1]} channels.")
+    """Images of three channels: grey ones are repeated, transparent ones laid on white; others are refused."""
+    if images.shape[1] not in (1, 3, 4):
+        raise UserError(f"this extractor takes images of 1, 3 or 4 channels, got {images.shape[1]}.")
+    if images.shape[1] == 4:
+        alpha = images[:, 3:].float() / 255
+        images = (images[:, :3] * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
     return images.expand(-1, 3, -1, -1)
 
 

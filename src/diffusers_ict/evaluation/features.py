@@ -196,7 +196,7 @@ def _load(path: Path) -> Reference:
         reference = Reference(json.loads(metadata["description"]))
         moments = Moments(reference.count, tensors["mean"], tensors["covariance"] * (reference.count - 1))
         return replace(reference, features=Features(moments, tensors.get("features")))
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, AttributeError, LookupError, TypeError, ValueError) as error:
         reason = first_line(error)
         raise UserError(f"{path} is not a file of reference statistics, or a damaged one: {reason}.") from error
 

@@ -56,9 +56,8 @@ def _plot_metric(panel: Any, rows: list[dict[str, Any]], name: str, variants: li
         places = [counts.index(row["num_inference_steps"]) + aside for row in own]
         style = {"marker": MARKERS[number % len(MARKERS)], "capsize": 3, "linewidth": 1, "markersize": 5}
         panel.errorbar(places, values, errors or None, label=variant or "published", **style)
-        ends += [
-            value + sign * error for value, error in zip(values, errors or [0.0] * len(values)) for sign in (-1, 1)
-        ]
+        bars = zip(values, errors or [0.0] * len(values))
+        ends += [value + sign * error for value, error in bars for sign in (-1, 1)]
     panel.set(xlabel="sampling steps", xticks=range(len(counts)), xticklabels=counts, xlim=(-0.5, len(counts) - 0.5))
     # From 0, so that differences are seen in proportion; a KID may be below it.
     low, high = min(ends), max(ends)

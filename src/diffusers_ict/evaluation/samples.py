@@ -15,9 +15,11 @@ from ..pipeline_consistency import ConsistencyPipeline
 
 
 def image_shape(pipeline: ConsistencyPipeline) -> tuple[int, int, int]:
-    """(C, H, W) of the images that a pipeline draws."""
+    """(C, H, W) of the images that a pipeline draws, or a UserError where its network has no size."""
     config = pipeline.unet.config
     size = config.sample_size
+    if size is None:
+        raise UserError("the UNet's config must have a sample_size, the side of the images that it draws.")
     return (config.out_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
 
 
