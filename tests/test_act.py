@@ -52,6 +52,7 @@ def test_weight_is_a_power_of_the_place_in_the_grid_that_is_w_mid_in_the_middle_
             for w in [(1.1, 0.5), (-0.1, -0.1), (0.3, 0.4), (0.3, 0.0)]
         ),
         *((lambda s=s: AdaptiveStrength(*s), "must be positive") for s in [(0.0, 100), (-1.0, 100), (1.0, 0)]),
+        (lambda: ACT(r1_interval=True), "`r1_interval` must be a number, got True"),
     ],
 )
 def test_constants_out_of_range_are_refused(make, message):

@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -9,9 +10,11 @@ from diffusers_ict import ICT
 from diffusers_ict.commands.program import as_flags
 from diffusers_ict.discriminator import ConsistencyDiscriminator
 from diffusers_ict.errors import UserError
+from diffusers_ict.evaluation.evaluate import evaluate
+from diffusers_ict.evaluation.settings import EvaluationSettings
 from diffusers_ict.formulas.noise_schedule import act_num_levels, ct_num_levels
 from diffusers_ict.objectives import BUILT_IN, objective_class
-from diffusers_ict.training.recipe import SHIPPED, parse
+from diffusers_ict.training.recipe import SHIPPED, Recipe, parse
 from diffusers_ict.training.start import make_objective
 from diffusers_ict.training.unets import read_config
 
@@ -77,6 +80,21 @@ def test_settings_of_the_method_add_up_and_belong_to_their_loss(tmp_path):
     assert read("--config", path, "--objective", "s1=80", "--objective", "s0=5").objective == {
         "s1": 80, "p_mean": -0.6, "s0": 5}  # fmt: skip
     assert read("--config", path, "--loss", "ct").objective == {}
+
+
+def test_numbers_of_numpy_are_those_of_python_and_bools_are_none():
+    given = {"max_train_steps": np.int64(8), "seed": np.uint8(3), "learning_rate": np.float32(0.5),
+             "ema_decays": [np.float64(0.5), 0.9], "intermediate_sigmas": np.array([0.5])}  # fmt: skip
+    plain = {"max_train_steps": 8, "seed": 3, "learning_rate": 0.5, "ema_decays": [0.5, 0.9],
+             "intermediate_sigmas": [0.5]}  # fmt: skip
+    written = yaml.safe_dump(Recipe(output_dir="o", dataset_name="d", **given).as_dict())
+    assert written == yaml.safe_dump(Recipe(output_dir="o", dataset_name="d", **plain).as_dict())
+    assert repr(ICT(s0=np.int64(4), p_std=torch.tensor(0.5))) == repr(ICT(s0=4, p_std=0.5))
+    for name in ("max_train_steps", "train_batch_size", "seed", "learning_rate"):
+        with pytest.raises(UserError, match=f"`{name}` must be a number, got True"):
+            Recipe(output_dir="o", dataset_name="d", **{name: True})
+    with pytest.raises(UserError, match="`seed` must be a number, got True"):
+        evaluate("model", EvaluationSettings(dataset_name="d", seed=True))
 
 
 def test_a_saved_recipe_gives_the_same_recipe(tmp_path):

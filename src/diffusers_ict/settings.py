@@ -42,17 +42,24 @@ def setting(
 def check_bounds(settings: Any) -> None:
     """Check that every number of a dataclass made of settings is finite and within its bounds.
 
+    Numbers of numpy and tensors of one become Python's, which alone can be written into recipes and checkpoints.
+
     Raises:
         UserError: naming the first value that is not.
     """
     for item in dataclasses.fields(settings):
         at_least, above, below = bounds = item.metadata.get("bounds", (None, None, None))
-        value = getattr(settings, item.name)
+        given = getattr(settings, item.name)
+        value = _of_python(given)
+        if value is not given:
+            object.__setattr__(settings, item.name, value)  # also where the dataclass is frozen
         numbers = value if isinstance(value, list) else [value]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise UserError(f"`{item.name}` must be finite, got {value}.")
         if value is None or bounds == (None, None, None):
             continue
+        if any(isinstance(number, bool) for number in numbers):  # which Python takes for 0 and 1
+            raise UserError(f"`{item.name}` must be a number, got {value}.")
         rules = [
             (at_least, "at least", operator.ge),
             (above, "greater than", operator.gt),
@@ -62,6 +69,15 @@ def check_bounds(settings: Any) -> None:
         if not all(holds(value, bound) for bound, _, holds in stated):
             allowed = " and ".join(f"{words} {bound:g}" for bound, words, _ in stated)
             raise UserError(f"`{item.name}` must be {allowed}, got {value}.")
+
+
+def _of_python(value: Any) -> Any:
+    """A setting whose numbers are Python's; the very same object where they are already."""
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, list) and any(hasattr(one, "tolist") for one in value):
+        return [_of_python(one) for one in value]
+    return value
 
 
 def default_of(item: dataclasses.Field) -> Any:

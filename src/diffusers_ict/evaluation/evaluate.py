@@ -28,6 +28,7 @@ from ..hub.provenance import code_commit, hardware
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
+from ..settings import check_bounds
 from ..version import __version__
 from .extractors import make_extractor
 from .features import Extraction, ImagesByNumber, Reference, measure_reference, read_reference
@@ -197,6 +198,7 @@ def _checked_metrics(
     settings: EvaluationSettings, folder: Path | None, metrics: Sequence[Metric] | None
 ) -> Sequence[Metric]:
     """The metrics, after a check of the settings, before anything is read; `folder` is the model's, if it is local."""
+    check_bounds(settings)
     for name in ("metrics", "steps", "variants"):
         if getattr(settings, name) == []:
             raise UserError(f"`{name}` needs at least one value, got none.")

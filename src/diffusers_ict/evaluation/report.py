@@ -54,7 +54,13 @@ def _plot_metric(panel: Any, rows: list[dict[str, Any]], name: str, variants: li
         values = [row["metrics"][name] for row in own]
         errors = [row["metrics"][f"{name}_std"] for row in own if f"{name}_std" in row["metrics"]]
         places = [counts.index(row["num_inference_steps"]) + aside for row in own]
-        style = {"marker": MARKERS[number % len(MARKERS)], "capsize": 3, "linewidth": 1, "markersize": 5}
+        style = {
+            "marker": MARKERS[number % len(MARKERS)],
+            "capsize": 3,
+            "linewidth": 1,
+            "markersize": 5,
+            "clip_on": False,
+        }
         panel.errorbar(places, values, errors or None, label=variant or "published", **style)
         bars = zip(values, errors or [0.0] * len(values))
         ends += [value + sign * error for value, error in bars for sign in (-1, 1)]
