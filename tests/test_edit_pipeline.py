@@ -453,7 +453,10 @@ def test_images_of_other_sizes_are_resized_as_by_diffusers():
         ({"edit": Halved()}, "project of Halved must be a projector"),
         ({"edit": SuperResolve(3)}, "patches of 3 pixels do not divide images of 8x8"),
         ({"edit": Inpaint(torch.ones(4, 4))}, "does not fit images of"),
-        *(({"strength": wrong}, "strength must lie within 0 and 1") for wrong in (-0.1, True, "0.5", float("nan"))),
+        *(
+            ({"strength": wrong}, "strength must lie within 0 and 1")
+            for wrong in (-0.1, True, "0.5", np.nan, [0.5], np.ones(1))
+        ),
         ({"sigmas": [1.0, 2.0]}, "sigmas must descend"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be a positive integer, got 0"),
         ({"num_images_per_prompt": True}, "num_images_per_prompt must be a positive integer, got True"),

@@ -1,4 +1,4 @@
-"""Numbers as callers give them: Python's, numpy's, or tensors of one element. A bool or a text is no number."""
+"""Numbers as callers give them: Python's, numpy's, or tensors without axes. A bool or a text is no number."""
 
 import operator
 from typing import Any
@@ -7,14 +7,14 @@ from typing import Any
 def integer(value: Any) -> int | None:
     """The integer that a value is, or None."""
     try:
-        return None if _is_bool(value) else operator.index(value)
+        return None if _is_other(value) else operator.index(value)
     except (TypeError, ValueError, RuntimeError):  # RuntimeError of a tensor on a device that has no data
         return None
 
 
 def number(value: Any) -> float | None:
     """The number that a value is, or None; infinities and NaN are numbers."""
-    if _is_bool(value) or isinstance(value, (str, bytes, bytearray)):
+    if _is_other(value) or isinstance(value, (str, bytes, bytearray)):
         return None
     try:
         return float(value)
@@ -34,5 +34,7 @@ def positive(name: str, value: Any) -> int:
     return count
 
 
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+def _is_other(value: Any) -> bool:
+    """Whether it is a bool, or has axes."""
+    is_bool = isinstance(value, bool) or str(getattr(value, "dtype", "")).endswith("bool")
+    return is_bool or getattr(value, "ndim", 0) > 0
