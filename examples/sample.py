@@ -16,7 +16,7 @@ import torch
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation.samples import drawer
-from diffusers_ict.image_grid import as_pictures, image_grid
+from diffusers_ict.image_grid import as_pictures, classes_in_turn
 from diffusers_ict.pipeline_consistency import load_consistency
 from diffusers_ict.settings import ArgumentParser
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def sample(argv: Sequence[str] | None) -> None:
-    """Draw and save the picture: ten columns, or one for each class."""
+    """Draw and save the picture: columns of one class each, with its name."""
     parser = ArgumentParser("sample.py", __doc__)
     parser.add_argument("model", help="folder or Hub id of a consistency pipeline")
     parser.add_argument("--variant", help="weights other than the published ones, such as ema9999")
@@ -48,8 +48,9 @@ def sample(argv: Sequence[str] | None) -> None:
     taken = time.perf_counter() - start
     images = as_pictures(pixels.float() / 127.5 - 1)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    columns = min(pipeline.unet.config.num_class_embeds or 10, 20)
-    image_grid(images, columns, zoom=max(1, 64 // images.shape[1])).save(options.output)
+    numbers = range(pipeline.unet.config.num_class_embeds or 0)
+    names = [(pipeline.id2label or {}).get(number, str(number)) for number in numbers]
+    classes_in_turn({"": images}, names).save(options.output)
     steps = f"{options.num_inference_steps} step{'s' if options.num_inference_steps > 1 else ''}"
     print(f"{options.output}: {options.num_samples} samples with {steps} in {taken:.1f} seconds.")
 

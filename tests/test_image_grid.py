@@ -63,6 +63,11 @@ def test_the_real_row_of_stickers_and_of_classes_without_images_has_no_black():
     assert [column.max() for column in tiles(shown(grey, 6, 3), 6)[0]] == [0, 255, 0] * 2
 
 
+def test_data_with_classes_has_no_names_above_the_samples_of_a_model_without():
+    images = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, 2, ("cat", "dog"))
+    assert shown(images, 4).height == 3 * SIDE + 2 * 4 * GAP < shown(images, 4, 2).height
+
+
 @pytest.mark.parametrize("classes", [None, 4])
 def test_real_images_are_a_random_draw_by_the_seed(classes):
     values = torch.arange(100, dtype=torch.uint8)

@@ -1,6 +1,7 @@
 """Pictures made of many small images: grids, and blocks of grids with row and column names."""
 
 import importlib.util
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from .transparency import on_checkerboard
 
 SIDE = 64  # images are enlarged to about this many pixels
 TEXT, SMALL_TEXT = 12, 8  # heights of names in pixels, from the largest to the least
+MOST_COLUMNS = 16  # of images
 LINES = 3  # that the name of a column may have
 LONGEST = 200  # characters of a name that are looked at
 NO_CHARACTER = "\U0010ffff"  # fonts draw it like every character that they lack
@@ -84,6 +86,23 @@ def labelled_blocks(
             pen.text((x, top + row + tall * zoom // 2 - TEXT // 2), text, "black", font)
         top += grid.height + 4 * gap
     return sheet
+
+
+def classes_in_turn(blocks: dict[str, np.ndarray], class_names: Sequence[str] = ()) -> Image.Image:
+    """Blocks of as many images, one row each where that is readable. Classes go round in order, where there are some.
+
+    A column is of one class, whose name stands above; where there are too many classes, each row has the number of its
+    first.
+    """
+    count, classes = len(next(iter(blocks.values()))), len(class_names)
+    columns = count if count <= MOST_COLUMNS else min(MOST_COLUMNS, math.ceil(math.sqrt(count)))
+    if columns < count and 0 < classes <= MOST_COLUMNS:
+        columns = MOST_COLUMNS // classes * classes
+    if columns < count and classes > MOST_COLUMNS:
+        starts = range(0, count, columns)
+        return labelled_blocks(blocks, columns, row_names=[f"from {first % classes}" for first in starts])
+    names = [legible(name, str(number)) for number, name in enumerate(class_names[:columns])]
+    return labelled_blocks(blocks, columns, [names[number % classes] for number in range(columns)] if names else ())
 
 
 def legible(name: str, otherwise: str) -> str:

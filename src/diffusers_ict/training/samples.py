@@ -1,7 +1,6 @@
 """Sample grids, and the exported pipeline of a run."""
 
 import copy
-import math
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,12 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..data.dataset import Images
-from ..image_grid import as_pictures, labelled_blocks, legible
+from ..image_grid import as_pictures, classes_in_turn
 from ..pipeline_consistency import ConsistencyPipeline
 from ..scheduling_ict import ICTScheduler
 from .ema import Average, variant_name
 
-MOST_COLUMNS = 16  # of a grid of samples
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -53,17 +51,9 @@ def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, se
     rows = _rows_of(images, labels, count, seed)
     real, _ = images.batch(rows.clamp(min=0), None, "cpu")
     real[rows < 0] = 1
+    names = images.class_names if labels is not None else ()
     blocks = {"real": as_pictures(real), **drawn}
-    # One row for each number of steps where that is readable, else blocks.
-    columns = count if count <= MOST_COLUMNS else min(MOST_COLUMNS, math.ceil(math.sqrt(count)))
-    if not classes:
-        return labelled_blocks(blocks, columns)
-    if columns < count and classes <= MOST_COLUMNS:
-        columns = MOST_COLUMNS // classes * classes  # so that the images of a column are of one class
-    names = [legible(name, str(number)) for number, name in enumerate(images.class_names or map(str, range(classes)))]
-    if columns == count or classes <= MOST_COLUMNS:
-        return labelled_blocks(blocks, columns, [names[number % classes] for number in range(columns)])
-    return labelled_blocks(blocks, columns, row_names=[f"from {first % classes}" for first in range(0, count, columns)])
+    return classes_in_turn(blocks, list(map(str, range(classes))) if names is None else names)
 
 
 def _rows_of(images: Images, labels: Tensor | None, count: int, seed: int) -> Tensor:
