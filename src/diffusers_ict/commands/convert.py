@@ -17,7 +17,7 @@ from .program import argument, as_flags, program
 
 
 @program(
-    "convert.py",
+    "convert",
     __doc__,
     argument("source", help="file, folder, or id on the Hub"),
     argument("output_dir", type=Path, help="a folder that does not exist yet"),

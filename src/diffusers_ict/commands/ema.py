@@ -1,4 +1,4 @@
-"""Make averages of any length of a finished run, from the snapshots that `--ema_snapshot_steps` kept.
+"""Make averages of any length of a finished run: from the snapshots that `--ema_snapshot_steps` kept.
 
     diffusers-ict ema my-model --std 0.05 0.1 0.15
 
@@ -15,7 +15,7 @@ from .program import argument, program
 
 
 @program(
-    "ema.py",
+    "ema",
     __doc__,
     argument("folder", type=Path, help="output folder of a training run"),
     argument("--std", type=float, nargs="+", required=True, help="standard deviations, as shares of the run"),

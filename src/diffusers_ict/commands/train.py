@@ -1,38 +1,60 @@
 """Train a consistency model from images: iCT, ECT, CT or ACT.
 
-accelerate launch --quiet train_scripts/train_ict.py --train_data_dir my_images --resolution 64 --output_dir my-model
+    diffusers-ict train --train_data_dir my_images --resolution 64 --output_dir my-model
+    accelerate launch --quiet -m diffusers_ict train --train_data_dir my_images ...         # on several GPUs
 
 Exit codes: 0 done; 1 the training diverged; 2 bad input (nothing was written), or a file that cannot be written;
 3 stopped early by a signal or by --max_train_minutes, with a checkpoint, or because another process is gone.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
-from ..training.recipe import parse
+from ..files import portable
+from ..invocation import message_name, typed
+from ..settings import as_flag
+from ..training.recipe import OF_THE_DATA, Recipe, parse
 from .program import run_program
-
-NAME = "train_ict.py"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the flags say, by default those of the command line; returns the exit code."""
-    return run_program(NAME, lambda: _train(argv))
+    return run_program(typed("train"), lambda: _train(argv))
 
 
 def _train(argv: Sequence[str] | None) -> None:
-    recipe = parse(argv, NAME, __doc__)
+    recipe = parse(argv, typed("train"), __doc__)
     from ..training.train import train
 
     failure = train(recipe)
+    folder = recipe.output_dir
     if not recipe.dry_run and os.environ.get("RANK", "0") == "0":
-        folder = recipe.output_dir
         print(f"The model is in {folder}: samples in {folder}/samples, plot in {folder}/training.png, model card in")
-        print(f"{folder}/README.md. Next: diffusers-ict evaluate {folder} with the data flags of this run, or")
-        print(f"diffusers-ict publish {folder} --hub_model_id you/{os.path.basename(folder)}")
+        print(f"{folder}/README.md. Next:")
+        for command in next_commands(recipe):
+            print(f"  {shlex.join(['diffusers-ict', *command])}")
     if failure is not None:
-        again = f"diffusers-ict publish {recipe.output_dir} --hub_model_id {recipe.hub_model_id}"
-        print(f"{NAME}: {failure} Everything is in {recipe.output_dir}; finish with {again}", file=sys.stderr)
+        again = shlex.join(["diffusers-ict", "publish", folder, "--hub_model_id", recipe.hub_model_id])
+        name = message_name(typed("train"))
+        print(f"{name}: {failure} Everything is in {folder}; finish with {again}", file=sys.stderr)
     elif recipe.push_to_hub and not recipe.dry_run:
         print(f"Published as {recipe.hub_model_id}.")
+
+
+def next_commands(recipe: Recipe) -> list[list[str]]:
+    """What people do with a finished run, as words behind `diffusers-ict`.
+
+    Its folder says which images it was trained on; but of an absolute path no more than the last part.
+    """
+    plain, folder = Recipe(), recipe.output_dir
+    moved = portable(recipe.data_name) != recipe.data_name
+    flags = {name: getattr(recipe, name) for name in OF_THE_DATA if getattr(recipe, name) != getattr(plain, name)}
+    data = [word for name, value in flags.items() for word in as_flag(name, value)] if moved else []
+    name = recipe.hub_model_id or f"you/{os.path.basename(os.path.abspath(folder))}"
+    return [
+        ["sample", folder],
+        ["evaluate", folder, *data],
+        ["publish", folder, "--hub_model_id", name],
+    ]

@@ -22,6 +22,7 @@ from ..files import check_writable, portable, public_name, staged_folder, write_
 from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
 from ..hub.provenance import code_commit, hardware
+from ..invocation import command_words
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
@@ -257,5 +258,5 @@ def _describe(evaluator: Evaluator, words: Sequence[str]) -> dict[str, Any]:
         "versions": {"diffusers-ict": __version__, **{name: version(name) for name in ("torch", "diffusers")}},
         "commit": code_commit(),
         "hardware": hardware(evaluator.extract.accelerator),
-        "command": shlex.join(["python", "train_scripts/evaluate.py", *map(portable, words)]),
+        "command": shlex.join([*command_words("evaluate"), *map(portable, words)]),
     }

@@ -6,12 +6,16 @@ from typing import Any
 
 import torch
 from huggingface_hub import list_repo_files
+from PIL import Image
 from torch import Tensor
 
 from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
 from ..errors import UserError, first_line
+from ..image_grid import as_pictures, image_grid
 from ..pipeline_consistency import ConsistencyPipeline
+
+AT_ONCE = 250  # samples of one call of the network
 
 
 def image_shape(pipeline: ConsistencyPipeline) -> tuple[int, int, int]:
@@ -75,3 +79,13 @@ def drawer(
         return (drawn * 255).round().to(torch.uint8)  # as PIL images are made
 
     return draw
+
+
+def sample_sheet(pipeline: ConsistencyPipeline, count: int, steps: int, seed: int) -> Image.Image:
+    """A picture of so many samples, each class in turn, drawn in `steps` steps: ten columns, or one for each class."""
+    levels = pipeline.scheduler.sampling_sigmas(steps).tolist()
+    parts = torch.arange(count).split(AT_ONCE)
+    pixels = torch.cat([drawer(pipeline, None, seed, levels)(numbers) for numbers in parts])
+    images = as_pictures(pixels.float() / 127.5 - 1)
+    columns = min(pipeline.unet.config.num_class_embeds or 10, 20)
+    return image_grid(images, columns, zoom=max(1, 64 // images.shape[1]))
