@@ -41,6 +41,18 @@ def test_the_gap_of_equal_estimates_is_0_and_of_a_step_its_height():
     assert inspection.consistency_gap(estimates).tolist() == [0, 0, 0.25, 0]
 
 
+def test_nothing_is_written_over_the_curve_of_the_gap(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, target, **options: (drawn.append(figure), target.touch()))
+    gap = torch.linspace(1, 2, 10)
+    inspection.plot_gap(karras_sigmas(11), gap, tmp_path / "gap.png")
+    (axes,) = drawn[0].axes
+    assert not axes.texts
+    assert "largest: 2 at sigma 80" in axes.get_title()
+
+
 def test_copies_are_told_from_new_samples():
     generator = torch.Generator().manual_seed(0)
     training = torch.randn(200, 16, generator=generator)

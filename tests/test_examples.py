@@ -6,6 +6,7 @@ import runpy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT, make_unet
 from PIL import Image
@@ -27,7 +28,7 @@ def test_readme_snippets_run(number, tmp_path, monkeypatch):
         assert sample.size[0] >= 8
 
 
-COMMANDS = re.findall(r"diffusers-ict ([a-z-]+)((?:[^\n`]|\\\n)*)", README)
+COMMANDS = re.findall(r"diffusers-ict (?!is )([a-z-]+)((?:[^\n`]|\\\n)*)", README)
 
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in COMMANDS}))
@@ -82,6 +83,9 @@ def test_pictures_are_edited_into_a_strip(tmp_path, capsys):
     assert "2 pictures, edited in 2 steps" in capsys.readouterr().out
     with Image.open(tmp_path / "out" / "edits.png") as strip:
         assert strip.height == 9 * 64 + 8 * 8  # before, and two blocks for each of four edits
+        grey = np.asarray(strip)[7 * 72 + 8 : 7 * 72 + 56, -130:-74].reshape(-1, 3)
+    assert (grey == grey[:, :1]).all(), "what is known of colours is a grey"
+    assert abs(int(grey[0, 0]) - 0.2989 * 255) < 1, "that of a red picture"
     assert edit.main([*own, "--class_labels", "7"]) == 2
     assert "diffusers-ict edit: class_labels must lie within 0 and 2" in capsys.readouterr().err
 

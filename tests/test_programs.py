@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from conftest import ROOT
 
 from diffusers_ict.commands.main import PROGRAMS
 from diffusers_ict.commands.main import main as program
+from diffusers_ict.commands.program import run_program
 from diffusers_ict.invocation import command_words, message_name, typed
+from diffusers_ict.progress import told
 from diffusers_ict.settings import ArgumentParser, nearest
 from diffusers_ict.training.recipe import parse
 
@@ -134,7 +137,7 @@ def test_the_overview_has_a_line_for_each_command_and_help_the_name_that_was_typ
 
 
 @pytest.mark.parametrize(
-    ("started", "told", "begins", "again"),
+    ("started", "words", "begins", "again"),
     [
         ("/usr/bin/diffusers-ict", "diffusers-ict train", "diffusers-ict train", "diffusers-ict train"),
         ("train_scripts/train_ict.py", *["python train_scripts/train_ict.py", "train_ict.py"], None),
@@ -144,17 +147,18 @@ def test_the_overview_has_a_line_for_each_command_and_help_the_name_that_was_typ
         ("/lib/pytest/__main__.py", *["diffusers-ict train"] * 3),
     ],
 )  # fmt: skip
-def test_programs_are_called_as_they_were_started(monkeypatch, started, told, begins, again):
+def test_programs_are_called_as_they_were_started(monkeypatch, started, words, begins, again):
     monkeypatch.setattr(sys, "argv", [started, "--flag"])
-    assert typed("train") == told
-    assert message_name(told) == begins
-    assert " ".join(command_words("train")) == (again or told), "no folder of this machine is in it"
+    assert typed("train") == words
+    assert message_name(words) == begins
+    assert " ".join(command_words("train")) == (again or words), "no folder of this machine is in it"
 
 
 @pytest.mark.parametrize("launch", [["torch.distributed.run", "--nproc_per_node", "1", "--standalone"]])
 def test_a_command_is_repeated_with_the_words_of_its_launcher(tmp_path, launch):
     script = tmp_path / "train_ict.py"
-    script.write_text("from diffusers_ict.invocation import command_words\nprint(*command_words('train'))\n")
+    script.write_text("from diffusers_ict.commands.program import run_program
+from diffusers_ict.invocation import command_words\nprint(*command_words('train'))\n")
     command = [sys.executable, "-m", *launch, str(script), "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     name = "python -m torch.distributed.run" if "run" in done.stdout.split()[2] else "torchrun"
@@ -162,7 +166,7 @@ def test_a_command_is_repeated_with_the_words_of_its_launcher(tmp_path, launch):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "end"),
     [
         ("trian", "there is no command trian; did you mean train."),
         ("export_onnx m", "did you mean export-onnx."),
@@ -182,10 +186,10 @@ def test_a_command_is_repeated_with_the_words_of_its_launcher(tmp_path, launch):
         ("publish m --hub_model_id a/b --repo_id a/b", "try --hub_model_id."),
     ],
 )
-def test_what_is_misspelt_or_called_otherwise_elsewhere_gets_the_nearest_right_name(words, told, capsys):
+def test_what_is_misspelt_or_called_otherwise_elsewhere_gets_the_nearest_right_name(words, end, capsys):
     assert program(words.split()) == 2
     err = capsys.readouterr().err
-    assert err.rstrip().endswith(told) or f"{told}," in err, err
+    assert err.rstrip().endswith(end) or f"{end}," in err, err
     assert err.count("\n") == 1
 
 
@@ -203,6 +207,60 @@ def test_help_of_training_begins_with_the_flags_that_matter_and_names_each_once(
     flags = re.findall(r"^  (--\w+)", text, re.M)
     assert sorted(flags) == sorted(set(flags))
     assert {"--learning_rate", "--label_column", "--push_to_hub"} <= set(flags)
+
+
+REFUSED = """
+import sys
+from diffusers_ict.commands.main import main
+code = main(sys.argv[1:])
+heavy = {"torch", "datasets", "diffusers", "accelerate", "huggingface_hub"} & set(sys.modules)
+sys.exit(f"{heavy} were imported" if heavy else code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--resolution", "4"], "resolutions from 8 to 256 pixels, got 4"),
+        (["train", "--resolution", "36"], "must be a multiple of 8, got 36; choose --resolution 32"),
+        (["train", "--license", "CC0 1.0"], "must be an identifier of the Hub such as cc0-1.0 or mit, got 'CC0 1.0'; try"),
+        (["publish", "m", "--hub_model_id", "a/b", "--license", "MIT"], "got 'MIT'; try mit."),
+        (["convert", "m", "n", "--license", "Apache 2.0"], "got 'Apache 2.0'; try apache-2.0."),
+        (["sample", "m", "--num_samples", "0"], "--num_samples must be at least 1, got 0"),
+    ],
+)  # fmt: skip
+def test_what_flags_alone_tell_is_refused_before_anything_is_imported_or_read(words, message):
+    words = [*words, "--train_data_dir", "nowhere"] if words[0] == "train" else words
+    done = subprocess.run([sys.executable, "-c", REFUSED, *words], capture_output=True, text=True, check=False)
+    assert message in done.stderr
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
+def test_a_size_that_the_default_network_lacks_is_refused_for_that_network_alone(capsys):
+    for own in (["--model_config_name_or_path", "x.json"], ["--pretrained_model_name_or_path", "someone/ddpm"]):
+        assert program(["train", "--resolution", "36", "--train_data_dir", "nowhere", *own]) == 2
+        assert "must be a multiple of" not in capsys.readouterr().err
+
+
+def test_a_package_that_is_not_installed_is_named(capsys):
+    def body():
+        import no_such_package  # noqa: F401
+
+    assert run_program("diffusers-ict x", body) == 2
+    message = "diffusers-ict x: this command needs a package that is not installed: pip install no_such_package.\n"
+    assert capsys.readouterr().err == message
+
+
+def test_what_takes_long_says_what_it_is_and_what_does_not_says_nothing(capsys):
+    said = ""
+    with told("loading", seconds=0):
+        while not said.endswith("\n"):
+            said += capsys.readouterr().err
+    assert said == "loading ...\n"
+    with told("loading", seconds=0.01):
+        pass
+    time.sleep(0.03)
+    assert capsys.readouterr().err == ""
 
 
 PLACES = ("train_scripts", "examples", "benchmarks")

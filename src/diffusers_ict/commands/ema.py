@@ -9,6 +9,7 @@ Exit codes: 0 done, 2 the run has no snapshots or there is no such average, and 
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from .program import argument, program
@@ -27,4 +28,4 @@ def main(options: argparse.Namespace) -> None:
 
     for name, distance in write_variants(options.folder, options.std, options.step):
         print(f"{name}: its profile is within {100 * distance:.2g} % of the exact one.")
-    print(f"Next: diffusers-ict evaluate {options.folder} with the data flags of the run")
+    print(f"Next: {shlex.join(['diffusers-ict', 'evaluate', str(options.folder)])}")

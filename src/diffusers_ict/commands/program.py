@@ -75,6 +75,8 @@ def run_program(name: str, body: Callable[[], int | None]) -> int:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(PATIENCE_SECONDS)
         code, sentence = 2, str(error)
+    except ModuleNotFoundError as error:  # of an extra; our own modules are there
+        code, sentence = 2, f"this command needs a package that is not installed: pip install {error.name}."
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         code, sentence = 2, f"a file cannot be read or written: {error.strerror or error}{where}."

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
+from ..hub.metadata import check_license
 from ..invocation import message_name, typed
 from .program import argument, program
 
@@ -38,6 +39,7 @@ def main(options: argparse.Namespace) -> None:
     """Publish as the flags say."""
     if not 0 <= options.timeout <= threading.TIMEOUT_MAX:
         raise UserError(f"`timeout` must be at least 0 and finite, got {options.timeout}.")
+    check_license(options.license)
     from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.utils.logging import set_verbosity_error
 

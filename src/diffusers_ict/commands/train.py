@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from ..files import portable
 from ..invocation import message_name, typed
 from ..settings import as_flag
+from ..training.default_size import default_levels
 from ..training.recipe import OF_THE_DATA, Recipe, parse
 from .program import run_program
 
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str] | None) -> None:
     recipe = parse(argv, typed("train"), __doc__)
+    if recipe.resolution and not (recipe.model_config_name_or_path or recipe.pretrained_model_name_or_path):
+        default_levels(recipe.resolution)  # refused before the images are read
     from ..training.train import train
 
     failure = train(recipe)

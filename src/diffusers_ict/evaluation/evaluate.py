@@ -29,13 +29,12 @@ from ..scheduling_ict import ICTScheduler
 from ..version import __version__
 from .extractors import make_extractor
 from .features import Extraction, ImagesByNumber, Reference, measure_reference, read_reference
-from .report import plot_quality
+from .report import PUBLISHED, plot_quality, table_lines
 from .samples import drawer, image_shape, labels_of, list_variants
 from .selection import METRICS, Figures, Metric
 from .settings import EvaluationSettings
 from .tuning import tune
 
-PUBLISHED = "published"  # the name of the weights that are no variant
 IMAGE_FILES = (".npz", ".parquet", ".arrow")
 Subject = Images | ConsistencyPipeline  # what is measured
 
@@ -80,7 +79,7 @@ def evaluate(
         name = f"{variant or PUBLISHED}, steps {steps}" if steps else "images"
         figures, report["higher_is_better"] = evaluator.figures(images, evaluator.count, metrics, name)
         report["rows"].append({"num_inference_steps": steps, "variant": variant, "sigmas": sigmas, "metrics": figures})
-        accelerator.print(f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in figures.items()))
+        accelerator.print("\n".join(table_lines(report["rows"], [variant or PUBLISHED for variant in variants])))
     if accelerator.is_main_process:
         write_json(output_dir / "evaluation.json", report)
         if variants:
@@ -205,7 +204,7 @@ def _checked_metrics(
 
 def _variants(settings: EvaluationSettings, model_name: str) -> list[str | None]:
     """The averages of the weights to be measured; None is the published one."""
-    names = [PUBLISHED, *list_variants(model_name)]
+    names = [variant or PUBLISHED for variant in list_variants(model_name)]
     chosen = names if settings.variants is None else settings.variants
     if unknown := set(chosen) - set(names):
         raise UserError(f"`variants` may be {', '.join(names)} for this model, got {', '.join(sorted(unknown))}.")

@@ -1,11 +1,9 @@
 """The samples of an evaluation, drawn by a pipeline. Each is a function of its number."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import list_repo_files
 from PIL import Image
 from torch import Tensor
 
@@ -13,7 +11,7 @@ from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
 from ..errors import UserError, first_line
 from ..image_grid import as_pictures, image_grid
-from ..pipeline_consistency import ConsistencyPipeline
+from ..pipeline_consistency import ConsistencyPipeline, variants_of
 
 AT_ONCE = 250  # samples of one call of the network
 
@@ -25,15 +23,16 @@ def image_shape(pipeline: ConsistencyPipeline) -> tuple[int, int, int]:
     return (config.out_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
 
 
-def list_variants(repository: str) -> list[str]:
-    """The variants of the weights that a folder or a Hub repository holds, or a UserError."""
-    folder = Path(repository)
+def list_variants(repository: str) -> list[str | None]:
+    """The variants of the weights that a folder or a Hub repository holds, None being the published ones.
+
+    Raises:
+        UserError: the Hub does not answer, or has no such repository.
+    """
     try:
-        files = map(str, folder.glob("unet/*")) if folder.is_dir() else list_repo_files(repository)
-        parts = [Path(name).name.split(".") for name in files if Path(name).match("unet/*.safetensors")]
+        return variants_of(repository) or [None]
     except Exception as error:  # the Hub's classes, and those of its transport
         raise UserError(f"the files of {repository} cannot be listed: {first_line(error)}") from error
-    return sorted({part[1] for part in parts if len(part) == 3})
 
 
 def labels_of(pipeline: ConsistencyPipeline, images: Images | None, seed: int) -> Callable[[Tensor], Tensor | None]:
