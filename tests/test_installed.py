@@ -52,7 +52,9 @@ def test_a_wheel_trains_evaluates_converts_checks_and_publishes(program, tmp_pat
     assert "\ndiffusers-ict train --dataset_name data.npz " in card, "the command that ran"
     assert "\ndiffusers-ict evaluate model --extractor pixels " in card
     assert "4 samples" in run("sample", "model", "--num_samples", 4)
-    assert "1 pictures" in run("edit", "model", "--images", "samples.png", "--center_crop", "--num_inference_steps", 1)
+    assert "1 picture, edited" in run(
+        "edit", "model", "--images", "samples.png", "--center_crop", "--num_inference_steps", 1
+    )
     assert "Nearer to a training image" in run("inspect", "model", "--num_samples", 8)
     run("convert", "model", "converted", "--license", "mit")
     assert "\nok     sampling: " in run("check", "converted")

@@ -47,4 +47,5 @@ def _edit(words: list[str]) -> None:
     strip = edit_strip(model, pictures, options.class_labels, options.num_inference_steps, options.seed)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     strip.save(options.output)
-    print(f"{options.output}: {len(pictures)} pictures, edited in {options.num_inference_steps} steps.")
+    count = f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''}"
+    print(f"{options.output}: {count}, edited in {options.num_inference_steps} steps.")

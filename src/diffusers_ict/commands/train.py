@@ -11,13 +11,17 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..files import portable
+from ..hub.metadata import RunMetadata
 from ..invocation import message_name, typed
 from ..settings import as_flag
 from ..training.default_size import default_levels
 from ..training.recipe import OF_THE_DATA, Recipe, parse
 from .program import run_program
+
+FID_IMAGES = 2049  # one more than Inception has features
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +40,7 @@ def _train(argv: Sequence[str] | None) -> None:
     if not recipe.dry_run and os.environ.get("RANK", "0") == "0":
         print(f"The model is in {folder}: samples in {folder}/samples, plot in {folder}/training.png, model card in")
         print(f"{folder}/README.md. Next:")
-        for command in next_commands(recipe):
+        for command in next_commands(recipe, RunMetadata.read(Path(folder)).images):
             print(f"  {shlex.join(['diffusers-ict', *command])}")
     if failure is not None:
         again = shlex.join(["diffusers-ict", "publish", folder, "--hub_model_id", recipe.hub_model_id])
@@ -46,18 +50,20 @@ def _train(argv: Sequence[str] | None) -> None:
         print(f"Published as {recipe.hub_model_id}.")
 
 
-def next_commands(recipe: Recipe) -> list[list[str]]:
-    """What people do with a finished run, as words behind `diffusers-ict`.
+def next_commands(recipe: Recipe, images: int | None) -> list[list[str]]:
+    """What people do with a finished run of so many images, as words behind `diffusers-ict`.
 
-    Its folder says which images it was trained on; but of an absolute path no more than the last part.
+    Its folder says which images it was trained on; but of an absolute path no more than the last part. From few images,
+    FID cannot be computed, and the other metrics need not be from 50,000 samples.
     """
     plain, folder = Recipe(), recipe.output_dir
     moved = portable(recipe.data_name) != recipe.data_name
     flags = {name: getattr(recipe, name) for name in OF_THE_DATA if getattr(recipe, name) != getattr(plain, name)}
     data = [word for name, value in flags.items() for word in as_flag(name, value)] if moved else []
+    few = [] if images is None or images >= FID_IMAGES else ["--metrics", "kid", "pr", "--num_samples", f"{images}"]
     name = recipe.hub_model_id or f"you/{os.path.basename(os.path.abspath(folder))}"
     return [
         ["sample", folder],
-        ["evaluate", folder, *data],
+        ["evaluate", folder, *data, *few],
         ["publish", folder, "--hub_model_id", name],
     ]
