@@ -23,11 +23,8 @@ def table_lines(rows: list[dict[str, Any]], weights: list[str]) -> list[str]:
         if name not in deviations:
             deviation = row["metrics"].get(f"{name}_std")
             cells[name] = f"{value:.5g}" + ("" if deviation is None else f" ± {deviation:.2g}")
-    widths = [
-        max(map(len, ("weights", *weights))),
-        5,
-        *(max(len(name), 20 if f"{name}_std" in deviations else 9) for name in list(cells)[2:]),
-    ]
+    width = {name: max(len(name), 20 if f"{name}_std" in deviations else 9) for name in list(cells)[2:]}
+    widths = [max(map(len, ("weights", *weights))), 5, *width.values()]
     lines = [*([list(cells)] if len(rows) == 1 else []), list(cells.values())]
     return ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)) for line in lines]
 
