@@ -169,6 +169,8 @@ def test_weights_of_one_variant_alone_are_loaded_by_every_program_and_the_remedy
     stored = load_consistency(str(healthy)).unet.half().float().state_dict()
     assert all(torch.equal(p, stored[name]) for name, p in unet.state_dict().items())
     assert main.main(["sample", str(halved), "--num_samples", "2", "--output", str(tmp_path / "s.png")]) == 0
+    assert main.main(["sample", str(halved), "--variant", "fp61"]) == 2
+    assert "--variant may be fp16, got fp61." in capsys.readouterr().err
     code, found = diagnosis(halved, capsys, "advice")
     assert code == 0
     assert "weights are of the variant fp16 only" in found
@@ -197,3 +199,12 @@ def test_of_several_variants_one_is_chosen_only_where_there_is_no_other(tmp_path
     ):
         (tmp_path / "unet" / name).touch()
         assert variants_of(str(tmp_path)) == known
+
+
+@pytest.mark.slow
+def test_weights_of_one_variant_on_the_hub_are_loaded_too(hub, halved, tmp_path):
+    hub.add_folder(NAME, halved)
+    done = client(hub, tmp_path / "home", SCRIPTS / "check_repository.py", NAME)
+    assert done.returncode == 0, done.stderr
+    advice = f"variant='fp16'.\n       diffusers-ict convert {NAME} NEW_FOLDER\n"
+    assert advice in done.stdout

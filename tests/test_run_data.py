@@ -111,6 +111,6 @@ def test_what_a_run_says_next_can_be_pasted(beside, capsys):
     assert program([*shlex.split(evaluation), "--extractor", "pixels", "--cache_dir", "cache"]) == 0, (
         "64 images are few"
     )
-    assert publish.endswith("--hub_model_id 'you/a '\"'\"'model'\"'\"' of $HOME'")
+    assert publish.endswith("--hub_model_id you/a-model-of-HOME")
     stayed = next_commands(Recipe(dataset_name=data, output_dir="m"), 50_000)[1]
     assert stayed == ["evaluate", "m"], "the folder itself says the rest"

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from .errors import UserError
 
-# What other programs call these settings.
+# What other programs call these settings and commands.
 SYNONYMS = {
     "train_data_dir": "data data_dir folder images",
     "dataset_name": "dataset",
@@ -42,6 +42,11 @@ SYNONYMS = {
     "hub_model_id": "repo_id",
     "num_samples": "samples count",
     "num_inference_steps": "steps num_steps",
+    "evaluate": "eval measure metrics",
+    "sample": "draw generate",
+    "publish": "push upload",
+    "export_onnx": "export onnx",
+    "demo": "serve web",
 }
 
 
@@ -141,7 +146,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def _instead(self, words: list[str]) -> str:
         """What to write instead of words that are no arguments of this program, for the end of a sentence."""
         flags = [flag[2:] for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-        wrong = [word.partition("=")[0] for word in words if word.startswith("--")]
+        wrong = [word.partition("=")[0] for word in words if re.match("-+[A-Za-z]", word)]
         near = dict.fromkeys(f"--{found}" for word in wrong if (found := nearest(word, flags)) is not None)
         if near:
             return f"; try {', '.join(near)}"

@@ -8,11 +8,14 @@ Exit codes: 0 done; 1 the training diverged; 2 bad input (nothing was written), 
 """
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from ..errors import UserError
 from ..files import portable
 from ..hub.metadata import RunMetadata
 from ..invocation import message_name, typed
@@ -40,7 +43,7 @@ def _train(argv: Sequence[str] | None) -> None:
     if not recipe.dry_run and os.environ.get("RANK", "0") == "0":
         print(f"The model is in {folder}: samples in {folder}/samples, plot in {folder}/training.png, model card in")
         print(f"{folder}/README.md. Next:")
-        for command in next_commands(recipe, RunMetadata.read(Path(folder)).images):
+        for command in next_commands(recipe, _images_of(Path(folder))):
             print(f"  {shlex.join(['diffusers-ict', *command])}")
     if failure is not None:
         again = shlex.join(["diffusers-ict", "publish", folder, "--hub_model_id", recipe.hub_model_id])
@@ -48,6 +51,13 @@ def _train(argv: Sequence[str] | None) -> None:
         print(f"{name}: {failure} Everything is in {folder}; finish with {again}", file=sys.stderr)
     elif recipe.push_to_hub and not recipe.dry_run:
         print(f"Published as {recipe.hub_model_id}.")
+
+
+def _images_of(folder: Path) -> int | None:
+    """How many images a run was trained on, or None where nobody knows: a hint is no reason to fail."""
+    with suppress(OSError, UserError):
+        return RunMetadata.read(folder).images
+    return None
 
 
 def next_commands(recipe: Recipe, images: int | None) -> list[list[str]]:
@@ -61,9 +71,9 @@ def next_commands(recipe: Recipe, images: int | None) -> list[list[str]]:
     flags = {name: getattr(recipe, name) for name in OF_THE_DATA if getattr(recipe, name) != getattr(plain, name)}
     data = [word for name, value in flags.items() for word in as_flag(name, value)] if moved else []
     few = [] if images is None or images >= FID_IMAGES else ["--metrics", "kid", "pr", "--num_samples", f"{images}"]
-    name = recipe.hub_model_id or f"you/{os.path.basename(os.path.abspath(folder))}"
+    name = re.sub(r"[^\w.-]+", "-", os.path.basename(os.path.abspath(folder))).strip("-.")  # that a repository can have
     return [
         ["sample", folder],
         ["evaluate", folder, *data, *few],
-        ["publish", folder, "--hub_model_id", name],
+        ["publish", folder, "--hub_model_id", recipe.hub_model_id or f"you/{name or 'my-model'}"],
     ]
