@@ -24,13 +24,13 @@ demo: .venv/installed ## train on the digits of scikit-learn, sample, measure: t
 	$(BIN)/python examples/demo_digits.py --output_dir runs/digits
 
 sample: .venv/installed ## draw from the committed model of Fashion-MNIST, seconds: see runs/samples.png
-	$(BIN)/python examples/sample.py model_cards/fashion32 --num_samples 100 --output runs/samples.png
+	$(BIN)/diffusers-ict sample model_cards/fashion32 --num_samples 100 --output runs/samples.png
 
 runs/digits/model_index.json:
 	$(MAKE) demo
 
 web: .venv/installed runs/digits/model_index.json ## draw in the browser with the model of `make demo`: Ctrl-C ends it
-	$(BIN)/python train_scripts/demo.py runs/digits --output_dir runs/web
+	$(BIN)/diffusers-ict demo runs/digits --output_dir runs/web
 
 test: .venv/installed ## run the test suite without what is marked slow: three to five minutes on two cores
 	$(PYTEST) -m 'not slow'

@@ -69,7 +69,7 @@ def coupled_pair(recipe: Recipe, coupling: str, share: float) -> Callable[..., P
 
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--coupling", choices=("gc", "ot"), required=True)
+    parser.add_argument("--coupling", choices=("gc", "ot"), required=not {"-h", "--help"} & set(sys.argv))
     parser.add_argument("--coupling_share", type=float, default=0.5)
     options, flags = parser.parse_known_args()
     recipe = parse(flags, "coupled_train.py", __doc__)

@@ -5,7 +5,7 @@ Distances between its features order models of the same data. They are not FID, 
     python benchmarks/features.py fashion32.npz classifier.pt2    # as a file for evaluate.py --extractor
 """
 
-import sys
+import argparse
 
 import torch
 from torch import Tensor, nn
@@ -91,4 +91,7 @@ def main(data: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", help="a labelled .npz file")
+    parser.add_argument("file", help="the .pt2 file to write")
+    main(**vars(parser.parse_args()))

@@ -4,6 +4,7 @@
 # Where the time does not suffice for all lines, the last words say which line to go on with, as FIRST.
 # Before it, in a call of its own:  python -m pytest tests/test_step.py tests/test_dropout.py -m "slow or not slow"
 # Nothing else may run on the card. Each line writes results of its own, row by row; a failed one does not end the rest.
+[ "${1-}" != --help ] || { sed -n '2,/^\[/s/^#//p' "$0"; exit; }
 set -eu
 out=${1:-benchmarks/results}
 first=${2:-1}

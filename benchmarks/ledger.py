@@ -6,6 +6,7 @@
 No figure of the ledger is typed: steps, times and distances are those of the results, parameters those of the UNets.
 """
 
+import argparse
 import json
 from statistics import mean
 from typing import Any
@@ -119,4 +120,5 @@ def parameters(config: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     main()

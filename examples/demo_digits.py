@@ -4,7 +4,7 @@
     python examples/demo_digits.py --output_dir runs/digits
 
 The data are the 1,797 real 8x8 digits inside scikit-learn; the recipe is `digits`. Writes the model, its card with the
-figures of train_scripts/evaluate.py, digits.png (real | 1 step | 2 steps, a column for each class), training.png and
+figures of `diffusers-ict evaluate`, digits.png (real | 1 step | 2 steps, a column for each class), training.png and
 demo.json.
 """
 
@@ -22,6 +22,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.svm import SVC
 
 from diffusers_ict import ConsistencyPipeline
+from diffusers_ict.commands.program import run_program
 from diffusers_ict.evaluation import frechet_distance
 from diffusers_ict.image_grid import image_grid
 from diffusers_ict.training.log import read_log
@@ -33,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, default=ROOT / "runs" / "digits")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("train_flags", nargs="*", help="after --: flags of train_ict.py that win over the recipe")
+    parser.add_argument("train_flags", nargs="*", help="after --: flags of `train` that win over the recipe")
     options = parser.parse_args()
     options.output_dir = options.output_dir.expanduser()
 
@@ -43,11 +44,11 @@ def main() -> None:
     data = options.output_dir.parent / "digits.npz"
     np.savez(data, images=pixels, labels=digits.target)
 
-    train = [sys.executable, str(ROOT / "train_scripts" / "train_ict.py")]
+    train = [sys.executable, "-m", "diffusers_ict", "train"]
     recipe = ["--config", "digits", "--seed", str(options.seed)]
     where = ["--dataset_name", str(data), "--output_dir", str(options.output_dir)]
     run([*train, *recipe, *where, *options.train_flags])
-    evaluate = [sys.executable, str(ROOT / "train_scripts" / "evaluate.py"), str(options.output_dir)]
+    evaluate = [sys.executable, "-m", "diffusers_ict", "evaluate", str(options.output_dir)]
     against = ["--dataset_name", str(data), "--num_samples", str(len(pixels)), "--seed", str(options.seed)]
     what = ["--extractor", "pixels", "--metrics", "fid", "kid", "pr", "--variants", "published"]
     what += ["--cache_dir", str(options.output_dir.parent / "cache")]
@@ -121,4 +122,4 @@ def picture(pixels: np.ndarray, labels: np.ndarray, samples: dict[int, np.ndarra
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_program("demo_digits.py", main))

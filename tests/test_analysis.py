@@ -2,7 +2,6 @@
 
 import json
 
-import inspect_model
 import numpy as np
 import pytest
 import torch
@@ -11,6 +10,9 @@ from PIL import Image
 from short_run import run
 
 from diffusers_ict import karras_sigmas
+from diffusers_ict.commands import inspect_model
+from diffusers_ict.evaluation import inspection
+from diffusers_ict.training.loss_by_sigma import switches
 
 
 def gaussian(variance):
@@ -26,7 +28,7 @@ def gaussian(variance):
 def test_estimates_along_the_noise_are_f_of_ever_noisier_images():
     f, sigmas = gaussian(0.25), karras_sigmas(11)
     x, z = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    got = inspect_model.estimates_along(f, x, z, sigmas)
+    got = inspection.estimates_along(f, x, z, sigmas)
     assert got.shape == (11, 3, 1, 4, 4)
     assert torch.equal(got[0], x + 0.002 * z), "at the smallest level f is the identity"
     factor = ((0.25 + 0.002**2) / (0.25 + sigmas[7] ** 2)).sqrt()
@@ -36,7 +38,19 @@ def test_estimates_along_the_noise_are_f_of_ever_noisier_images():
 def test_the_gap_of_equal_estimates_is_0_and_of_a_step_its_height():
     estimates = torch.zeros(5, 2, 1, 3, 3)
     estimates[3:] = 0.25
-    assert inspect_model.consistency_gap(estimates).tolist() == [0, 0, 0.25, 0]
+    assert inspection.consistency_gap(estimates).tolist() == [0, 0, 0.25, 0]
+
+
+def test_nothing_is_written_over_the_curve_of_the_gap(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, target, **options: (drawn.append(figure), target.touch()))
+    gap = torch.linspace(1, 2, 10)
+    inspection.plot_gap(karras_sigmas(11), gap, tmp_path / "gap.png")
+    (axes,) = drawn[0].axes
+    assert not axes.texts
+    assert "largest: 2 at sigma 80" in axes.get_title()
 
 
 def test_copies_are_told_from_new_samples():
@@ -44,8 +58,8 @@ def test_copies_are_told_from_new_samples():
     training = torch.randn(200, 16, generator=generator)
     new = torch.randn(100, 16, generator=generator)
     copied = training[:100] + 0.01 * torch.randn(100, 16, generator=generator)
-    assert inspect_model.memorisation(new, training)[3] == 0.0
-    _, indices, typical, copies = inspect_model.memorisation(torch.cat([new, copied]), training)
+    assert inspection.memorisation(new, training)[3] == 0.0
+    _, indices, typical, copies = inspection.memorisation(torch.cat([new, copied]), training)
     assert copies == 0.5
     assert indices[100:].tolist() == list(range(100))
     by_hand = np.linalg.norm(training.numpy()[:, None] - training.numpy()[None], axis=-1) + 1e9 * np.eye(200)
@@ -54,10 +68,10 @@ def test_copies_are_told_from_new_samples():
 
 def test_switches_are_where_n_or_the_stage_changes():
     entries = [{"step": s, "num_levels": n} for s, n in ((1, 11), (2, 11), (3, 21), (4, 41), (5, 41))]
-    assert inspect_model.switches(entries) == [(3, 21), (4, 41)]
+    assert switches(entries) == [(3, 21), (4, 41)]
     staged = [{"step": s, "stage": n, "ratio": 0.5} for s, n in ((1, -1), (2, -1), (3, 0), (4, 1))]
-    assert inspect_model.switches(staged) == [(3, 0), (4, 1)]
-    assert inspect_model.switches([{"step": 1, "fraction": 0.5}, {"step": 2, "fraction": 0.6}]) == []
+    assert switches(staged) == [(3, 0), (4, 1)]
+    assert switches([{"step": 1, "fraction": 0.5}, {"step": 2, "fraction": 0.6}]) == []
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@ import json
 import re
 import shlex
 
-import inspect_model
 import pytest
 import yaml
 from conftest import ROOT
@@ -11,7 +10,7 @@ from huggingface_hub import ModelCard
 from test_images import folder, solid
 
 from diffusers_ict import ConsistencyPipeline
-from diffusers_ict.commands import convert
+from diffusers_ict.commands import convert, inspect_model
 from diffusers_ict.commands import train as train_ict
 from diffusers_ict.errors import UserError
 from diffusers_ict.hub.card import PIPELINE, make_card, merge, renewed_card, write_card
@@ -39,7 +38,7 @@ def test_the_card_tells_the_run(digits):
 def test_the_command_in_the_card_parses_to_the_same_recipe(digits):
     from diffusers_ict.training.recipe import parse
 
-    (command,) = re.findall(r"```text\naccelerate launch \S+ (.*)\n```", (digits / "README.md").read_text())
+    (command,) = re.findall(r"```text\ndiffusers-ict train (.*)\n```", (digits / "README.md").read_text())
     recipe = parse(shlex.split(command), "test", "")
     written = yaml.safe_load((digits / "recipe.yaml").read_text())
     differing = {key for key, value in recipe.as_dict().items() if value != written[key]}

@@ -10,6 +10,7 @@ from hub_client import NAME, SCRIPTS, client, push
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler, zero_fast_columns
 from diffusers_ict.commands import check_repository, convert, main
+from diffusers_ict.pipeline_consistency import load_consistency
 
 CARD = """---
 license: mit
@@ -150,3 +151,60 @@ def test_other_repositories_are_refused(tmp_path, capsys):
     assert "must hold a ConsistencyModelPipeline, and holds a DDPMPipeline" in capsys.readouterr().err
     assert check_repository.main([str(tmp_path / "nowhere")]) == 2
     assert "stock diffusers cannot load" in capsys.readouterr().err
+
+
+@pytest.fixture
+def halved(healthy, tmp_path):
+    """The weights of `healthy` as a repository that has them in float16 alone."""
+    pipeline = ConsistencyModelPipeline.from_pretrained(healthy).to(torch.float16)
+    pipeline.save_pretrained(tmp_path / "halved", variant="fp16")
+    (tmp_path / "halved" / "README.md").write_text(CARD)
+    return tmp_path / "halved"
+
+
+def test_weights_of_one_variant_alone_are_loaded_by_every_program_and_the_remedy_makes_them_plain(
+    halved, healthy, tmp_path, capsys
+):
+    unet = load_consistency(str(halved)).unet
+    stored = load_consistency(str(healthy)).unet.half().float().state_dict()
+    assert all(torch.equal(p, stored[name]) for name, p in unet.state_dict().items())
+    assert main.main(["sample", str(halved), "--num_samples", "2", "--output", str(tmp_path / "s.png")]) == 0
+    assert main.main(["sample", str(halved), "--variant", "fp61"]) == 2
+    assert "--variant may be fp16, got fp61." in capsys.readouterr().err
+    code, found = diagnosis(halved, capsys, "advice")
+    assert code == 0
+    assert "weights are of the variant fp16 only" in found
+    run_remedy(found, NEW_FOLDER=str(tmp_path / "plain"))
+    capsys.readouterr()
+    ConsistencyModelPipeline.from_pretrained(tmp_path / "plain")
+    assert "weights are of" not in diagnosis(tmp_path / "plain", capsys, "advice")[1]
+
+
+def test_a_diffusion_model_in_half_precision_is_converted(tmp_path):
+    DDPMPipeline(make_unet(), DDPMScheduler()).to(torch.float16).save_pretrained(tmp_path / "ddpm", variant="fp16")
+    assert main.main(["convert", str(tmp_path / "ddpm"), str(tmp_path / "start")]) == 0
+    assert load_consistency(str(tmp_path / "start")).dtype == torch.float32
+
+
+def test_of_several_variants_one_is_chosen_only_where_there_is_no_other(tmp_path):
+    from diffusers_ict.pipeline_consistency import variants_of
+
+    (tmp_path / "unet").mkdir()
+    for name, known in (
+        ("diffusion_pytorch_model.non_ema-00001-of-00002.safetensors", ["non_ema"]),
+        ("diffusion_pytorch_model.fp16.safetensors", ["fp16", "non_ema"]),
+        ("config.json", ["fp16", "non_ema"]),
+        ("diffusion_pytorch_model.safetensors.index.json", ["fp16", "non_ema"]),
+        ("diffusion_pytorch_model-00001-of-00002.safetensors", [None, "fp16", "non_ema"]),
+    ):
+        (tmp_path / "unet" / name).touch()
+        assert variants_of(str(tmp_path)) == known
+
+
+@pytest.mark.slow
+def test_weights_of_one_variant_on_the_hub_are_loaded_too(hub, halved, tmp_path):
+    hub.add_folder(NAME, halved)
+    done = client(hub, tmp_path / "home", SCRIPTS / "check_repository.py", NAME)
+    assert done.returncode == 0, done.stderr
+    advice = f"variant='fp16'.\n       diffusers-ict convert {NAME} NEW_FOLDER\n"
+    assert advice in done.stdout

@@ -7,7 +7,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import inspect_model
 import numpy as np
 import pytest
 from accelerate import Accelerator
@@ -19,7 +18,18 @@ from short_run import assert_refused, run, two_processes
 from test_lpips import weights as lpips_weights
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler, processes
-from diffusers_ict.commands import check_repository, convert, demo, evaluate, export_onnx, publish
+from diffusers_ict.commands import (
+    check_repository,
+    convert,
+    demo,
+    edit,
+    ema,
+    evaluate,
+    export_onnx,
+    inspect_model,
+    publish,
+    sample,
+)
 from diffusers_ict.commands import train as train_ict
 from diffusers_ict.commands.program import run_program
 from diffusers_ict.data.load import load_images
@@ -130,14 +140,17 @@ def test_a_discriminator_that_does_not_fit_shuts_the_door(flags, tmp_path, capsy
 
 
 PROGRAMS = {
-    "convert.py": convert,
-    "demo.py": demo,
-    "export_onnx.py": export_onnx,
-    "check_repository.py": check_repository,
-    "evaluate.py": evaluate,
-    "inspect_model.py": inspect_model,
-    "publish.py": publish,
-    "train_ict.py": train_ict,
+    "convert": convert,
+    "demo": demo,
+    "edit": edit,
+    "ema": ema,
+    "export-onnx": export_onnx,
+    "check": check_repository,
+    "evaluate": evaluate,
+    "inspect": inspect_model,
+    "publish": publish,
+    "sample": sample,
+    "train": train_ict,
 }
 
 
@@ -145,7 +158,7 @@ PROGRAMS = {
 def test_every_program_tells_a_mistake_on_its_command_line_in_one_sentence(name, capsys):
     assert PROGRAMS[name].main(["--nonsense"]) == 2
     err = capsys.readouterr().err
-    assert err.startswith(f"{name}: ")
+    assert err.startswith(f"diffusers-ict {name}: ")
     assert err.count("\n") == 1, err
 
 

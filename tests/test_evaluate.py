@@ -32,8 +32,16 @@ def run_folder(tmp_path_factory) -> Path:
     return base / "run"
 
 
-def test_figures_are_those_of_images_drawn_by_hand(run_folder, tmp_path):
+def test_figures_are_those_of_images_drawn_by_hand(run_folder, tmp_path, capsys):
     rows = figures(run_folder, tmp_path, "--steps", 1, 2, "--labels", "uniform")
+    table = [line for line in capsys.readouterr().out.splitlines() if "  " in line]
+    assert len(table) == 5, "names, and a row for each"
+    assert table[0].split() == ["weights", "steps", "frechet", "kid", "precision", "recall", "density", "coverage"]
+    assert [line.split()[:3] for line in table[1:]] == [
+        [row["variant"] or "published", str(row["num_inference_steps"]), f"{row['metrics']['frechet']:.5g}"]
+        for row in rows
+    ]
+    assert len(set(map(len, table))) == 1, "columns stand below each other"
     assert [(row["num_inference_steps"], row["variant"]) for row in rows] == [
         (1, None), (2, None), (1, "ema5"), (2, "ema5")
     ]  # fmt: skip

@@ -172,7 +172,7 @@ def test_a_damaged_model_is_one_sentence_for_every_program(run_folder, tmp_path,
     shutil.copy(run_folder.parent / "data.npz", tmp_path)
     assert evaluate.main(arguments(model, tmp_path, "--output_dir", tmp_path / "out")) == 2
     err = capsys.readouterr().err
-    assert len([line for line in err.splitlines() if line.startswith("evaluate.py: ")]) == 1, err
+    assert len([line for line in err.splitlines() if line.startswith("diffusers-ict evaluate: ")]) == 1, err
     assert "no consistency pipeline could be loaded" in err
     assert check_repository.main([str(model)]) == 2
     assert "cannot load" in capsys.readouterr().err

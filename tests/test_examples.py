@@ -1,6 +1,5 @@
 """What the README and the examples show runs as it stands."""
 
-import importlib
 import json
 import re
 import runpy
@@ -14,6 +13,8 @@ from conftest import ROOT, make_unet
 from PIL import Image
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
+from diffusers_ict.commands import edit, sample
+from diffusers_ict.commands.main import main as program
 from diffusers_ict.hub.card import renewed_card
 from diffusers_ict.pipeline_consistency import load_consistency
 
@@ -30,15 +31,16 @@ def test_readme_snippets_run(number, tmp_path, monkeypatch):
         assert sample.size[0] >= 8
 
 
-@pytest.mark.parametrize("name", ["train_ict", "evaluate", "publish", "check_repository", "convert", "inspect_model"])
+COMMANDS = re.findall(r"diffusers-ict (?!is )([a-z-]+)((?:[^\n`]|\\\n)*)", README)
+
+
+@pytest.mark.parametrize("name", sorted({name for name, _ in COMMANDS}))
 def test_flags_in_the_readme_exist(name, capsys):
-    commands = re.findall(rf"(?:examples|train_scripts)/{name}\.py((?:[^\n`]|\\\n)*)", README)
-    assert commands
-    module = {"train_ict": "diffusers_ict.commands.train", "inspect_model": "inspect_model"}
-    program = importlib.import_module(module.get(name, f"diffusers_ict.commands.{name}"))
+    """Wherever the README names a command, it is one, and so are its flags."""
     with pytest.raises(SystemExit):
-        program.main(["--help"])
-    assert set(re.findall(r"--\w+", " ".join(commands))) <= set(re.findall(r"--\w+", capsys.readouterr().out))
+        program([name, "--help"])
+    flags = {flag for command, words in COMMANDS if command == name for flag in re.findall(r"--\w+", words)}
+    assert flags <= set(re.findall(r"--\w+", capsys.readouterr().out))
 
 
 def test_figures_in_the_readme_are_those_of_the_result_files():
@@ -78,8 +80,6 @@ def test_the_ledger_is_what_the_result_files_say():
 
 
 def test_samples_are_drawn_from_a_saved_model(tmp_path, capsys):
-    import sample
-
     ConsistencyPipeline(make_unet(num_class_embeds=3), ICTScheduler()).save_pretrained(tmp_path / "model")
     own = [str(tmp_path / "model"), "--output", str(tmp_path / "out" / "samples.png"), "--num_samples", "20"]
     assert sample.main(own) == 0
@@ -92,8 +92,6 @@ def test_samples_are_drawn_from_a_saved_model(tmp_path, capsys):
 
 
 def test_pictures_are_edited_into_a_strip(tmp_path, capsys):
-    import edit
-
     unet = make_unet(num_class_embeds=3, in_channels=3, out_channels=3)
     ConsistencyPipeline(unet, ICTScheduler()).save_pretrained(tmp_path / "model")
     pictures = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
@@ -105,15 +103,20 @@ def test_pictures_are_edited_into_a_strip(tmp_path, capsys):
     assert "2 pictures, edited in 2 steps" in capsys.readouterr().out
     with Image.open(tmp_path / "out" / "edits.png") as strip:
         assert strip.height == 9 * 64 + 8 * 8  # before, and two blocks for each of four edits
+        grey = np.asarray(strip)[7 * 72 + 8 : 7 * 72 + 56, -130:-74].reshape(-1, 3)
+    assert (grey == grey[:, :1]).all(), "what is known of colours is a grey"
+    assert abs(int(grey[0, 0]) - 0.2989 * 255) < 1, "that of a red picture"
     assert edit.main([*own, "--class_labels", "7"]) == 2
-    assert "edit.py: class_labels must lie within 0 and 2" in capsys.readouterr().err
+    assert "diffusers-ict edit: class_labels must lie within 0 and 2" in capsys.readouterr().err
 
 
 def test_minimal_example_trains_and_samples(tmp_path, monkeypatch, capsys):
     words = ["train_minimal.py", "--steps", "16", "--batch_size", "8", "--output_dir", "m"]
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(ROOT / "examples" / "train_minimal.py"))
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "examples" / "train_minimal.py"), run_name="__main__")
+    assert end.value.code == 0
     assert "N = 11" in capsys.readouterr().out
     with Image.open(tmp_path / "m" / "zero.png") as zero:
         assert zero.size == (64, 64)
@@ -130,7 +133,7 @@ def test_demo_trains_samples_and_measures(tmp_path):
     assert report["frechet_1"] > 3 * report["frechet_halves"], "sixteen steps cannot do this well"
     card = (tmp_path / "runs" / "d" / "README.md").read_text()
     assert f"| 1 | published | {report['frechet_1']:.4g} | " in card
-    assert "python train_scripts/evaluate.py runs/d --dataset_name" in card
+    assert "python -m diffusers_ict evaluate runs/d --dataset_name" in card
     assert "recognised by a classifier" in out
     with Image.open(tmp_path / "runs" / "d" / "digits.png") as picture:
         assert picture.width > 300

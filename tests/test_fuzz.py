@@ -184,7 +184,7 @@ def makes_a_recipe_or_a_sentence(argv) -> None:
     if not made:
         return
     again, free = (
-        parse(shlex.split(recipe.command())[3:], "train_ict.py", ""),
+        parse(shlex.split(recipe.command())[2:], "train_ict.py", ""),
         {"config", *get_annotations(RunSettings)},
     )
     settings, read = ({k: v for k, v in r.as_dict().items() if k not in free} for r in (recipe, again))

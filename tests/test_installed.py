@@ -37,6 +37,7 @@ def test_a_wheel_trains_evaluates_converts_checks_and_publishes(program, tmp_pat
     def run(*words, **more) -> str:
         environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"], **more}
         environment.pop("HF_HUB_OFFLINE")
+        environment.pop("PYTHONPATH", None)
         command = [str(program), *map(str, words)]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
@@ -45,9 +46,16 @@ def test_a_wheel_trains_evaluates_converts_checks_and_publishes(program, tmp_pat
     short = ["--max_train_steps", 8, "--train_batch_size", 4, "--num_validation_images", 2, "--ema_decays", 0.9]
     run("train", "--config", "digits", "--dataset_name", "data.npz", *short, "--output_dir", "model")
     figures = ["--extractor", "pixels", "--metrics", "kid", "--num_samples", 8, "--cache_dir", "cache"]
-    assert "kid" in run("evaluate", "model", "--dataset_name", "data.npz", *figures)
+    assert "kid" in run("evaluate", "model", *figures)
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| 1 | published |" in card
+    assert "\ndiffusers-ict train --dataset_name data.npz " in card, "the command that ran"
+    assert "\ndiffusers-ict evaluate model --extractor pixels " in card
+    assert "4 samples" in run("sample", "model", "--num_samples", 4)
+    assert "1 picture, edited" in run(
+        "edit", "model", "--images", "samples.png", "--center_crop", "--num_inference_steps", 1
+    )
+    assert "Nearer to a training image" in run("inspect", "model", "--num_samples", 8)
     run("convert", "model", "converted", "--license", "mit")
     assert "\nok     sampling: " in run("check", "converted")
     with serve(Hub()) as hub:

@@ -240,7 +240,7 @@ def test_no_tensor_of_a_checkpoint_is_anything_but_finite(loss, flags, tmp_path,
     assert run(*own) == 1
     err = capsys.readouterr().err
     name = "discriminator_optimizer" if loss is ACT else "optimizer"
-    assert f"train_ict.py: {name} " in err
+    assert f"diffusers-ict train: {name} " in err
     assert "is not finite after step 10; checkpoint-5 is the newest checkpoint; go on with" in err
     monkeypatch.undo()
     assert run(*own, *LATEST, "--resume_with_changes", "--learning_rate", 5e-4) == 0
@@ -260,7 +260,7 @@ def test_a_loss_that_is_no_number_stops_the_run_which_goes_on_with_changes(step,
         patch.setattr(train, "consistency_pair", poisoned)
         assert run(*anew, "--logging_steps", 10) == 1
     err = capsys.readouterr().err
-    assert f"train_ict.py: the loss of step {step} is not a number at sigma " in err
+    assert f"diffusers-ict train: the loss of step {step} is not a number at sigma " in err
     assert newest in err
     assert "go on with --resume_from_checkpoint latest, --resume_with_changes" in err
     assert run(*anew, *LATEST, "--resume_with_changes", "--learning_rate", 5e-4) == 0

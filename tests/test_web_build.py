@@ -133,9 +133,9 @@ def test_demo_serves_the_page_until_ctrl_c(stand_ins, model, tmp_path, capsys, m
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--port", "70000"], "demo.py: --port 70000 cannot be used"),
+        (["--port", "70000"], "diffusers-ict demo: --port 70000 cannot be used"),
         (["--weights", "int4"], "invalid choice: 'int4'"),
-        ([], "demo.py: onnxruntime-web 1.30.0 cannot be fetched from"),
+        ([], "diffusers-ict demo: onnxruntime-web 1.30.0 cannot be fetched from"),
     ],
 )
 def test_demo_tells_what_it_lacks_in_one_sentence(model, tmp_path, capsys, monkeypatch, words, message):

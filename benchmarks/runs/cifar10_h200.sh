@@ -8,6 +8,7 @@
 # Each call trains for at most $MINUTES and ends with a checkpoint; call it again until it says that it is done. Then it
 # measures the averages after every tenth of the run, and writes results and grids into $RESULTS.
 # $DATA may be a file instead of the data set of the Hub, $FEATURES a file for measure.py; the others make a trial small.
+[ "${1-}" != --help ] || { sed -n '2,/^\[/s/^#//p' "$0"; exit; }
 set -eu
 cd "$(dirname "$0")/../.."
 name=cifar10_ict${CLASSES:+_classes}

@@ -7,6 +7,7 @@
 #
 # Each call trains for at most $MINUTES; call it again until it says that it is done. $DATA may be a file instead of the
 # data set of the Hub, $FEATURES a file for measure.py; the others make a trial small.
+[ "${1-}" != --help ] || { sed -n '2,/^\[/s/^#//p' "$0"; exit; }
 set -eu
 cd "$(dirname "$0")/../.."
 data=${DATA:-uoft-cs/cifar10}

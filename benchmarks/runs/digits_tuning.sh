@@ -3,6 +3,7 @@
 # training from scratch at equal seconds, three seeds.
 #
 #   sh benchmarks/runs/digits_tuning.sh
+[ "${1-}" != --help ] || { sed -n '2,/^\[/s/^#//p' "$0"; exit; }
 set -eu
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}

@@ -1,6 +1,7 @@
 #!/bin/sh
 # The table of editing: two models of digits, grey and coloured, trained here, and the committed model of Fashion-MNIST.
 # FASHION is an .npz file that benchmarks/runs/fashion_mnist.py has made.
+[ "${1-}" != --help ] || { sed -n '2,/^\[/s/^#//p' "$0"; exit; }
 set -eu
 python=${PYTHON:-python}
 cd "$(dirname "$0")/../.."

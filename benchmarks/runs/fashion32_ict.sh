@@ -6,6 +6,7 @@
 #
 # Stop it at any time: the same command goes on from the last checkpoint. The images are those of the Hub, or of
 # $SOURCE, an .npz file. The model and its card end in $CARD, its figures in $RESULTS; the others make a trial small.
+[ "${1-}" != --help ] || { sed -n '2,/^\[/s/^#//p' "$0"; exit; }
 set -eu
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
@@ -44,6 +45,6 @@ from diffusers_ict.hub.card import write_card
 ConsistencyPipeline.from_pretrained(sys.argv[1]).to(torch.float16).save_pretrained(sys.argv[2])
 write_card(Path(sys.argv[2]))" "$run" "$card"
 for count in 1 2; do
-  $python examples/sample.py "$card" --num_samples 40 --num_inference_steps $count --output "$card/samples/$count-step.png"
+  $python -m diffusers_ict sample "$card" --num_samples 40 --num_inference_steps $count --output "$card/samples/$count-step.png"
 done
 $python benchmarks/measure.py "$card" --data "$data" --samples "${SAMPLES:-10000}" --output "$results/fashion32_ict"

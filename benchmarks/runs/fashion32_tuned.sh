@@ -6,6 +6,7 @@
 #
 # Stop it at any time: the same command goes on. The images are those of the Hub, or of $SOURCE, an .npz file. The
 # figures end in $RESULTS; the others make a trial small.
+[ "${1-}" != --help ] || { sed -n '2,/^\[/s/^#//p' "$0"; exit; }
 set -eu
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}

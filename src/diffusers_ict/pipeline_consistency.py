@@ -1,8 +1,11 @@
 """ConsistencyPipeline: one- and few-step sampling, saved in a form that stock diffusers loads."""
 
 import os
+import re
 import types
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import diffusers
@@ -17,6 +20,7 @@ from diffusers import (
 )
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import list_repo_files
 from torch import Tensor
 
 from .arguments import integer, positive
@@ -30,6 +34,9 @@ Callback = Callable[..., dict | None] | None
 # Since diffusers 0.40 the old name warns.
 DTYPE = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 40) else "torch_dtype"
 P = TypeVar("P", bound="ConsistencyPipelineBase")
+D = TypeVar("D", bound=DiffusionPipeline)
+# unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors and its shorter forms; of groups, the variant
+WEIGHTS = re.compile(r"unet/[^/.]+(?:\.([^/.]+?))?(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)")
 
 
 class ConsistencyPipelineBase(ConsistencyModelPipeline):
@@ -291,10 +298,39 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
         return self._output(self._sample(sample, labels, generator, after_step), output_type, return_dict)
 
 
+def variants_of(repository: str) -> list[str | None]:
+    """The variants of its UNet's weights that a repository holds; None, for those that are no variant, comes first.
+
+    Raises:
+        Exception: of the Hub's client, which raises many kinds, where a repository is there and cannot be listed.
+    """
+    folder = Path(repository)
+    names = (f"unet/{path.name}" for path in folder.glob("unet/*")) if folder.is_dir() else list_repo_files(repository)
+    found = {match[1] for name in names if (match := WEIGHTS.fullmatch(name))}
+    return sorted(found, key=lambda variant: (variant is not None, variant))
+
+
+def _load(kind: type[D], repository: str, variant: str | None = None) -> D:
+    """A pipeline with float32 weights; where a repository has variants only, such as fp16, with the first of them."""
+    local = Path(repository).is_dir()
+    if variant is None and local:
+        variant = next(iter(variants_of(repository)), None)
+    try:
+        return kind.from_pretrained(repository, variant=variant)
+    except Exception:
+        if local or variant is not None:
+            raise
+        with suppress(Exception):  # the first error tells more than that of a Hub that does not answer
+            variant = next(iter(variants_of(repository)), None)
+        if variant is None:
+            raise
+    return kind.from_pretrained(repository, variant=variant)
+
+
 def load_pipeline(repository: str) -> DiffusionPipeline:
     """A repository, by path or Hub id, as stock diffusers loads it, or a UserError."""
     try:
-        return DiffusionPipeline.from_pretrained(repository)
+        return _load(DiffusionPipeline, repository)
     except Exception as error:  # damaged files raise what they like
         raise UserError(f"stock diffusers cannot load {repository}: {first_line(error)}") from error
 
@@ -314,8 +350,12 @@ def load_stock(repository: str) -> ConsistencyModelPipeline:
 def load_consistency(repository: str, variant: str | None = None) -> ConsistencyPipeline:
     """A consistency repository, by path or Hub id, as this package loads it, without a progress bar, or a UserError."""
     try:
-        pipeline = ConsistencyPipeline.from_pretrained(repository, variant=variant)
-    except Exception as error:  # damaged files raise what they like
+        pipeline = _load(ConsistencyPipeline, repository, variant)
+    except Exception:  # damaged files raise what they like
+        with suppress(Exception):  # a Hub that does not answer says less
+            if variant is not None and variant not in (known := variants_of(repository)):
+                allowed = ", ".join(filter(None, known)) or "left out: there is none"
+                error = ValueError(f"`variant` may be {allowed}, got {variant}.")
         raise UserError(f"no consistency pipeline could be loaded from {repository}: {first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

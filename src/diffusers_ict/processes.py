@@ -41,6 +41,11 @@ def make_accelerator(mixed_precision: str | None, report_to: str | None, folder:
     return accelerator
 
 
+def best_device() -> torch.device:
+    """Where a program that is a single process computes: on the GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def in_precision(net: nn.Module, accelerator: Accelerator) -> Callable:
     """The network's call under the run's mixed precision; all arithmetic around it stays in float32.
 

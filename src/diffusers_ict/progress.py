@@ -1,6 +1,9 @@
-"""The progress bar of everything that takes long."""
+"""The progress bar of everything that takes long, and a word on what has no bar."""
 
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -18,3 +21,15 @@ def progress_bar(total: int, unit: str, *, shown: bool = True, **options: Any) -
         options["disable"] = True
     interval = 1.0 if sys.stderr.isatty() else 15.0  # a log file is no terminal
     return tqdm(total=total, unit=unit, mininterval=interval, **options)
+
+
+@contextmanager
+def told(what: str, seconds: float = 2.0) -> Iterator[None]:
+    """Say on standard error what a program is at, in a word or two, if it takes longer than some seconds."""
+    timer = threading.Timer(seconds, print, [f"{what} ..."], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

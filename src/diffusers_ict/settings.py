@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import math
 import operator
 import os
@@ -9,12 +10,53 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import field
 from typing import Any, NoReturn
 
 from .errors import UserError
+
+# What other programs call these settings and commands.
+SYNONYMS = {
+    "train_data_dir": "data data_dir folder images",
+    "dataset_name": "dataset",
+    "resolution": "image_size img_size size",
+    "center_crop": "crop",
+    "class_conditional": "conditional classes",
+    "random_flip": "flip hflip",
+    "config": "recipe",
+    "loss": "method",
+    "pretrained_model_name_or_path": "model",
+    "train_batch_size": "batch batch_size per_device_train_batch_size",
+    "num_train_epochs": "epochs num_epochs",
+    "max_train_steps": "steps num_steps max_steps iterations",
+    "learning_rate": "lr",
+    "ema_decays": "ema ema_decay",
+    "mixed_precision": "amp fp16 bf16",
+    "torch_compile": "compile",
+    "dataloader_num_workers": "workers num_workers",
+    "checkpointing_steps": "save_steps",
+    "resume_from_checkpoint": "resume",
+    "output_dir": "out outdir output",
+    "hub_model_id": "repo_id",
+    "num_samples": "samples count",
+    "num_inference_steps": "steps num_steps",
+    "evaluate": "eval measure metrics",
+    "sample": "draw generate",
+    "publish": "push upload",
+    "export_onnx": "export onnx",
+    "demo": "serve web",
+}
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The name among `known` that was probably meant by `word`, or None: its alias, or the one spelt most alike."""
+    plain = word.strip("-").lower().replace("-", "_")
+    names = {name.lower().replace("-", "_"): name for name in known}
+    meant = [name for name, synonyms in SYNONYMS.items() if plain in synonyms.split() and name in names]
+    found = meant or difflib.get_close_matches(plain, names, 1, 0.7)
+    return names[found[0]] if found else None
 
 
 def setting(
@@ -113,11 +155,19 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_args([_below_home(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
-        hint = ""
-        if message.startswith("unrecognized") and any(action.dest == "objective" for action in self._actions):
-            hint = "; see `help`, and for settings of a method, `objective` NAME=VALUE"
+        hint = self._instead(message.split()[2:]) if message.startswith("unrecognized") else ""
         message = re.sub(r"\bhf_\w+", "hf_...", " ".join(message.split()))  # a token is not for the screen, or a log
         raise UserError(f"{message}{hint}.")
+
+    def _instead(self, words: list[str]) -> str:
+        """What to write instead of words that are no arguments of this program, for the end of a sentence."""
+        flags = [flag[2:] for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        wrong = [word.partition("=")[0] for word in words if re.match("-+[A-Za-z]", word)]
+        near = dict.fromkeys(f"--{found}" for word in wrong if (found := nearest(word, flags)) is not None)
+        if near:
+            return f"; try {', '.join(near)}"
+        of_methods = ", and for settings of a method, `objective` NAME=VALUE" if "objective" in flags else ""
+        return f"; see `help`{of_methods}"
 
 
 def _below_home(word: str) -> str:
@@ -126,23 +176,36 @@ def _below_home(word: str) -> str:
     return flag + equals + os.path.expanduser(value)
 
 
-def add_flags(parser: argparse.ArgumentParser, groups: dict[str, type]) -> None:
+def add_flags(
+    parser: argparse.ArgumentParser,
+    groups: dict[str, type],
+    first: Sequence[str] = (),
+    only: Sequence[str] | None = None,
+) -> None:
     """One flag for each field that a dataclass of settings declares; flags that are not given have no entry.
 
     Args:
         groups: the dataclasses by their titles in --help.
+        first: names of the fields that --help begins with, in this order; only: of those that become flags [all].
     """
     words = [action.dest.upper() for action in parser._actions if not action.option_strings]
     parser.usage = " ".join(["%(prog)s", *words, "[--FLAG VALUE ...]"])  # the flags alone would fill a page
+    fields = {item.name: (item, settings) for settings in groups.values() for item in own_fields(settings)}
+    if first:
+        _add_group(parser.add_argument_group("start here"), [fields[name] for name in first])
     for title, settings in groups.items():
-        _add_group(parser.add_argument_group(title), settings)
+        names = [item.name for item in own_fields(settings) if only is None or item.name in only]
+        _add_group(parser.add_argument_group(title), [fields[name] for name in names if name not in first])
 
 
-def _add_group(group: argparse._ArgumentGroup, settings: type) -> None:
-    hints = typing.get_type_hints(settings)
-    for item in dataclasses.fields(settings):
-        if item.name not in settings.__annotations__:
-            continue  # of another group
+def own_fields(settings: type) -> list[dataclasses.Field]:
+    """The fields that a dataclass declares itself."""
+    return [item for item in dataclasses.fields(settings) if item.name in settings.__annotations__]
+
+
+def _add_group(group: argparse._ArgumentGroup, fields: list[tuple[dataclasses.Field, type]]) -> None:
+    for item, settings in fields:
+        hints = typing.get_type_hints(settings)
         options: dict[str, Any] = {"help": item.metadata["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
         kind = hints[item.name]
         if isinstance(kind, types.UnionType):

@@ -11,7 +11,7 @@ import argparse
 from .program import argument, as_flags, program
 
 
-@program("check_repository.py", __doc__, argument("repository", help="folder, or id on the Hub"))
+@program("check", __doc__, argument("repository", help="folder, or id on the Hub"))
 def main(options: argparse.Namespace) -> int:
     """Print a line for each thing examined, and for some a command that mends it."""
     from ..hub.check_repository import Severity, check_repository

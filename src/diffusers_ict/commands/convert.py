@@ -11,13 +11,15 @@ Exit codes: 0 done, 2 the model cannot be converted, and why.
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
+from ..hub.metadata import check_license
 from .program import argument, as_flags, program
 
 
 @program(
-    "convert.py",
+    "convert",
     __doc__,
     argument("source", help="file, folder, or id on the Hub"),
     argument("output_dir", type=Path, help="a folder that does not exist yet"),
@@ -33,17 +35,20 @@ from .program import argument, as_flags, program
 )
 def main(options: argparse.Namespace) -> None:
     """Convert as the flags say."""
+    check_license(options.license)
     from ..conversion import check_new, convert, save_converted
+    from ..progress import told
 
     check_new(options.output_dir)  # refused before the work, not after
-    converted = convert(
-        options.source,
-        resolution=options.resolution,
-        attention_head_dim=options.attention_head_dim,
-        intermediate_sigmas=options.intermediate_sigmas,
-    )
+    with told(f"converting {options.source}"):
+        converted = convert(
+            options.source,
+            resolution=options.resolution,
+            attention_head_dim=options.attention_head_dim,
+            intermediate_sigmas=options.intermediate_sigmas,
+        )
     save_converted(converted, options.output_dir, options.source, options.license)
     print(f"Converted from {converted.origin} into {options.output_dir}.")
     for note in converted.notes:
         print(as_flags(note))
-    print(f"Next: diffusers-ict check {options.output_dir}")
+    print(f"Next: {shlex.join(['diffusers-ict', 'check', str(options.output_dir)])}")

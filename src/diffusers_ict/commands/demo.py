@@ -16,7 +16,7 @@ from .program import argument, program
 
 
 @program(
-    "demo.py",
+    "demo",
     __doc__,
     argument("model", help="folder or Hub id of a consistency pipeline"),
     argument("--output_dir", type=Path, help="where the page is written, to be kept [a temporary folder]"),

@@ -1,4 +1,4 @@
-"""Make averages of any length of a finished run, from the snapshots that `--ema_snapshot_steps` kept.
+"""Make averages of any length of a finished run: from the snapshots that `--ema_snapshot_steps` kept.
 
     diffusers-ict ema my-model --std 0.05 0.1 0.15
 
@@ -9,13 +9,14 @@ Exit codes: 0 done, 2 the run has no snapshots or there is no such average, and 
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from .program import argument, program
 
 
 @program(
-    "ema.py",
+    "ema",
     __doc__,
     argument("folder", type=Path, help="output folder of a training run"),
     argument("--std", type=float, nargs="+", required=True, help="standard deviations, as shares of the run"),
@@ -27,4 +28,4 @@ def main(options: argparse.Namespace) -> None:
 
     for name, distance in write_variants(options.folder, options.std, options.step):
         print(f"{name}: its profile is within {100 * distance:.2g} % of the exact one.")
-    print(f"Next: diffusers-ict evaluate {options.folder} with the data flags of the run")
+    print(f"Next: {shlex.join(['diffusers-ict', 'evaluate', str(options.folder)])}")

@@ -18,7 +18,7 @@ WEIGHTS = argument("--weights", choices=("fp32", "fp16"), default="fp32", help="
 
 
 @program(
-    "export_onnx.py",
+    "export-onnx",
     __doc__,
     argument("model", help="folder or Hub id of a consistency pipeline"),
     argument("--output_dir", type=Path, required=True, help="folder for model.onnx"),

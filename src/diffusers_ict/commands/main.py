@@ -1,14 +1,19 @@
-"""The installed program: `diffusers-ict train|evaluate|publish|check|convert|ema|export-onnx|demo ...`."""
+"""The installed program: `diffusers-ict COMMAND ...`, where each command is a module of this package."""
 
 import importlib
 import sys
 from collections.abc import Sequence
 
+from ..settings import nearest
 from ..version import __version__
+from .console import guard_console
 
 PROGRAMS = {
     "train": "train",
+    "sample": "sample",
+    "edit": "edit",
     "evaluate": "evaluate",
+    "inspect": "inspect_model",
     "publish": "publish",
     "check": "check_repository",
     "convert": "convert",
@@ -20,19 +25,32 @@ PROGRAMS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program that the first word names with the words after it; returns its exit code."""
+    guard_console()
     words = list(sys.argv[1:] if argv is None else argv)
     name = words[0] if words else "--help"
     if name in PROGRAMS:
-        return importlib.import_module(f".{PROGRAMS[name]}", __package__).main(words[1:])
+        return _module(name).main(words[1:])
     if name == "--version":
         print(__version__)
         return 0
-    usage = "usage: diffusers-ict {" + ",".join(PROGRAMS) + "} ...   (each has --help)"
-    if name in ("--help", "-h"):
-        print(usage)
+    if name in ("--help", "-h", "help"):
+        print(_overview())
         return 0
-    print(f"diffusers-ict: the first word must be one of {', '.join(PROGRAMS)}, got {name}.", file=sys.stderr)
+    near = nearest(name, PROGRAMS)
+    instead = f"did you mean {near}" if near else "diffusers-ict --help lists the commands"
+    print(f"diffusers-ict: there is no command {name}; {instead}.", file=sys.stderr)
     return 2
+
+
+def _module(name: str):
+    return importlib.import_module(f".{PROGRAMS[name]}", __package__)
+
+
+def _overview() -> str:
+    """Each command with the first line of its help."""
+    about = {name: (_module(name).__doc__ or "").splitlines()[0].partition(":")[0].rstrip(".") for name in PROGRAMS}
+    lines = [f"  {name:<12} {text}" for name, text in about.items()]
+    return "\n".join(["usage: diffusers-ict COMMAND ...", "", *lines, "", "COMMAND --help lists the flags of each."])
 
 
 if __name__ == "__main__":

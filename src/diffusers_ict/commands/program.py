@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import TrainingDiverged, TrainingStopped, UserError
+from ..invocation import message_name, typed
 from ..settings import ArgumentParser
+from .console import guard_console
 
 SETTING = re.compile(r"`(\w+)`")
 
@@ -25,21 +27,23 @@ def argument(*names: str, **options: Any) -> tuple[tuple[str, ...], dict[str, An
     return names, options
 
 
-def program(name: str, about: str | None, *arguments: tuple[tuple[str, ...], dict[str, Any]]) -> Callable:
+def program(command: str, about: str | None, *arguments: tuple[tuple[str, ...], dict[str, Any]]) -> Callable:
     """A decorator that makes main(argv=None), which returns the exit code, of a body that takes the parsed options.
 
     Args:
-        name: in messages; about: the docstring of the program, for --help.
+        command: as in `diffusers-ict COMMAND`; about: the docstring of the program, for --help.
     """
-
-    parser = ArgumentParser(name, about)
-    for names, options in arguments:
-        parser.add_argument(*names, **options)
 
     def decorate(body: Callable[[argparse.Namespace], int | None]) -> Callable[..., int]:
         @functools.wraps(body)
         def main(argv: Sequence[str] | None = None) -> int:
-            return run_program(name, lambda: body(parser.parse_args(argv)))
+            def run() -> int | None:
+                parser = ArgumentParser(typed(command), about)
+                for names, options in arguments:
+                    parser.add_argument(*names, **options)
+                return body(parser.parse_args(argv))
+
+            return run_program(typed(command), run)
 
         return main
 
@@ -52,12 +56,17 @@ def as_flags(message: str) -> str:
 
 
 def run_program(name: str, body: Callable[[], int | None]) -> int:
-    """Run a program's body and translate its errors into one sentence and an exit code.
+    """Run a program's body and translate its errors into one sentence and an exit code; those of the console are none.
+
+    Args:
+        name: what was typed, with which messages begin.
 
     0 done, 1 training diverged, 2 bad input or a file that cannot be read or written, 3 training stopped early, 130
     interrupted where there is nothing to save.
     Warnings are one line, without the place in the code that they come from.
     """
+    guard_console()
+    name = message_name(name)
     plain = warnings.formatwarning
     warnings.formatwarning = lambda message, *args, **kwargs: f"{name}: {as_flags(str(message))}\n"
     try:
@@ -66,6 +75,8 @@ def run_program(name: str, body: Callable[[], int | None]) -> int:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             time.sleep(PATIENCE_SECONDS)
         code, sentence = 2, str(error)
+    except ModuleNotFoundError as error:  # of an extra; our own modules are there
+        code, sentence = 2, f"this command needs a package that is not installed: pip install {error.name}."
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         code, sentence = 2, f"a file cannot be read or written: {error.strerror or error}{where}."

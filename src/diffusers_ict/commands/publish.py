@@ -19,13 +19,13 @@ from functools import partial
 from pathlib import Path
 
 from ..errors import UserError
+from ..hub.metadata import check_license
+from ..invocation import message_name, typed
 from .program import argument, program
-
-NAME = "publish.py"
 
 
 @program(
-    NAME,
+    "publish",
     __doc__,
     argument("output_dir", type=Path, help="output folder of `diffusers-ict train` or `convert`"),
     argument("--hub_model_id", required=True, help="user/name or organisation/name"),
@@ -39,6 +39,7 @@ def main(options: argparse.Namespace) -> None:
     """Publish as the flags say."""
     if not 0 <= options.timeout <= threading.TIMEOUT_MAX:
         raise UserError(f"`timeout` must be at least 0 and finite, got {options.timeout}.")
+    check_license(options.license)
     from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.utils.logging import set_verbosity_error
 
@@ -69,7 +70,8 @@ def main(options: argparse.Namespace) -> None:
 def _give_up(options: argparse.Namespace) -> None:
     """End the program: what hangs in threads or native code of the client has no other end."""
     print(
-        f"{NAME}: {options.hub_model_id} was not published: the upload took longer than {options.timeout:g} seconds; "
+        f"{message_name(typed('publish'))}: {options.hub_model_id} was not published: the upload took longer than "
+        f"{options.timeout:g} seconds; "
         "publish again with a larger --timeout, and files that have arrived are not sent again.",
         file=sys.stderr,
         flush=True,

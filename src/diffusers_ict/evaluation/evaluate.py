@@ -25,6 +25,7 @@ from ..files import check_writable, portable, public_name, staged_folder, write_
 from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
 from ..hub.provenance import code_commit, hardware
+from ..invocation import command_words
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
@@ -32,13 +33,12 @@ from ..settings import check_bounds
 from ..version import __version__
 from .extractors import make_extractor
 from .features import Extraction, ImagesByNumber, Reference, measure_reference, read_reference
-from .report import plot_quality
+from .report import PUBLISHED, plot_quality, table_lines
 from .samples import drawer, image_shape, labels_of, list_variants
 from .selection import METRICS, Figures, Metric
 from .settings import EvaluationSettings
 from .tuning import tune
 
-PUBLISHED = "published"  # the name of the weights that are no variant
 IMAGE_FILES = (".npz", ".parquet", ".arrow")
 Subject = Images | ConsistencyPipeline  # what is measured
 
@@ -83,7 +83,7 @@ def evaluate(
         name = f"{variant or PUBLISHED}, steps {steps}" if steps else "images"
         figures, report["higher_is_better"] = evaluator.figures(images, evaluator.count, metrics, name)
         report["rows"].append({"num_inference_steps": steps, "variant": variant, "sigmas": sigmas, "metrics": figures})
-        accelerator.print(f"{name}: " + ", ".join(f"{key} {value:.5g}" for key, value in figures.items()))
+        accelerator.print("\n".join(table_lines(report["rows"], [variant or PUBLISHED for variant in variants])))
     if accelerator.is_main_process:
         write_json(output_dir / "evaluation.json", report)
         if variants:
@@ -216,7 +216,7 @@ def _checked_metrics(
 
 def _variants(settings: EvaluationSettings, model_name: str) -> list[str | None]:
     """The averages of the weights to be measured; None is the published one."""
-    names = [PUBLISHED, *list_variants(model_name)]
+    names = [variant or PUBLISHED for variant in list_variants(model_name)]
     chosen = names if settings.variants is None else settings.variants
     if unknown := set(chosen) - set(names):
         raise UserError(f"`variants` may be {', '.join(names)} for this model, got {', '.join(sorted(unknown))}.")
@@ -269,5 +269,5 @@ def _describe(evaluator: Evaluator, words: Sequence[str]) -> dict[str, Any]:
         "versions": {"diffusers-ict": __version__, **{name: version(name) for name in ("torch", "diffusers")}},
         "commit": code_commit(),
         "hardware": hardware(evaluator.extract.accelerator),
-        "command": shlex.join(["python", "train_scripts/evaluate.py", *map(portable, words)]),
+        "command": shlex.join([*command_words("evaluate"), *map(portable, words)]),
     }

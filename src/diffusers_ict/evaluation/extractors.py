@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 from ..errors import UserError, first_line
 from ..files import sha256
 from ..hub.provenance import weights_hash
+from ..progress import told
 
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -81,7 +82,8 @@ def make_extractor(name: str, weights: str | None = None, device: torch.device |
     if name == "pixels":
         return Extractor("raw pixels in [0, 1]", "none", "none", lambda x: x.flatten(1).float() / 255, device)
     if name in ("inception", "dinov2"):
-        return (_inception if name == "inception" else _dinov2)(weights, device)
+        with told(f"loading the extractor {name}"):
+            return (_inception if name == "inception" else _dinov2)(weights, device)
     if path.suffix not in (".py", ".pt2"):
         raise UserError(f"`extractor` must be pixels, inception, dinov2, or a .py or .pt2 file, got {name}.")
     if not path.is_file():
@@ -147,7 +149,7 @@ def _inception_weights(path: str | None) -> dict[str, Tensor]:
 def _dinov2(weights: str | None, device: torch.device) -> Extractor:
     """The class token of DINOv2, for the FD-DINOv2 of Stein et al. (arXiv:2306.04675)."""
     if importlib.util.find_spec("transformers") is None:
-        raise UserError("`extractor` dinov2 needs transformers: pip install 'diffusers-ict[eval]'.")
+        raise UserError("`extractor` dinov2 needs transformers: pip install transformers.")
     from transformers import Dinov2Model
 
     name = weights or DINOV2

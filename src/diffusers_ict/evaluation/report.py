@@ -6,9 +6,29 @@ from typing import Any
 
 from ..files import atomic_file
 
+PUBLISHED = "published"  # the name of the weights that are no variant
 TITLES = {"fid": "FID", "frechet": "Frechet distance", "fd_dinov2": "FD-DINOv2", "kid": "KID"}
 MARKERS = "os^Dv*"
 COLUMNS = 4  # of panels, at most
+
+
+def table_lines(rows: list[dict[str, Any]], weights: list[str]) -> list[str]:
+    """The last row of a report as a line of a table, after the first one with the names of its columns above it.
+
+    Args:
+        weights: the names of all averages, whose length makes the first column.
+    """
+    row, deviations = rows[-1], [name for name in rows[-1]["metrics"] if name.endswith("_std")]
+    steps = row["num_inference_steps"]  # None for images that no model drew
+    cells = {"weights": row["variant"] or (PUBLISHED if steps else "images"), "steps": str(steps or "-")}
+    for name, value in row["metrics"].items():
+        if name not in deviations:
+            deviation = row["metrics"].get(f"{name}_std")
+            cells[name] = f"{value:.5g}" + ("" if deviation is None else f" ± {deviation:.2g}")
+    width = {name: max(len(name), 20 if f"{name}_std" in deviations else 9) for name in list(cells)[2:]}
+    widths = [max(map(len, ("weights", *weights))), 5, *width.values()]
+    lines = [*([list(cells)] if len(rows) == 1 else []), list(cells.values())]
+    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths)) for line in lines]
 
 
 def plot_quality(report: dict[str, Any], target: Path) -> None:

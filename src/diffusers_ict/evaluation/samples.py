@@ -1,17 +1,19 @@
 """The samples of an evaluation, drawn by a pipeline. Each is a function of its number."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import list_repo_files
+from PIL import Image
 from torch import Tensor
 
 from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
 from ..errors import UserError, first_line
-from ..pipeline_consistency import ConsistencyPipeline
+from ..image_grid import as_pictures, classes_in_turn
+from ..pipeline_consistency import ConsistencyPipeline, variants_of
+
+AT_ONCE = 250  # samples of one call of the network
 
 
 def image_shape(pipeline: ConsistencyPipeline) -> tuple[int, int, int]:
@@ -23,15 +25,16 @@ def image_shape(pipeline: ConsistencyPipeline) -> tuple[int, int, int]:
     return (config.out_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
 
 
-def list_variants(repository: str) -> list[str]:
-    """The variants of the weights that a folder or a Hub repository holds, or a UserError."""
-    folder = Path(repository)
+def list_variants(repository: str) -> list[str | None]:
+    """The variants of the weights that a folder or a Hub repository holds, None being the published ones.
+
+    Raises:
+        UserError: the Hub does not answer, or has no such repository.
+    """
     try:
-        files = map(str, folder.glob("unet/*")) if folder.is_dir() else list_repo_files(repository)
-        parts = [Path(name).name.split(".") for name in files if Path(name).match("unet/*.safetensors")]
+        return variants_of(repository) or [None]
     except Exception as error:  # the Hub's classes, and those of its transport
         raise UserError(f"the files of {repository} cannot be listed: {first_line(error)}") from error
-    return sorted({part[1] for part in parts if len(part) == 3})
 
 
 def labels_of(pipeline: ConsistencyPipeline, images: Images | None, seed: int) -> Callable[[Tensor], Tensor | None]:
@@ -77,3 +80,14 @@ def drawer(
         return (drawn * 255).round().to(torch.uint8)  # as PIL images are made
 
     return draw
+
+
+def sample_sheet(pipeline: ConsistencyPipeline, count: int, steps: int, seed: int) -> Image.Image:
+    """A picture of so many samples, each class in turn, drawn in `steps` steps: columns of one class each, with its name."""
+    levels = pipeline.scheduler.sampling_sigmas(steps).tolist()
+    parts = torch.arange(count).split(AT_ONCE)
+    pixels = torch.cat([drawer(pipeline, None, seed, levels)(numbers) for numbers in parts])
+    images = as_pictures(pixels.float() / 127.5 - 1)
+    numbers = range(pipeline.unet.config.num_class_embeds or 0)
+    names = [(pipeline.id2label or {}).get(number, str(number)) for number in numbers]
+    return classes_in_turn({"": images}, names)

@@ -23,6 +23,7 @@ from ..formulas.stock_grid import middle_level
 from ..objectives import objective_class
 from ..stock_key import STOCK_KEY
 from .metadata import ConversionMetadata, RunMetadata
+from .run_files import read_recipe
 
 TEMPLATES = resources.files(__package__) / "templates"
 PIPELINE = TEMPLATES / "pipeline.py"  # sampling at any noise levels for those who have diffusers only
@@ -63,7 +64,7 @@ def make_card(folder: Path, repo_id: str, license: str | None = None, space_id: 
 
 def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardData, dict[str, Any]]:
     """(card metadata, values of the template trained.md) of a run."""
-    run, recipe, report = RunMetadata.read(folder), _read_recipe(folder), _entries(folder / "evaluation.json")
+    run, recipe, report = RunMetadata.read(folder), read_recipe(folder), _entries(folder / "evaluation.json")
     settings = {**recipe, **(recipe.get("objective") or {})}
     methods = [settings["loss"], *[settings.get("consistency", "ct")] * (settings["loss"] == "act")]
     methods = [*([] if run.objective else methods), "ct"]  # the run's first
@@ -210,7 +211,7 @@ def renewed_card(
     Raises:
         UserError: a file that the card is made from, or the card itself, is damaged.
     """
-    repo_id = repo_id or _read_recipe(folder).get("hub_model_id") or folder.resolve().name
+    repo_id = repo_id or read_recipe(folder).get("hub_model_id") or folder.resolve().name
     card = folder / "README.md"
     content = make_card(folder, repo_id, license, space_id).content
     if not card.exists():
@@ -230,20 +231,6 @@ def write_card(folder: Path, repo_id: str | None = None) -> None:
     content = renewed_card(folder, repo_id)
     write_text(folder / "pipeline.py", PIPELINE.read_text("utf-8"))
     write_text(folder / "README.md", content)
-
-
-def _read_recipe(folder: Path) -> dict[str, Any]:
-    """The recipe of a run, or nothing where there is none."""
-    path = folder / "recipe.yaml"
-    if not path.is_file():
-        return {}
-    try:
-        recipe = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} cannot be read as YAML: {first_line(error)}.") from error
-    if not isinstance(recipe, dict):
-        raise UserError(f"{path} must hold a YAML mapping, and holds a {type(recipe).__name__}.")
-    return recipe
 
 
 def _hash(text: str) -> str:

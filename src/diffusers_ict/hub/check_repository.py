@@ -1,6 +1,7 @@
 """A check of a consistency repository: everything a sampler relies on, and the model card."""
 
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..errors import UserError, first_line
 from ..files import read_text
 from ..formulas.preconditioning import DIFFUSION_SIGMA_DATA
 from ..formulas.time_embedding import fast_columns
-from ..pipeline_consistency import ConsistencyPipeline, load_stock
+from ..pipeline_consistency import ConsistencyPipeline, load_stock, variants_of
 from ..stock_key import STOCK_KEY
 from .card import read_card
 from .fetch import fetch_file
@@ -55,7 +56,7 @@ def check_repository(repository: str) -> list[Finding]:
     stock = load_stock(repository)
     stock.set_progress_bar_config(disable=True)
     network = [check(stock) for check in (_weights, _time, _channels, _constants)]
-    return [*network, _levels(stock, repository), _equality(stock), _card(repository)]
+    return [*network, *_variants(repository), _levels(stock, repository), _equality(stock), _card(repository)]
 
 
 def is_publishable(repository: str) -> bool:
@@ -105,6 +106,15 @@ def _constants(stock: ConsistencyModelPipeline) -> Finding:
     elif odd:
         severity, text = Severity.ADVICE, f"unusual constants, right only if the model was trained with them: {odd}."
     return Finding("constants", severity, text)
+
+
+def _variants(repository: str) -> list[Finding]:
+    """Advice where there are no weights but variants, which stock diffusers has to be asked for."""
+    with suppress(Exception):  # the Hub's classes: then nobody can tell
+        if (first := next(iter(variants_of(repository)), None)) is not None:
+            text = f"its weights are of the variant {first} only, which stock diffusers loads with variant={first!r}."
+            return [Finding("variant", Severity.ADVICE, text, _command("convert", repository, "NEW_FOLDER"))]
+    return []
 
 
 def _levels(stock: ConsistencyModelPipeline, repository: str) -> Finding:

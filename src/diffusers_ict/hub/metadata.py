@@ -1,12 +1,25 @@
 """Metadata of a model beyond its recipe, kept as JSON beside its weights for the model card."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ..errors import UserError
 from ..files import read_json, write_json
+
+
+def check_license(license: str | None) -> None:
+    """Refuse what cannot be the identifier of a licence; whether the Hub knows it, the Hub says.
+
+    Raises:
+        UserError: other characters than those of identifiers.
+    """
+    if license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
+        near = re.sub(r"[^a-z0-9.]+", "-", license.lower()).strip("-.")
+        hint = f"; try {near}" if near else ""
+        raise UserError(f"`license` must be an identifier of the Hub such as cc0-1.0 or mit, got {license!r}{hint}.")
 
 
 class Metadata:

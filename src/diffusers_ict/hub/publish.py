@@ -38,7 +38,7 @@ REASONS = {
     403: "the token may not write there; use one with write access, or another name",
     404: "there is no such user or organisation, or the token does not show it",
 }
-PROGRAM = "diffusers_ict.commands.main"
+PROGRAM = "diffusers_ict"
 DOOR_SECONDS = 10.0  # for the answer to what is asked before a run begins
 SILENCE_SECONDS = 60.0  # of a Hub that takes a request and does not answer, or takes no more bytes
 
@@ -288,7 +288,7 @@ class BackgroundPublisher:
             try:
                 code = process.wait(max(0.0, seconds))
                 self.said.seek(0)
-                last = self.said.read().strip().rpartition("\n")[2].removeprefix("publish.py: ")
+                last = self.said.read().strip().rpartition("\n")[2].removeprefix("python -m diffusers_ict publish: ")
                 sentence = last.replace(self.copy.name, str(self.folder))
                 self.failure = (sentence or f"{self.repo_id} was not published: exit code {code}.") if code else None
             except subprocess.TimeoutExpired:

@@ -1,6 +1,12 @@
 """The files of a model's folder: who writes them, and which of them are published."""
 
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError, first_line
+from ..files import read_text
 
 WRITTEN_BY_RUNS = (
     *("recipe.yaml", "run.json", "log.jsonl", "training.png", "samples", "labels.json", "README.md", "pipeline.py"),
@@ -20,3 +26,17 @@ def published_files(folder: Path) -> dict[str, Path]:
     paths = [folder / name for name in (*WRITTEN_BY_RUNS, *WRITTEN_LATER)]
     files = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
     return {file.relative_to(folder).as_posix(): file for file in files}
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """The recipe of a run, or nothing where there is none; a UserError where it cannot be read."""
+    path = folder / "recipe.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        recipe = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} cannot be read as YAML: {first_line(error)}.") from error
+    if not isinstance(recipe, dict):
+        raise UserError(f"{path} must hold a YAML mapping, and holds a {type(recipe).__name__}.")
+    return recipe

@@ -4,16 +4,15 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import psutil
 from accelerate import Accelerator
+
+from ..invocation import launcher
 
 CHECK_EVERY = 8  # steps between two questions to the other processes, each of which waits for the device
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
-LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "accelerate.commands.launch", "torch.distributed.run"}
 
 
 class Interruption:
@@ -30,7 +29,7 @@ class Interruption:
     def __init__(self, accelerator: Accelerator, minutes: float | None = None) -> None:
         self.accelerator = accelerator
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        self.launcher = _launcher()
+        self.launcher = None if (process := launcher()) is None else process.pid
         self.received: int | None = None
         self.before: dict[int, Any] = {}
 
@@ -73,13 +72,3 @@ class Interruption:
         if self.launcher is not None and os.getppid() != self.launcher:
             return "its launcher is gone"
         return None
-
-
-def _launcher() -> int | None:
-    """The process that started this one, if it is a launcher: without it, nobody would know of this process."""
-    try:
-        parent = psutil.Process(os.getppid())
-        known = any(Path(word).name in LAUNCHERS for word in parent.cmdline()[:4])
-    except psutil.Error:
-        return None
-    return parent.pid if known else None

@@ -13,8 +13,9 @@ import yaml
 from ..data.settings import DataSettings
 from ..errors import UserError
 from ..files import portable
+from ..invocation import command_words
 from ..objectives import BUILT_IN
-from ..settings import ArgumentParser, add_flags, as_flag, check_bounds, default_of, setting
+from ..settings import ArgumentParser, add_flags, as_flag, check_bounds, default_of, nearest, setting
 from .run_settings import RunSettings
 
 # Settings that belong to one data set: data given on the command line replace all of them.
@@ -145,7 +146,7 @@ class Recipe(RunSettings, DataSettings):
     def command(self) -> str:
         """The command line of this recipe: every setting that is not the default, absolute paths by their last part."""
         plain, free = Recipe().as_dict(), {item.name for item in dataclasses.fields(RunSettings)} | {"config"}
-        words = ["accelerate", "launch", "train_scripts/train_ict.py"]
+        words = command_words("train")
         for key, value in self.as_dict().items():
             if key not in free and value not in (plain[key], {}):
                 words += as_flag(key, value)
@@ -160,9 +161,13 @@ def _portable(value: Any) -> Any:
 
 GROUPS = {
     "the images": DataSettings,
-    "the run: where it writes, and what it keeps, logs and publishes": RunSettings,
     "the method, the network and its optimizer": Recipe,
+    "the run: where it writes, and what it keeps, logs and publishes": RunSettings,
 }
+START_HERE = (
+    *("train_data_dir", "dataset_name", "class_conditional", "resolution", "center_crop"),
+    *("config", "max_train_steps", "train_batch_size", "output_dir", "dry_run"),
+)
 
 
 def parse(argv: Sequence[str] | None, program: str, about: str | None) -> Recipe:
@@ -173,7 +178,7 @@ def parse(argv: Sequence[str] | None, program: str, about: str | None) -> Recipe
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = ArgumentParser(program, about)
-    add_flags(parser, GROUPS)
+    add_flags(parser, GROUPS, START_HERE)
     given = vars(parser.parse_args(argv))
     if path := given.get("config"):
         # The file becomes flags in front of the others: one way of checking, and the later flag wins.
@@ -197,8 +202,9 @@ def find_recipe(name: str) -> Path:
     shipped = SHIPPED / f"{name}.yaml"
     path = shipped if shipped.is_file() else Path(name)
     if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.yaml")))
-        raise UserError(f"`config` must be a YAML file, or one of {names}, got {name}.")
+        names = sorted(p.stem for p in SHIPPED.glob("*.yaml"))
+        hint = f"; try {near}" if (near := nearest(name, names)) else ""
+        raise UserError(f"`config` must be a YAML file, or one of {', '.join(names)}, got {name}{hint}.")
     return path
 
 
@@ -222,10 +228,10 @@ def _file_as_flags(path: Path) -> list[str]:
     flags: list[str] = []
     for key, value in entries.items():
         if key not in known:
-            raise UserError(
-                f"the recipe {path} has the unknown key {key!r}: settings of a method go into its block `objective`, "
-                "and the help of the program lists the others."
-            )
+            near = nearest(str(key), known)
+            others = "settings of a method go into its block `objective`, and the help of the program lists the others"
+            hint = f"try {near}" if near else others
+            raise UserError(f"the recipe {path} has the unknown key {key!r}: {hint}.")
         if value is None:
             continue
         if not isinstance(value, _plain_types(key)):

@@ -133,6 +133,8 @@ def open_run(
     Raises:
         UserError: the recipe or the data cannot be used; nothing is written.
     """
+    if recipe.push_to_hub:
+        check_push(recipe.hub_model_id, recipe.license)  # before a start is loaded or the data are read
     accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir)
     recipe, own_objective = _check_given(recipe, model, dataset, objective)
     start = load_start(recipe) if model is None else None
@@ -142,8 +144,6 @@ def open_run(
     if recipe.num_train_epochs is None:
         check_curriculum(objective, recipe.max_train_steps)  # before the data are read
     scheduler = make_scheduler(recipe, start)
-    if recipe.push_to_hub:
-        check_push(recipe.hub_model_id, recipe.license)
     contents = check_output_dir(Path(recipe.output_dir), recipe.resume_from_checkpoint)
 
     data = _open_data(recipe, dataset, accelerator)

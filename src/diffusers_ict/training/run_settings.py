@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..errors import UserError
+from ..hub.metadata import check_license
 from ..settings import setting
 
 
@@ -32,10 +33,11 @@ class RunSettings:
     hub_strategy: str = setting("end", "publish at the end, or at every checkpoint too", choices=("end", "checkpoint"))
 
     def check_publishing(self) -> None:
-        """Check the repository.
+        """Check the repository and the licence.
 
         Raises:
-            UserError: it has no owner or no name.
+            UserError: the first has no owner or no name, or the second is no identifier.
         """
+        check_license(self.license)
         if self.push_to_hub and "/" not in (self.hub_model_id or ""):
             raise UserError(f"`push_to_hub` needs `hub_model_id` USER/NAME, got {self.hub_model_id or 'none'}.")

@@ -12,6 +12,7 @@ from ..data.draw import GENERATOR, INIT, derive_seed
 from ..errors import UserError, first_line
 from ..formulas.time_embedding import hold_fast_columns, uses_fast_columns, zero_fast_columns
 from ..objectives.base import Objective
+from .default_size import default_levels
 from .recipe import Recipe, find_shipped
 
 # Width of each level, by image size; the number of levels follows from the size itself.
@@ -22,7 +23,6 @@ WIDTHS = {
     128: (128, 256, 256, 512, 512),
     256: (128, 128, 256, 256, 512, 512),
 }
-MIDDLE = 8  # the coarsest feature map is at most this wide
 ATTENTION = 16  # and feature maps of at most this size have attention
 
 
@@ -35,21 +35,8 @@ def default_unet_config(resolution: int, channels: int, num_classes: int | None 
     Raises:
         UserError: a size out of range, or one that cannot be halved often enough.
     """
-    if not 8 <= resolution <= 256:
-        raise UserError(
-            f"a UNet is chosen for resolutions from 8 to 256 pixels, got {resolution}; for others give "
-            "`model_config_name_or_path`."
-        )
+    levels = default_levels(resolution)
     widths = next(w for size, w in WIDTHS.items() if resolution < size or size == 256)
-    levels = 2
-    while resolution / 2 ** (levels - 1) > MIDDLE:
-        levels += 1
-    factor = 2 ** (levels - 1)
-    if resolution % factor:
-        raise UserError(
-            f"a UNet for images of this size halves them {levels - 1} times, so the resolution must be a multiple "
-            f"of {factor}, got {resolution}; choose `resolution` {resolution // factor * factor}."
-        )
     widths = (*widths, *[widths[-1]] * levels)[:levels]
     attends = [level > 0 and resolution / 2**level <= ATTENTION for level in range(levels)]
     return {

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, first_line
 from ..pipeline_consistency import ConsistencyPipeline
+from ..progress import told
 from ..version import __version__
 
 # The largest difference from the pipeline's f that is accepted, for images in [-1, 1]. That of fp16 is half of a grey
@@ -66,19 +67,21 @@ def make_onnx(pipeline: ConsistencyPipeline, dtype: str = "fp32", name: str = "m
     """
     _check(pipeline, dtype)
     function = Function(pipeline).eval()
-    model = _translated(function, _inputs(pipeline, [pipeline.scheduler.config.sigma_max] * 2))
+    with told("translating the network into ONNX"):
+        model = _translated(function, _inputs(pipeline, [pipeline.scheduler.config.sigma_max] * 2))
     _describe(model, pipeline, dtype, name)
-    exported = _compared(model, function, pipeline, "fp32")
-    if dtype == "fp16":
-        _halve(model)
-        exported = _compared(model, function, pipeline, "fp16")
+    with told("comparing the ONNX file with the pipeline"):
+        exported = _compared(model, function, pipeline, "fp32")
+        if dtype == "fp16":
+            _halve(model)
+            exported = _compared(model, function, pipeline, "fp16")
     return exported
 
 
 def _check(pipeline: ConsistencyPipeline, dtype: str) -> None:
     """Raise UserError for what can be known before the export."""
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise UserError(f"ONNX files need {', '.join(missing)}: pip install 'diffusers-ict[onnx]'.")
+        raise UserError(f"ONNX files need {', '.join(missing)}: pip install {' '.join(missing)}.")
     if dtype not in LIMITS:
         raise UserError(f"`weights` must be one of {', '.join(LIMITS)}, got {dtype}.")
     if pipeline.unet.config.sample_size is None:

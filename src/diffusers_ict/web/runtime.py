@@ -11,6 +11,7 @@ from torch.hub import download_url_to_file
 
 from ..errors import UserError, first_line
 from ..files import sha256
+from ..progress import told
 
 VERSION = "1.30.0"
 SHA256 = "d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"  # of the archive
@@ -48,7 +49,8 @@ def runtime_archive() -> Path:
     address = f"{registry}/onnxruntime-web/-/onnxruntime-web-{VERSION}.tgz"
     archive.parent.mkdir(parents=True, exist_ok=True)
     try:
-        download_url_to_file(address, str(archive), hash_prefix=SHA256, progress=False)
+        with told("fetching onnxruntime-web"):
+            download_url_to_file(address, str(archive), hash_prefix=SHA256, progress=False)
     except Exception as error:  # of the network, of the address, or of the hash
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # an answer, with its connection
