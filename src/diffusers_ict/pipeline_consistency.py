@@ -351,11 +351,13 @@ def load_consistency(repository: str, variant: str | None = None) -> Consistency
     """A consistency repository, by path or Hub id, as this package loads it, without a progress bar, or a UserError."""
     try:
         pipeline = _load(ConsistencyPipeline, repository, variant)
-    except Exception:  # damaged files raise what they like
-        with suppress(Exception):  # a Hub that does not answer says less
-            if variant is not None and variant not in (known := variants_of(repository)):
-                allowed = ", ".join(filter(None, known)) or "left out: there is none"
-                error = ValueError(f"`variant` may be {allowed}, got {variant}.")
-        raise UserError(f"no consistency pipeline could be loaded from {repository}: {first_line(error)}") from error
+    except Exception as error:  # damaged files raise what they like
+        reason, known = first_line(error), [variant]
+        with suppress(Exception):  # a Hub that does not answer says less than the error
+            known = variants_of(repository) if variant is not None else known
+        if variant not in known:
+            allowed = ", ".join(filter(None, known)) or "left out, as there is none"
+            reason = f"`variant` may be {allowed}, got {variant}."
+        raise UserError(f"no consistency pipeline could be loaded from {repository}: {reason}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
