@@ -44,7 +44,7 @@ def _check_full(ended: Ended, place: Path) -> None:
     Raises:
         Lost: it does not.
     """
-    told = [line for line in ended.check(2).output.splitlines() if line.startswith("train_ict.py: ")]
+    told = [line for line in ended.check(2).output.splitlines() if line.startswith("diffusers-ict train: ")]
     if len(told) != 1:
         raise Lost(f"not one sentence: {told}")
     left = [path.name for path in place.rglob("*.tmp")]
