@@ -83,7 +83,7 @@ def drawer(
 
 
 def sample_sheet(pipeline: ConsistencyPipeline, count: int, steps: int, seed: int) -> Image.Image:
-    """A picture of so many samples, each class in turn, drawn in `steps` steps: columns of one class each, with its name."""
+    """A picture of samples, each class in turn, drawn in `steps` steps: columns of one class each, with its name."""
     levels = pipeline.scheduler.sampling_sigmas(steps).tolist()
     parts = torch.arange(count).split(AT_ONCE)
     pixels = torch.cat([drawer(pipeline, None, seed, levels)(numbers) for numbers in parts])
