@@ -139,7 +139,10 @@ def test_pipelines_that_are_neither_consistency_nor_diffusion_models_of_pixels_a
         (
             (DDPMPipeline(make_unet(), EulerDiscreteScheduler()), "PNDMScheduler, and it has EulerDiscreteScheduler"),
             (DDPMPipeline(make_unet(out_channels=2), DDPMScheduler()), "sees 1 and predicts 2: learned variances"),
-            (DDPMPipeline(make_unet(class_embed_type="timestep"), DDPMScheduler()), "has class_embed_type 'timestep'"),
+            (
+                DDPMPipeline(make_unet(class_embed_type="timestep"), DDPMScheduler()),
+                "class_embed_type of its UNet must be",
+            ),
             (LDMPipeline(vqvae, make_unet(), DDIMScheduler()), "with a UNet alone, and it also holds vqvae"),
             (make_unet(), "is a network without a scheduler, which says what it was trained for"),
             (ConsistencyModelPipeline(make_unet(time_embedding_type="fourier"), stock), "a consistency model needs"),

@@ -82,6 +82,12 @@ def test_settings_of_the_method_add_up_and_belong_to_their_loss(tmp_path):
     assert read("--config", path, "--loss", "ct").objective == {}
 
 
+def test_settings_of_a_method_have_short_flags():
+    short = parse(["--s0", "2", "--objective", "s1=8", "--huber_c=null", "--p_mean", "-0.5"], "train", None)
+    assert short.objective == {"s0": 2, "s1": 8, "huber_c": None, "p_mean": -0.5}
+    assert parse(["--loss", "ect", "--ect_q", "4"], "train", None).objective == {"q": 4}
+
+
 def test_numbers_of_numpy_are_those_of_python_and_bools_are_none():
     given = {"max_train_steps": np.int64(8), "seed": np.uint8(3), "learning_rate": np.float32(0.5),
              "ema_decays": [np.float64(0.5), 0.9], "intermediate_sigmas": np.array([0.5])}  # fmt: skip

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import TINY, make_unet
 from diffusers import UNet2DModel
+from short_run import assert_refused, run
 
 from diffusers_ict import ICT, ICTScheduler
 from diffusers_ict.data.dataset import Images
@@ -15,6 +16,7 @@ from diffusers_ict.training.recipe import Recipe
 from diffusers_ict.training.samples import make_pipeline
 from diffusers_ict.training.start import load_start, make_objective
 from diffusers_ict.training.unets import check_fits, default_unet_config, limit_dropout
+from diffusers_ict.trial import check_call, check_config
 
 
 @pytest.mark.parametrize("resolution", [8, 12, 16, 28, 32, 64, 96, 128, 256])
@@ -95,3 +97,54 @@ def test_a_config_that_leaves_channels_and_classes_open_takes_those_of_the_data(
     unet = unets.make_unet(Recipe(model_config_name_or_path="small_unet.json"), images, ICT(), None)
     assert (unet.config.in_channels, unet.config.out_channels, unet.config.num_class_embeds) == (3, 3, 3)
     assert unet.config.sample_size == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_out_channels": (16, 32, 32)}, "Must provide the same number of"),
+        ({"norm_num_groups": 3}, "must be divisible by num_groups"),
+        ({"down_block_types": ("KDownBlock2D", "DownBlock2D")}, "cannot be used"),
+        ({"down_block_types": ("NoBlock2D", "DownBlock2D")}, "NoBlock2D"),
+        ({"attention_head_dim": 0}, "cannot be used"),
+        ({"class_embed_type": "timestep"}, "class_embed_type of the UNet must be left out"),
+        ({"class_embed_type": "identity"}, "class_embed_type of the UNet must be left out"),
+        ({"layers_per_block": 10**6}, "layers_per_block of the UNet must be an integer from 1 to 64, got 1000000"),
+        ({"layers_per_block": True}, "must be an integer"),
+        ({"block_out_channels": (10**9, 16)}, "block_out_channels of the UNet must be an integer"),
+        ({"block_out_channels": (16,) * 40}, "halves its images 39 times"),
+        ({"block_out_channels": "wide"}, "must be a list of widths"),
+        ({"no_such_entry": 3, "act_fn": "no such function"}, "cannot be used"),
+    ],
+)
+def test_a_config_is_tried_before_it_is_used(changes, message, flags, config, tmp_path, capsys):
+    config.write_text(json.dumps({**TINY, "num_class_embeds": None, **changes}))
+    assert_refused(tmp_path, capsys, message, *flags, "--output_dir", tmp_path / "out")
+
+
+@pytest.mark.parametrize("size", [10**6, -8, [16, 10**6]])
+def test_sizes_that_no_image_has_are_refused_before_anything_is_built(size):
+    with pytest.raises(UserError, match="sample_size of the UNet must be an integer from 1 to 16384"):
+        check_config(UNet2DModel, {**TINY, "sample_size": size}, "the UNet")
+
+
+def test_a_unet_without_a_middle_block_trains_with_dropout(flags, config, tmp_path):
+    config.write_text(json.dumps({**TINY, "num_class_embeds": None, "mid_block_type": None}))
+    own = ["--dropout", "0.1", "--dropout_resolution", "4", "--output_dir", tmp_path / "out"]
+    assert run(*flags, *own, "--max_train_steps", 6) == 0
+
+
+@pytest.mark.parametrize(
+    ("forward", "message"),
+    [
+        (lambda x: (x,), "raises TypeError"),
+        (lambda x, timesteps, class_labels=None, return_dict=True: x, r"must return a tuple .* got \[1, 8, 8\]"),
+        (lambda x, timesteps, class_labels=None, return_dict=True: (x[:, :, ::2],), r"got \[2, 1, 4, 8\]"),
+    ],
+)
+def test_a_network_of_ones_own_is_called_once_before_it_is_trained(forward, message):
+    network = torch.nn.Linear(1, 1).train()
+    network.forward = forward
+    with pytest.raises(UserError, match=message):
+        check_call(network, (1, 8, 8), None)
+    assert network.training

@@ -17,5 +17,9 @@ class TrainingStopped(RuntimeError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its type where the message is empty."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error's message, or the name of its type where the message is empty.
+
+    What other libraries put in backticks is no setting of ours.
+    """
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if isinstance(error, UserError) else line.replace("`", "'")

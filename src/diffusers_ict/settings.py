@@ -198,6 +198,17 @@ def add_flags(
         _add_group(parser.add_argument_group(title), [fields[name] for name in names if name not in first])
 
 
+def add_assignments(parser: argparse.ArgumentParser, dest: str, names: dict[str, str]) -> None:
+    """Flags that are short for --DEST NAME=VALUE, names by flag; --help does not list them."""
+    for flag, name in names.items():
+
+        def named(word: str, name: str = name) -> tuple[str, Any]:
+            return _assignment(f"{name}={word}")
+
+        options: dict[str, Any] = {"type": named, "nargs": 1, "action": _Assignments}
+        parser.add_argument(f"--{flag}", dest=dest, default=argparse.SUPPRESS, help=argparse.SUPPRESS, **options)
+
+
 def own_fields(settings: type) -> list[dataclasses.Field]:
     """The fields that a dataclass declares itself."""
     return [item for item in dataclasses.fields(settings) if item.name in settings.__annotations__]

@@ -15,6 +15,7 @@ from ..hub.fetch import fetch_file
 from ..hub.metadata import ConversionMetadata
 from ..pipeline_consistency import ConsistencyPipeline, load_pipeline
 from ..scheduling_ict import ICTScheduler
+from ..trial import check_config
 from . import act_release, diffusion, openai_layout
 from .checkpoint import check_tensors, read_checkpoint, shown
 from .time_refit import NETWORK_LEVELS, refit_from_sigma
@@ -126,12 +127,8 @@ def _problem(pipeline: DiffusionPipeline) -> str | None:
             f"must be a consistency model, or a diffusion model with one of {allowed}, and it has "
             f"{type(scheduler).__name__}."
         )
-    if (embedded := unet.config.class_embed_type) is not None:
-        return (
-            f"must take its classes as numbers, and its UNet has class_embed_type {embedded!r}, which stock "
-            "consistency pipelines cannot give it."
-        )
     try:
+        check_config(UNet2DModel, unet.config, "its UNet")
         fast_columns(unet)
     except ValueError as error:
         return f"cannot be converted: {error}"

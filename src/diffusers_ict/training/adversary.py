@@ -28,6 +28,7 @@ from ..objectives.act import (
 )
 from ..objectives.base import Pair
 from ..processes import distributed, in_precision, synchronized
+from ..trial import check_config
 from .captured import Captured, captured_step
 from .optimization import make_optimizer
 from .recipe import Recipe, find_shipped
@@ -57,12 +58,10 @@ def build_discriminator(recipe: Recipe, unet: nn.Module) -> ConsistencyDiscrimin
                     f"in {name_or_path}."
                 )
         config = {**given, **{key: config[key] for key in ("sample_size", "in_channels")}}
-    try:
-        with torch.random.fork_rng([]):
-            torch.manual_seed(derive_seed(recipe.seed, INIT, FAKES))
-            discriminator = ConsistencyDiscriminator.from_config(config)
-    except ValueError as error:
-        raise UserError(f"the discriminator does not fit the images: {error}") from error
+    check_config(ConsistencyDiscriminator, config, "the discriminator")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(derive_seed(recipe.seed, INIT, FAKES))
+        discriminator = ConsistencyDiscriminator.from_config(config)
     if recipe.insensitive_time_embedding:
         zero_fast_columns(discriminator)
         hold_fast_columns(discriminator)

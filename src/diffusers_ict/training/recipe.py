@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..files import portable
 from ..invocation import command_words
 from ..objectives import BUILT_IN
-from ..settings import ArgumentParser, add_flags, as_flag, check_bounds, default_of, nearest, setting
+from ..settings import ArgumentParser, add_assignments, add_flags, as_flag, check_bounds, default_of, nearest, setting
 from .run_settings import RunSettings
 
 # Settings that belong to one data set: data given on the command line replace all of them.
@@ -164,6 +164,11 @@ GROUPS = {
     "the method, the network and its optimizer": Recipe,
     "the run: where it writes, and what it keeps, logs and publishes": RunSettings,
 }
+SHORT = {  # flags for settings of a method, which --help does not list: --s0 2 is --objective s0=2
+    **{name: name for name in ("s0", "s1", "p_mean", "p_std", "huber_c", "metric", "lpips_weights", "align_steps")},
+    **{name: name for name in ("stage_steps", "stages", "consistency", "adversarial_weight", "r1_gamma")},
+    **{"ect_q": "q", "teacher_mu0": "mu0"},
+}
 START_HERE = (
     *("train_data_dir", "dataset_name", "class_conditional", "resolution", "center_crop"),
     *("config", "max_train_steps", "train_batch_size", "output_dir", "dry_run"),
@@ -179,6 +184,7 @@ def parse(argv: Sequence[str] | None, program: str, about: str | None) -> Recipe
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = ArgumentParser(program, about)
     add_flags(parser, GROUPS, START_HERE)
+    add_assignments(parser, "objective", SHORT)
     given = vars(parser.parse_args(argv))
     if path := given.get("config"):
         # The file becomes flags in front of the others: one way of checking, and the later flag wins.

@@ -35,6 +35,7 @@ from ..objectives.base import Objective
 from ..pipeline_consistency import ConsistencyPipeline
 from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
+from ..trial import check_call
 from .adversary import build_discriminator
 from .ema import note_on_equal_averages
 from .estimate import describe
@@ -197,6 +198,7 @@ def _open_networks(
     unet = make_unet(recipe, data, objective, start) if model is None else model
     if model is not None:
         check_fits(config_of(model), data.shape, data.num_classes)
+        check_call(model, data.shape, data.num_classes)
     if recipe.push_to_hub and not isinstance(unet, ModelMixin):
         raise UserError(
             f"`push_to_hub` needs a model of diffusers, a ModelMixin whose repository others can load, got "

@@ -12,6 +12,7 @@ from ..data.draw import GENERATOR, INIT, derive_seed
 from ..errors import UserError, first_line
 from ..formulas.time_embedding import hold_fast_columns, uses_fast_columns, zero_fast_columns
 from ..objectives.base import Objective
+from ..trial import check_config
 from .default_size import default_levels
 from .recipe import Recipe, find_shipped
 
@@ -177,7 +178,7 @@ def limit_dropout(unet: UNet2DModel, largest: int) -> None:
     size = max(size) if isinstance(size, (tuple, list)) else size
     stages = [(level, block) for level, block in enumerate(unet.down_blocks)]
     stages += [(levels - 1 - level, block) for level, block in enumerate(unet.up_blocks)]
-    stages += [(levels - 1, unet.mid_block)]
+    stages += [(levels - 1, unet.mid_block)] if unet.mid_block is not None else []
     for level, block in stages:
         for name, module in block.named_modules():
             if isinstance(module, torch.nn.Dropout):
@@ -209,10 +210,8 @@ def make_unet(recipe: Recipe, images: TrainingData, objective: Objective, start:
         config = config_for(recipe, images)
         check_fits(config, images.shape, images.num_classes)
         config = {**config, "dropout": choose_dropout(recipe, config, objective)}
-        try:
-            unet = build(config, derive_seed(recipe.seed, INIT, GENERATOR))
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise UserError(f"the UNet's config cannot be used: {first_line(error)}") from error
+        check_config(UNet2DModel, config, "the UNet")
+        unet = build(config, derive_seed(recipe.seed, INIT, GENERATOR))
         if recipe.insensitive_time_embedding:
             zero_fast_columns(unet)
     if recipe.insensitive_time_embedding and not uses_fast_columns(unet):
