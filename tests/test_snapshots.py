@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import files_of
 from diffusers import UNet2DModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from short_run import ICT, run
 
 from diffusers_ict.commands import ema
@@ -83,3 +83,35 @@ def check_refusals(out, tmp_path, capsys):
     assert "has no snapshots of averages: train with --ema_snapshot_steps" in capsys.readouterr().err
     left = {name: content for name, content in before.items() if not name.startswith("averages/")}
     assert files_of(out) == left
+    list_snapshots(out)[4].unlink()
+    for snapshot, damage, message in (
+        (list_snapshots(out)[6], flipped, "is not as it was written"),
+        (list_snapshots(out)[6], filled, "is not as it was written"),
+        (list_snapshots(out)[6], without_hash, "holds values that are not numbers"),
+    ):
+        whole = snapshot.read_bytes()
+        damage(snapshot)
+        before = files_of(out)
+        assert ema.main([str(out), "--std", "0.1"]) == 2
+        assert message in capsys.readouterr().err
+        assert files_of(out) == before
+        snapshot.write_bytes(whole)
+
+
+def flipped(path):
+    """One bit of one weight."""
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 64
+    path.write_bytes(content)
+
+
+def filled(path):
+    """2,000 bytes of 0xFF, which are no numbers in float16."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-2000] + b"\xff" * 2000)
+
+
+def without_hash(path):
+    """As older versions wrote it, with the same damage."""
+    save_file(load_file(path), path)
+    filled(path)

@@ -1,5 +1,6 @@
 """Snapshots of power-function averages, and averages of any length that are made of them after the run."""
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..hub.card import write_card
 from .ema import Average
 
 FOLDER = "averages"
+HASH = "sha256"  # of names and values, in the header of a file
 NAME = re.compile(r"step-(\d+)\.safetensors")
 
 
@@ -27,7 +29,7 @@ def save_snapshot(folder: Path, averages: dict[float, Average], step: int) -> No
         for name, tensor in average.module.state_dict().items()
     }
     with atomic_file(folder / FOLDER / f"step-{step:07d}.safetensors") as temporary:
-        save_file(tensors, temporary)
+        save_file(tensors, temporary, {HASH: _digest(tensors)})
 
 
 def list_snapshots(folder: Path) -> dict[int, Path]:
@@ -101,8 +103,22 @@ def _stds_of(path: Path) -> list[float]:
 
 
 def _tensors_of(path: Path) -> dict[str, Tensor]:
+    """The tensors of a snapshot as they were written, or a UserError."""
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            written = (file.metadata() or {}).get(HASH)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the snapshot {path} cannot be read ({first_line(error)}): delete it.") from error
+    if written not in (None, _digest(tensors)):  # older ones have no hash
+        raise UserError(f"the snapshot {path} is not as it was written: delete it.")
+    if bad := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
+        raise UserError(f"the snapshot {path} holds values that are not numbers, in {bad}: delete it.")
+    return tensors
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
