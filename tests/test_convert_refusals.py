@@ -80,6 +80,7 @@ def trained(state):
             "middle_block.1.norm.bias holds values that are not finite",
         ),
         (lambda: good() | {"encoder_kv.weight": torch.zeros(1)}, "encoder_kv.weight, which has no place"),
+        (lambda: good() | {"out.2.bias": torch.zeros(1).expand(1 << 40)}, "and the file holds fewer values"),
         (lambda: good() | {"out.2.bias": torch.zeros(5)}, "conv_out.bias: copying a param with shape torch.Size([5])"),
         (lambda: without(good(), "output_blocks"), "levels cannot be separated (4 input blocks, 0 output blocks)"),
         (lambda: without(good(), "out.0.weight"), 'Missing key(s) in state_dict: "conv_norm_out.weight"'),

@@ -1,5 +1,6 @@
 """Bad input gets one sentence and exit code 2, and nothing is written."""
 
+import errno
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 from conftest import ROOT, TINY, make_unet, write_npz
 from datasets import ClassLabel, Dataset, Features, Image
@@ -173,6 +175,35 @@ def test_a_program_shows_warnings_in_one_line_that_names_flags_and_says_when_it_
     assert shown == ["train_ict.py: images are enlarged to --resolution 64.\n"]
     assert warnings.formatwarning is plain
     assert capsys.readouterr().err == "train_ict.py: interrupted.\n"
+
+
+def test_a_full_memory_is_told_with_a_code_of_its_own(capsys):
+    """By PyTorch's own error on CPUs, by those of other libraries, and by those of a GPU."""
+
+    def ask_for_too_much():
+        torch.empty(1 << 50)
+
+    def numpy_asks():
+        np.empty(1 << 50)
+
+    def fail(error):
+        def body():
+            raise error
+
+        return body
+
+    cuda = fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."))
+    for body, memory in (
+        (ask_for_too_much, "this machine"), (numpy_asks, "this machine"), (fail(MemoryError()), "this machine"),
+        (fail(OSError(errno.ENOMEM, "Cannot allocate memory")), "this machine"), (cuda, "the GPU"),
+    ):  # fmt: skip
+        assert run_program("train", body) == 4
+        err = capsys.readouterr().err
+        assert f"train: the memory of {memory} is full (" in err
+        assert "lower the size of a batch (--train_batch_size" in err
+        assert err.count("\n") == 1, err
+    with pytest.raises(RuntimeError, match="nobody foresaw"):
+        run_program("train", fail(RuntimeError("nobody foresaw this")))
 
 
 def test_processes_that_do_not_know_of_each_other_and_what_accelerate_refuses_are_told(tmp_path, monkeypatch):

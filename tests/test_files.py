@@ -2,23 +2,37 @@
 
 import hashlib
 import os
-import subprocess
-import sys
+import time
 
 import pytest
 from conftest import files_of
 
-from diffusers_ict.files import atomic_file, atomic_folder, sha256, staged_folder, write_text
+from diffusers_ict.files import atomic_file, atomic_folder, remove_temporary, sha256, staged_folder, write_text
 
 
-def test_temporary_files_of_killed_processes_are_removed_and_others_stay(tmp_path):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    for name in (f".a.txt.{ended.pid}.tmp", f".a.txt.{os.getppid()}.tmp", f".b.txt.{ended.pid}.tmp", ".a.txt.x.tmp"):
+def test_temporary_files_that_are_a_day_old_are_removed_and_others_stay(tmp_path):
+    names = {".a.txt.0a1b2c3d4e5f6789.tmp": 90_000, ".a.txt.17.tmp": 90_000, ".a.txt.9876543210abcdef.tmp": 80_000,
+             ".b.txt.0a1b2c3d4e5f6789.tmp": 90_000}  # fmt: skip
+    for name, age in names.items():
         (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
     write_text(tmp_path / "a.txt", "new")
-    left = {f".a.txt.{os.getppid()}.tmp", f".b.txt.{ended.pid}.tmp", ".a.txt.x.tmp", "a.txt"}
+    left = {".a.txt.9876543210abcdef.tmp", ".b.txt.0a1b2c3d4e5f6789.tmp", "a.txt"}
     assert {path.name for path in tmp_path.iterdir()} == left
+    (tmp_path / "deep" / ".c.0a1b2c3d4e5f6789.tmp").mkdir(parents=True)
+    (tmp_path / ".other.tmp").touch()
+    remove_temporary(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {"a.txt", "deep", ".other.tmp"}
+
+
+def test_two_writers_of_one_file_do_not_meet_even_with_one_process_number(tmp_path):
+    """Containers that share a disk may have the same one."""
+    with atomic_file(tmp_path / "a") as first, atomic_file(tmp_path / "a") as second:
+        assert first != second
+        first.write_text("first")
+        second.write_text("second")
+        assert first.read_text() == "first"
+    assert (tmp_path / "a").read_text() == "first", "the outer one ends last"
 
 
 @pytest.mark.parametrize("fsync", [False, True])

@@ -23,11 +23,13 @@ from safetensors import SafetensorError
 from short_run import ACT, LOSSES, assert_bitwise_equal, assert_refused, run
 
 from diffusers_ict.errors import UserError
+from diffusers_ict.hub.provenance import code_commit
 from diffusers_ict.training import checkpoint, outputs, train
 from diffusers_ict.training.interruption import Interruption
 from diffusers_ict.training.log import JSONLines, Metrics, read_log
 from diffusers_ict.training.recipe import Recipe
 from diffusers_ict.training.resume import check_resumes
+from diffusers_ict.version import __version__
 
 LATEST = ["--resume_from_checkpoint", "latest"]
 
@@ -168,9 +170,15 @@ def test_a_second_writer_and_what_is_no_checkpoint_of_this_run_or_version_are_re
         assert_refused(tmp_path, capsys, "is in use by another run", *finished, *LATEST)
     newest, *older = checkpoint.list_checkpoints(tmp_path / "out")
     saved = checkpoint.load(newest)
-    saved.state.pop("format")
+    assert saved.state["version"] == __version__
+    assert saved.state["commit"] == code_commit()
+    saved.state.update({"format": 1, "version": "0.0.7", "commit": "abc"})
     checkpoint.save(tmp_path / "out", 12, saved)
-    assert_refused(tmp_path, capsys, "made by another version of diffusers-ict", *finished, *LATEST)
+    assert_refused(tmp_path, capsys, "was made by diffusers-ict 0.0.7 (commit abc)", *finished, *LATEST)
+    for name in ("format", "version", "commit"):
+        saved.state.pop(name)
+    checkpoint.save(tmp_path / "out", 12, saved)
+    assert_refused(tmp_path, capsys, "was made by a version of diffusers-ict before 0.1", *finished, *LATEST)
     (newest / "unet.safetensors").write_bytes(b"torn")
     assert_refused(tmp_path, capsys, "is not as it was written", *finished, "--resume_from_checkpoint", newest)
     for folder in (newest, *older):
@@ -181,7 +189,11 @@ def test_a_second_writer_and_what_is_no_checkpoint_of_this_run_or_version_are_re
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1))]
+    "number",
+    [
+        signal.SIGTERM,
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)),
+    ],
 )
 def test_a_signal_saves_a_checkpoint_after_the_step(anew, whole, number, tmp_path, monkeypatch, capsys):
     handler = signal.getsignal(number)

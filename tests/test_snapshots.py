@@ -78,12 +78,17 @@ def check_refusals(out, tmp_path, capsys):
     list_snapshots(out)[4].write_bytes(b"torn")
     assert ema.main([str(out), "--std", "0.1"]) == 2
     assert "step-0000004.safetensors cannot be read" in capsys.readouterr().err
+    list_snapshots(out)[4].unlink()
+    check_damage(out, capsys)
     shutil.rmtree(out / "averages")
     assert ema.main([str(out), "--std", "0.1"]) == 2
     assert "has no snapshots of averages: train with --ema_snapshot_steps" in capsys.readouterr().err
     left = {name: content for name, content in before.items() if not name.startswith("averages/")}
     assert files_of(out) == left
-    list_snapshots(out)[4].unlink()
+
+
+def check_damage(out, capsys):
+    """Damaged snapshots are refused, and nothing is written."""
     for snapshot, damage, message in (
         (list_snapshots(out)[6], flipped, "is not as it was written"),
         (list_snapshots(out)[6], filled, "is not as it was written"),

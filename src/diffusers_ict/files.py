@@ -7,7 +7,10 @@ import glob
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,26 +18,26 @@ from typing import Any
 
 from .errors import UserError
 
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]+\.tmp")
+LEFT_FOR = 86_400.0  # seconds after which nobody writes a temporary file any more
 FILE_SUFFIXES = (".npz", ".parquet", ".arrow", ".pt", ".pth", ".ckpt")
 
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A name beside `path` for this process alone. It is free again when the block ends, and folders made in vain go.
+    """A random name beside `path`. It is free again when the block ends, and folders made in vain go.
 
-    What killed processes left of the same `path` is removed first.
+    What others have left of the same `path` for a day is removed first: who wrote it was killed. No process is asked
+    for, because it may belong to another machine that shares the disk.
     """
-    import psutil  # sampling, which writes nothing, needs no extra
-
     made = [parent for parent in path.parents if not parent.exists()]  # the deepest comes first
     path.parent.mkdir(parents=True, exist_ok=True)
-    stem = f".{path.name[:40]}"  # with the number of the process it must not be too long for a name
+    stem = f".{path.name[:40]}"  # with what follows it must not be too long for a name
     for left in path.parent.glob(f"{glob.escape(stem)}.*.tmp"):
-        process = left.suffixes[-2][1:]
-        if process.isdecimal() and not psutil.pid_exists(int(process)):
-            _remove(left)
-    temporary = path.with_name(f"{stem}.{os.getpid()}.tmp")
-    _remove(temporary)
+        with suppress(OSError):  # its writer has just renamed it
+            if left.stat().st_mtime < time.time() - LEFT_FOR:
+                _remove(left)
+    temporary = path.with_name(f"{stem}.{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
     finally:
@@ -42,6 +45,13 @@ def _temporary(path: Path) -> Iterator[Path]:
         for parent in made:
             with suppress(OSError):  # it is not empty
                 parent.rmdir()
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what was being written anywhere in a folder when its writers were killed; there must be none now."""
+    for path in folder.rglob(".*.tmp"):
+        if TEMPORARY.fullmatch(path.name):
+            _remove(path)
 
 
 def _remove(path: Path) -> None:

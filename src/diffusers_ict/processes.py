@@ -106,5 +106,6 @@ def synchronized(net: nn.Module, last: bool) -> AbstractContextManager:
 
 
 def another_process_is_gone(error: RuntimeError) -> bool:
-    """Whether an error is that of a message between processes, one of which has died: gloo's or NCCL's."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+    """Whether an error says that a process has died: one of the run, by gloo or NCCL, or one that loads data."""
+    words = str(error)
+    return isinstance(error, torch.distributed.DistError) or "gloo" in words or "DataLoader worker" in words

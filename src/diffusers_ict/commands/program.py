@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import TrainingDiverged, TrainingStopped, UserError
+from ..errors import TrainingDiverged, TrainingStopped, UserError, first_line, out_of_memory
 from ..invocation import message_name, typed
 from ..settings import ArgumentParser
 from .console import guard_console
@@ -61,8 +61,8 @@ def run_program(name: str, body: Callable[[], int | None]) -> int:
     Args:
         name: what was typed, with which messages begin.
 
-    0 done, 1 training diverged, 2 bad input or a file that cannot be read or written, 3 training stopped early, 130
-    interrupted where there is nothing to save.
+    0 done, 1 training diverged, 2 bad input or a file that cannot be read or written, 3 training stopped early, 4 out
+    of memory, 130 interrupted where there is nothing to save.
     Warnings are one line, without the place in the code that they come from.
     """
     guard_console()
@@ -77,16 +77,30 @@ def run_program(name: str, body: Callable[[], int | None]) -> int:
         code, sentence = 2, str(error)
     except ModuleNotFoundError as error:  # of an extra; our own modules are there
         code, sentence = 2, f"this command needs a package that is not installed: pip install {error.name}."
-    except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        code, sentence = 2, f"a file cannot be read or written: {error.strerror or error}{where}."
-    except TrainingDiverged as error:
-        code, sentence = 1, f"{error}."
-    except TrainingStopped as error:
-        code, sentence = 3, f"{error}; the same command with --resume_from_checkpoint latest goes on."
+    except (MemoryError, RuntimeError, OSError) as error:
+        code, sentence = _ended(error)
     except KeyboardInterrupt:
         code, sentence = 130, "interrupted."
     finally:
         warnings.formatwarning = plain
     print(f"{name}: {as_flags(sentence)}", file=sys.stderr)
     return code
+
+
+def _ended(error: MemoryError | RuntimeError | OSError) -> tuple[int, str]:
+    """(exit code, sentence) of an error that is no bad input; one that nobody foresaw is raised again."""
+    if out_of_memory(error):
+        which = "the GPU" if "CUDA" in str(error) else "this machine"
+        return 4, (
+            f"the memory of {which} is full ({first_line(error).partition('. ')[0].rstrip('.')}): lower the size of a "
+            "batch (`train_batch_size` with `gradient_accumulation_steps`, or `num_samples`) or the `resolution`, or "
+            "take a smaller network."
+        )
+    if isinstance(error, TrainingDiverged):
+        return 1, f"{error}."
+    if isinstance(error, TrainingStopped):
+        return 3, f"{error}; the same command with --resume_from_checkpoint latest goes on."
+    if not isinstance(error, OSError):
+        raise error
+    where = f" ({error.filename})" if error.filename else ""
+    return 2, f"a file cannot be read or written: {error.strerror or error}{where}."

@@ -4,7 +4,8 @@
     accelerate launch --quiet -m diffusers_ict train --train_data_dir my_images ...         # on several GPUs
 
 Exit codes: 0 done; 1 the training diverged; 2 bad input (nothing was written), or a file that cannot be written;
-3 stopped early by a signal or by --max_train_minutes, with a checkpoint, or because another process is gone.
+3 stopped early by a signal or by --max_train_minutes, with a checkpoint, or because another process is gone;
+4 out of memory.
 """
 
 import os

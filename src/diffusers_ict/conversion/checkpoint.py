@@ -67,6 +67,8 @@ def _problem(value: object) -> str | None:
         return (
             f"must be a dense tensor of floating point numbers, and is {value.dtype}, {value.layout}, on {value.device}"
         )
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():  # a view that repeats its values
+        return f"has the shape {tuple(value.shape)}, and the file holds fewer values"
     if value.ndim == 0 or value.numel() == 0:
         return f"must have values along at least one axis, and has the shape {tuple(value.shape)}"
     return None if value.float().isfinite().all() else "holds values that are not finite numbers"

@@ -4,6 +4,7 @@ import hashlib
 import platform
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ def hardware(accelerator: Accelerator) -> str:
     return f"{count} x {kind}" if count > 1 else kind
 
 
+@cache
 def code_commit() -> str | None:
     """Commit of this package's own checkout, or None where it was installed from elsewhere."""
     file = Path(__file__).resolve()

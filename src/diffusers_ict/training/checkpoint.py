@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import UserError, first_line
-from ..files import atomic_folder, sha256
+from ..files import atomic_folder, remove_temporary, sha256
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -72,9 +72,8 @@ def _prune(folder: Path, keep: int) -> None:
 
 
 def tidy(folder: Path, keep: int | None = None) -> None:
-    """Delete what a run that was killed in `save` left of a checkpoint that it wrote, or of one that it pruned."""
-    for path in folder.glob(".checkpoint-*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Delete what a run that was killed left of what it wrote, and of checkpoints that it pruned."""
+    remove_temporary(folder)
     if keep is not None:
         _prune(folder, keep)
 

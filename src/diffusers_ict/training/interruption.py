@@ -12,15 +12,16 @@ from accelerate import Accelerator
 from ..invocation import launcher
 
 CHECK_EVERY = 8  # steps between two questions to the other processes, each of which waits for the device
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
 
 
 class Interruption:
     """Tells a training loop to stop after the step that it is in, or a few later where there are several processes.
 
-    As a context manager it takes SIGTERM, SIGINT and, where it exists, SIGUSR1, by which Slurm announces the end of a
-    job. The first signal asks the run to stop; the second ends the process at once, as it would without this class.
-    Python hands signals to the main thread alone: in other threads, only the limits count.
+    As a context manager it takes SIGTERM, SIGINT and, where they exist, SIGUSR1, by which Slurm announces the end of a
+    job, and SIGHUP, which comes when a terminal is lost; but none that is ignored, as `nohup` has it. The first signal
+    asks the run to stop; the second ends the process at once, as it would without this class. Python hands signals to
+    the main thread alone: in other threads, only the limits count.
 
     Args:
         minutes: after which the run stops, counted from now; None for no limit.
@@ -35,7 +36,8 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+            self.before = {number: signal.signal(number, self._receive) for number in heeded}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -42,7 +42,8 @@ def is_sample_step(recipe: Recipe, step: int) -> bool:
 
 def save_run(run: Run, step: int, places: list[dict[str, int]] | None) -> None:
     """Write a checkpoint after `step` optimizer steps; `places` are those of all processes in the stream of images."""
-    facts = {**dataclasses.asdict(run.identity), **({} if places is None else {"stream": places})}
+    written_by = {"version": __version__, "commit": code_commit()}
+    facts = {**dataclasses.asdict(run.identity), **written_by, **({} if places is None else {"stream": places})}
     run.state.save(run.output_dir, step, run.metrics.train_seconds, facts, run.recipe.checkpoints_total_limit)
 
 

@@ -154,7 +154,13 @@ def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
     if saved is None and run_contents(folder) and not recipe.resume_with_changes:
         _check_begun_alike(recipe, folder)
     if saved is not None and saved.state.get("format") != FORMAT:
-        raise UserError("the checkpoint was made by another version of diffusers-ict; resume it with that version.")
+        version, commit = (saved.state.get(name) for name in ("version", "commit"))
+        which = f"diffusers-ict {version}" if version else "a version of diffusers-ict before 0.1"
+        raise UserError(
+            f"the checkpoint was made by {which}{f' (commit {commit})' if commit else ''}, whose runs this one cannot "
+            "go on with; resume it with that version, or begin a new run with its weights as "
+            "`pretrained_model_name_or_path`."
+        )
     return saved
 
 
