@@ -271,7 +271,9 @@ def test_a_model_that_predicts_noise_is_aligned_and_by_ect_alone(begun, tmp_path
         assert_refused(tmp_path, capsys, "predicts epsilon, because only ECT aligns it", *own)
         needs = "an alignment of 500 steps needs a run of more steps, got 8"
         assert_refused(tmp_path, capsys, needs, *own, "--loss", "ect")
+    capsys.readouterr()
     assert run(*own, "--loss", "ect", "--objective", "align_steps=4") == 0
+    assert "ect, which aligns it" not in capsys.readouterr().out, "advice to do what is being done"
     log = read_log(tmp_path / "run" / "log.jsonl")
     assert log[0]["stage"] == -1
     assert log[-1]["stage"] >= 0

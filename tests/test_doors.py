@@ -79,6 +79,10 @@ def test_two_processes_tell_bad_input_once_and_a_quiet_launcher_adds_nothing(tmp
         (["--max_train_steps", 2], "4 stages and needs at least as many steps"),
         (["--intermediate_sigmas"], "--intermediate_sigmas must name the second noise level of two steps"),
         (["--hub_token", "hf_secret"], "unrecognized arguments: --hub_token hf_...; see"),
+        (
+            ["--lr_scheduler", "polynomial", "--learning_rate", 1e-8],
+            "must be larger, got 1e-08; take linear",
+        ),
         (["--augment_tau", 40], "for settings of a method, --objective NAME=VALUE"),
         (["--objective", "s3=1"], "--objective of ICT can have s0, s1, p_mean, p_std, huber_c, got s3"),
         (["--objective", "s1=1"], "--objective s1 must be at least --objective s0, got s1 1 and s0 2"),

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -10,16 +12,22 @@ from conftest import files_of
 from diffusers_ict.files import atomic_file, atomic_folder, remove_temporary, sha256, staged_folder, write_text
 
 
-def test_temporary_files_that_are_a_day_old_are_removed_and_others_stay(tmp_path):
-    names = {".a.txt.0a1b2c3d4e5f6789.tmp": 90_000, ".a.txt.17.tmp": 90_000, ".a.txt.9876543210abcdef.tmp": 80_000,
-             ".b.txt.0a1b2c3d4e5f6789.tmp": 90_000}  # fmt: skip
-    for name, age in names.items():
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    write_text(tmp_path / "a.txt", "new")
-    left = {".a.txt.9876543210abcdef.tmp", ".b.txt.0a1b2c3d4e5f6789.tmp", "a.txt"}
-    assert {path.name for path in tmp_path.iterdir()} == left
-    (tmp_path / "deep" / ".c.0a1b2c3d4e5f6789.tmp").mkdir(parents=True)
+def test_temporary_files_of_processes_that_are_gone_or_a_day_old_are_removed_and_others_stay(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    with atomic_file(tmp_path / "a.txt") as ours:
+        machine = ours.name.split(".")[-2].split("-")[0]
+        assert ours.name.startswith(f".a.txt.{machine}-{os.getpid()}-")
+        left = [f".a.txt.{machine}-{ended.pid}-00.tmp", *(f".a.txt.{who}.tmp" for who in ("17", "0a1b2c3d-1-00"))]
+        stay = [f".a.txt.{machine}-{os.getppid()}-00.tmp", f".a.txt.0a1b2c3d-{ended.pid}-00.tmp", ".b.txt.17.tmp"]
+        for name in (*left, *stay):
+            (tmp_path / name).touch()
+        for name in (*left[1:], stay[2]):
+            os.utime(tmp_path / name, (time.time() - 90_000,) * 2)
+        write_text(tmp_path / "a.txt", "new")
+        assert {path.name for path in tmp_path.iterdir()} == {"a.txt", *stay}
+        ours.touch()
+    (tmp_path / "deep" / f".c.{machine}-1-00.tmp").mkdir(parents=True)
     (tmp_path / ".other.tmp").touch()
     remove_temporary(tmp_path)
     assert {path.name for path in tmp_path.rglob("*")} == {"a.txt", "deep", ".other.tmp"}

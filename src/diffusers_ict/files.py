@@ -7,18 +7,20 @@ import glob
 import hashlib
 import json
 import os
+import platform
 import re
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]+\.tmp")
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]+(-\d+-[0-9a-f]+)?\.tmp")
 LEFT_FOR = 86_400.0  # seconds after which nobody writes a temporary file any more
 FILE_SUFFIXES = (".npz", ".parquet", ".arrow", ".pt", ".pth", ".ckpt")
 
@@ -27,17 +29,17 @@ FILE_SUFFIXES = (".npz", ".parquet", ".arrow", ".pt", ".pth", ".ckpt")
 def _temporary(path: Path) -> Iterator[Path]:
     """A random name beside `path`. It is free again when the block ends, and folders made in vain go.
 
-    What others have left of the same `path` for a day is removed first: who wrote it was killed. No process is asked
-    for, because it may belong to another machine that shares the disk.
+    What others have left of the same `path` is removed first: processes of this machine that are gone, and anybody a
+    day ago.
     """
     made = [parent for parent in path.parents if not parent.exists()]  # the deepest comes first
     path.parent.mkdir(parents=True, exist_ok=True)
     stem = f".{path.name[:40]}"  # with what follows it must not be too long for a name
     for left in path.parent.glob(f"{glob.escape(stem)}.*.tmp"):
         with suppress(OSError):  # its writer has just renamed it
-            if left.stat().st_mtime < time.time() - LEFT_FOR:
+            if _is_left(left):
                 _remove(left)
-    temporary = path.with_name(f"{stem}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f"{stem}.{_machine()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
     finally:
@@ -45,6 +47,23 @@ def _temporary(path: Path) -> Iterator[Path]:
         for parent in made:
             with suppress(OSError):  # it is not empty
                 parent.rmdir()
+
+
+@cache
+def _machine() -> str:
+    """What tells machines and containers apart that share a disk: process numbers mean nothing beyond them."""
+    namespace = Path("/proc/self/ns/pid")  # of Linux
+    known = f"{platform.node()} {os.readlink(namespace) if namespace.exists() else ''}"
+    return hashlib.sha256(known.encode()).hexdigest()[:8]
+
+
+def _is_left(path: Path) -> bool:
+    """Whether nobody writes a temporary file or folder any more."""
+    import psutil  # sampling, which writes nothing, needs no extra
+
+    machine, *process = path.suffixes[-2][1:].split("-")
+    gone = machine == _machine() and process and not psutil.pid_exists(int(process[0]))
+    return gone or path.stat().st_mtime < time.time() - LEFT_FOR
 
 
 def remove_temporary(folder: Path) -> None:

@@ -49,6 +49,6 @@ def main(options: argparse.Namespace) -> None:
         )
     save_converted(converted, options.output_dir, options.source, options.license)
     print(f"Converted from {converted.origin} into {options.output_dir}.")
-    for note in converted.notes:
+    for note in (*converted.notes, *converted.advice):
         print(as_flags(note))
     print(f"Next: {shlex.join(['diffusers-ict', 'check', str(options.output_dir)])}")

@@ -106,8 +106,7 @@ def _notes(prediction: str, levels: Tensor) -> list[str]:
     ]
     if prediction not in ALIGNED:
         notes.append(
-            f"Its prediction is exact only at {'low' if prediction == 'epsilon' else 'high'} noise until it is "
-            "aligned: train it with `loss` ect, which aligns it first."
+            f"Its prediction is exact only at {'low' if prediction == 'epsilon' else 'high'} noise until it is aligned."
         )
     if largest < SIGMA_MAX or least > USUAL_LEAST:
         notes.append(

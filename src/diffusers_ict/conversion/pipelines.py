@@ -46,6 +46,11 @@ class ConvertedModel:
         """Whether it is a diffusion model of which some steps of denoising must make a consistency model first."""
         return self.prediction not in (None, *diffusion.ALIGNED)
 
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to do with it, for who has just converted it."""
+        return ("Train it with `loss` ect, which aligns it first.",) if self.needs_alignment else ()
+
 
 def convert(
     source: str,

@@ -69,7 +69,7 @@ def _metadata(converted: ConvertedModel, source: str, license: str | None) -> Co
         weights=weights_hash(unet),
         parameters=sum(p.numel() for p in unet.parameters()),
         second_sigma=float(f"{scheduler.sampling_sigmas(2)[1]:.5g}"),
-        notes=list(converted.notes),
+        notes=[*converted.notes, *converted.advice],
         version=__version__,
         refit=converted.refit,
         prediction=converted.prediction,

@@ -20,6 +20,7 @@ from .run_settings import RunSettings
 
 # Settings that belong to one data set: data given on the command line replace all of them.
 OF_THE_DATA = ("dataset_name", "train_data_dir", "dataset_config_name", "dataset_split", "image_column", "label_column")
+POLYNOMIAL_END = 1e-7  # where this schedule of diffusers ends
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 
 
@@ -125,6 +126,12 @@ class Recipe(RunSettings, DataSettings):
         if self.gradient_checkpointing and self.torch_compile:
             raise UserError(
                 "`gradient_checkpointing` computes passes again, which a graph cannot: leave it or `torch_compile` out."
+            )
+        least = min(self.learning_rate, self.discriminator_learning_rate or self.learning_rate)
+        if self.lr_scheduler == "polynomial" and least <= POLYNOMIAL_END:
+            raise UserError(
+                f"`lr_scheduler` polynomial falls to {POLYNOMIAL_END:g}, so that `learning_rate` must be larger, got "
+                f"{least:g}; take linear, which falls to 0."
             )
         decays = self.ema_decays
         if not decays or len(set(decays)) < len(decays) or not all(0 < decay < 1 for decay in decays):
