@@ -120,7 +120,7 @@ def test_what_a_kill_in_a_save_or_in_pruning_left_is_deleted(tmp_path):
     for step in (1, 2, 3):
         checkpoint.save(tmp_path, step, some(step))
     (tmp_path / "checkpoint-1" / "manifest.json").unlink()
-    (tmp_path / ".checkpoint-4.tmp").mkdir()
+    (tmp_path / ".checkpoint-4.0a1b2c3d-17-00.tmp").mkdir()
     checkpoint.tidy(tmp_path, keep=3)
     assert list(tmp_path.glob(".*")) == []
     assert names(tmp_path) == ["checkpoint-3", "checkpoint-2", "checkpoint-1"]

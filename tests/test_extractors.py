@@ -120,7 +120,7 @@ def test_what_is_missing_is_told(images, tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match="pip install --no-deps torch-fidelity"):
         make_extractor("inception")
-    with pytest.raises(UserError, match=r"pip install 'diffusers-ict\[eval\]'"):
+    with pytest.raises(UserError, match="pip install transformers"):
         make_extractor("dinov2")
     monkeypatch.undo()
 

@@ -35,9 +35,10 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or the name of its type where the message is empty.
+    """The first line of an error's message, or the name of its type where the message is empty."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
-    What other libraries put in backticks is no setting of ours.
-    """
-    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return line if isinstance(error, UserError) else line.replace("`", "'")
+
+def foreign_line(error: BaseException) -> str:
+    """The same of another library's error, in which backticks mark no settings of ours."""
+    return first_line(error).replace("`", "'")

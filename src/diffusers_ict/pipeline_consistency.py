@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .arguments import integer, positive
 from .class_names import class_numbers, load_class_names, save_class_names
-from .errors import UserError, first_line
+from .errors import UserError, foreign_line
 from .scheduling_ict import ICTScheduler
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -332,7 +332,7 @@ def load_pipeline(repository: str) -> DiffusionPipeline:
     try:
         return _load(DiffusionPipeline, repository)
     except Exception as error:  # damaged files raise what they like
-        raise UserError(f"stock diffusers cannot load {repository}: {first_line(error)}") from error
+        raise UserError(f"stock diffusers cannot load {repository}: {foreign_line(error)}") from error
 
 
 def load_stock(repository: str) -> ConsistencyModelPipeline:
@@ -352,7 +352,7 @@ def load_consistency(repository: str, variant: str | None = None) -> Consistency
     try:
         pipeline = _load(ConsistencyPipeline, repository, variant)
     except Exception as error:  # damaged files raise what they like
-        reason, known = first_line(error), [variant]
+        reason, known = foreign_line(error), [variant]
         with suppress(Exception):  # a Hub that does not answer says less than the error
             known = variants_of(repository) if variant is not None else known
         if variant not in known:

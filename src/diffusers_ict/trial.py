@@ -7,7 +7,7 @@ import torch
 from diffusers import ModelMixin
 from torch import nn
 
-from .errors import UserError, first_line
+from .errors import UserError, foreign_line
 
 LARGEST = {  # what no network of this kind has; building more would take minutes
     "sample_size": 1 << 14,
@@ -52,7 +52,7 @@ def check_config(kind: type[ModelMixin], config: Mapping[str, Any], name: str) -
             labels = torch.zeros(1, dtype=torch.int64) if network.config.num_class_embeds else None
             network(x, torch.ones(1), class_labels=labels)
     except Exception as error:  # diffusers and PyTorch check their arguments in many ways
-        raise UserError(f"the config of {name} cannot be used: {first_line(error)}") from error
+        raise UserError(f"the config of {name} cannot be used: {foreign_line(error)}") from error
 
 
 def check_call(network: nn.Module, shape: tuple[int, int, int], num_classes: int | None) -> None:
@@ -71,7 +71,7 @@ def check_call(network: nn.Module, shape: tuple[int, int, int], num_classes: int
     except Exception as error:  # of somebody else's code
         raise UserError(
             f"the model must take model(x, timesteps, class_labels=..., return_dict=False) with x {list(x.shape)} and "
-            f"timesteps [2], and raises {type(error).__name__}: {first_line(error)}"
+            f"timesteps [2], and raises {type(error).__name__}: {foreign_line(error)}"
         ) from error
     finally:
         network.train(training)
