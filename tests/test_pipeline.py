@@ -160,7 +160,8 @@ def test_a_pipeline_without_names_takes_none_and_leaves_none_behind(tmp_path):
 NO_NAMES = {
     "a list": '["cat", "dog"]', "too deep": "[" * 10**5, "too deep inside": '{"id2label":' * 10**5, "nothing": "{}",
     "a number": '{"id2label": {"0": 3}}', "null": '{"id2label": {"0": null}}', "names alone": '{"id2label": ["cat"]}',
-    "half a character": r'{"id2label": {"0": "\ud800"}}', "no number": '{"id2label": {"first": "cat"}}', "no UTF-8": "\xff",
+    "half a character": r'{"id2label": {"0": "\ud800"}}', "no number": '{"id2label": {"first": "cat"}}',
+    "no UTF-8": "\xff",
 }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """The page of a model, a folder of static files for the server of this machine, and its Space on the Hub."""
 
 import shutil
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from ..errors import UserError
 from ..files import public_name, read_text, staged_folder, write_json, write_text
 from ..hub.card import TEMPLATES, merge, read_card, sealed
 from ..hub.fetch import fetch_file
+from ..names import LONGEST, markdown, visible
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
-from .onnx import Exported, make_onnx
+from .onnx import make_onnx
 from .runtime import runtime_archive, unpack_runtime
+from .server import files_of
 
 PAGE = resources.files(__package__) / "page"
 CHECK = "check.bin"
@@ -27,6 +30,19 @@ HEADERS = {
 }
 
 
+@dataclass(frozen=True)
+class Page:
+    """A page that was written.
+
+    Attributes:
+        files: their names within its folder.
+        difference: the largest one of the ONNX file from the pipeline that was seen, for images in [-1, 1].
+    """
+
+    files: frozenset[str]
+    difference: float
+
+
 def build_page(
     model: str,
     folder: Path,
@@ -36,7 +52,7 @@ def build_page(
     hub_model_id: str | None = None,
     license: str | None = None,
     webgpu: bool = False,
-) -> Exported:
+) -> Page:
     """Write the page of a model: the files of `page/`, model.onnx, model.json, check.bin and onnxruntime-web.
 
     Args:
@@ -49,16 +65,18 @@ def build_page(
         webgpu: also the files that let visitors choose WebGPU.
 
     Returns:
-        what the ONNX file is, with its largest difference from the pipeline.
+        the names of the files, and how well the ONNX file agrees with the pipeline.
 
     Raises:
-        UserError: there is no such model, the page cannot show its images or draw as its scheduler does,
-            onnxruntime-web cannot be had, or the ONNX file disagrees with the pipeline.
+        UserError: there is no such model, a link leads out of the folder, the page cannot show the model's images or
+            draw as its scheduler does, onnxruntime-web cannot be had, or the ONNX file disagrees with the pipeline.
     """
+    if not (folder / "runtime").resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder / 'runtime'} must not be a link that leads out of the page's folder: remove it.")
     pipeline = load_consistency(model)
     label = None if pipeline.unet.config.num_class_embeds is None else 0  # of the stored output
     name, on_hub = public_name(model)
-    title = title or name.split("/")[-1]
+    title = visible(title or name.split("/")[-1], LONGEST)
     description = {
         "title": title,
         "repository": hub_model_id or (model if on_hub else None),
@@ -79,7 +97,8 @@ def build_page(
         (staged / "model.onnx").write_bytes(exported.content)
         (staged / CHECK).write_bytes(_check(pipeline, label, description["resolution"]))
         write_json(staged / "model.json", description)
-    return exported
+        files = files_of(staged)
+    return Page(files, exported.difference)
 
 
 def make_space(model: Path, folder: Path, license: str | None, *, repo_id: str) -> None:
@@ -105,7 +124,8 @@ def make_space(model: Path, folder: Path, license: str | None, *, repo_id: str) 
         custom_headers=HEADERS,
     )
     template = (TEMPLATES / "space.md").read_text("utf-8")
-    card = sealed(SpaceCard.from_template(data, template_str=template, title=title, repo_id=repo_id).content)
+    names = {"title": title, "repo_id": repo_id, "markdown": markdown}
+    card = sealed(SpaceCard.from_template(data, template_str=template, **names).content)
     write_text(folder / "README.md", merge(card, card))  # in the form that the next push gives it
 
 
@@ -123,7 +143,7 @@ def _images(pipeline: ConsistencyPipeline) -> dict[str, Any]:
         "resolution": sides.pop(),
         "channels": config.in_channels,
         "num_classes": classes,
-        "class_names": [names.get(i, str(i)) for i in range(classes)] if names and classes else None,
+        "class_names": [visible(names.get(i, str(i)), LONGEST) for i in range(classes)] if names and classes else None,
     }
 
 
