@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import yaml
 from conftest import ROOT, files_of
 from exported import export_once, make_pipeline
 from hub_client import NAME, TOKEN
@@ -74,6 +75,7 @@ def test_a_page_is_its_files_the_runtime_and_the_model(model, tmp_path, monkeypa
     described = json.loads(written["model.json"])
     expected = {"title": "my-model", "repository": None, "license": "cc-by-4.0", "resolution": 8, "channels": 1}
     expected |= {"num_classes": 4, "class_names": ["small", "middle", "2", "huge"], "sigma_min": 0.002, "sigma_max": 80}
+    expected |= {"method": {"name": "Consistency Models", "paper": "https://arxiv.org/abs/2303.01469"}}
     expected |= {"weights": "fp32", "webgpu": False, "check": {"file": "check.bin", "sigma": 80, "class_label": 0}}
     assert described | expected == described
 
@@ -99,7 +101,7 @@ def test_a_page_of_a_hub_model_links_to_it_and_may_offer_webgpu(stand_ins, model
 @pytest.mark.parametrize(
     ("part", "odd", "message"),
     [
-        ("unet", {"sample_size": [8, 16]}, "the page shows square images of 1 or 3 channels"),
+        ("unet", {"sample_size": [8, 16]}, "the page shows square images of 1, 3 or 4 channels"),
         ("scheduler", {"clip_denoised": False}, "the page draws with clip_denoised true and s_noise 1"),
         ("scheduler", {"s_noise": 1.1}, "the page draws with clip_denoised true and s_noise 1"),
     ],
@@ -193,6 +195,14 @@ def test_demo_serves_nothing_else_of_the_folder_and_writes_nowhere_else(
     assert demo.main([str(model), "--output_dir", str(tmp_path / "page")]) == 2
     assert "runtime must not be a link that leads out of the page's folder" in capsys.readouterr().err
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_the_page_names_the_method_of_the_run(stand_ins, run, tmp_path):
+    for changes, name in (({}, "iCT"), ({"loss": "ect"}, "ECT"), ({"loss": "new"}, "Consistency Models")):
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text()) | changes
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        build_page(str(run), tmp_path / "page")
+        assert json.loads((tmp_path / "page" / "model.json").read_text())["method"]["name"] == name
 
 
 def test_odd_names_are_harmless_in_the_page(stand_ins, model, tmp_path):

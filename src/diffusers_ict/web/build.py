@@ -10,10 +10,13 @@ import torch
 from huggingface_hub import SpaceCard, SpaceCardData
 
 from ..errors import UserError
-from ..files import public_name, read_text, staged_folder, write_json, write_text
+from ..files import public_name, read_json, read_text, staged_folder, write_json, write_text
 from ..hub.card import TEMPLATES, merge, read_card, sealed
 from ..hub.fetch import fetch_file
+from ..hub.metadata import RunMetadata
+from ..hub.run_files import read_recipe
 from ..names import LONGEST, markdown, visible
+from ..objectives import objective_class
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 from .onnx import make_onnx
 from .runtime import runtime_archive, unpack_runtime
@@ -83,6 +86,7 @@ def build_page(
         **_images(pipeline),
         **_levels(pipeline),
         "license": license or _license_of(model),
+        "method": _method_of(model),
         "weights": dtype,
         "webgpu": webgpu,
         "check": {"file": CHECK, "sigma": pipeline.scheduler.config.sigma_max, "class_label": label},
@@ -130,13 +134,13 @@ def make_space(model: Path, folder: Path, license: str | None, *, repo_id: str) 
 
 
 def _images(pipeline: ConsistencyPipeline) -> dict[str, Any]:
-    """What the images of a model are: grey or of three colours, and square, or else UserError."""
+    """What the images of a model are: grey, or of three colours, with alpha or without, and square; or UserError."""
     config, names = pipeline.unet.config, pipeline.id2label
     sides = {config.sample_size} if isinstance(config.sample_size, int) else set(config.sample_size or ())
-    if len(sides) != 1 or config.in_channels not in (1, 3):
+    if len(sides) != 1 or config.in_channels not in (1, 3, 4):
         raise UserError(
-            f"the page shows square images of 1 or 3 channels, and the model has {config.in_channels} channels and the "
-            f"sample_size {config.sample_size}; use another model."
+            f"the page shows square images of 1, 3 or 4 channels, and the model has {config.in_channels} channels and "
+            f"the sample_size {config.sample_size}; use another model."
         )
     classes = config.num_class_embeds
     return {
@@ -170,6 +174,18 @@ def _license_of(model: str) -> str | None:
         return None if card is None else read_card(read_text(card)).data.license
     except UserError:  # the Hub does not answer, or people broke the card
         return None
+
+
+def _method_of(model: str) -> dict[str, str | None]:
+    """The name and the paper of the method of a model's run, or those of consistency models where nothing tells."""
+    try:
+        recipe, run = (fetch_file(model, name) for name in ("recipe.yaml", RunMetadata.file_name))
+        if recipe is not None and run is not None and read_json(run).get("objective") is None:
+            method = objective_class(read_recipe(recipe.parent)["loss"])
+            return {"name": method.method, "paper": method.paper}
+    except (KeyError, TypeError, UserError):  # as in `_license_of`; a recipe of a later version
+        pass
+    return {"name": "Consistency Models", "paper": objective_class("ct").paper}
 
 
 def _check(pipeline: ConsistencyPipeline, label: int | None, side: int) -> bytes:
