@@ -202,6 +202,14 @@ def coloured(browser, tmp_path_factory):
     return build(tmp_path_factory.mktemp("coloured"), in_channels=3, out_channels=3)
 
 
+@pytest.fixture(scope="session")
+def transparent(browser, tmp_path_factory):
+    """A pipeline of four classes whose images have alpha, and its page."""
+    from page_view import build
+
+    return build(tmp_path_factory.mktemp("transparent"), in_channels=4, out_channels=4, num_class_embeds=4)
+
+
 @pytest.fixture
 def look(browser, tmp_path, request):
     """look(folder, ...) opens a page. In the end, it is photographed, and no page may have complained."""

@@ -110,13 +110,13 @@ class View:
         """Choose a radio button as a pointer does."""
         self.page.locator(f"label:has(> input[name={name}][value='{value}'])").click()
 
-    def pixels(self, selector: str) -> np.ndarray:
-        """What canvases show: uint8 [number, H, W, 3]."""
+    def pixels(self, selector: str, channels: int = 3) -> np.ndarray:
+        """What canvases hold: uint8 [number, H, W, channels], of which the fourth is alpha."""
         images = self.page.eval_on_selector_all(selector, """(all) => all.map((canvas) => {
             const { width, height } = canvas;
             return [height, width, [...canvas.getContext("2d").getImageData(0, 0, width, height).data]];
         })""")  # fmt: skip
-        return np.stack([np.array(data, np.uint8).reshape(h, w, 4)[..., :3] for h, w, data in images])
+        return np.stack([np.array(data, np.uint8).reshape(h, w, 4)[..., :channels] for h, w, data in images])
 
     def place(self, selector: str, x: float, y: float) -> tuple[float, float]:
         """The place in the window of a place in an element, whose sides are 1."""

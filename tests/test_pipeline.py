@@ -10,6 +10,8 @@ from diffusers import CMStochasticIterativeScheduler, ConsistencyModelPipeline, 
 from oracle import GaussianNet, gaussian_f
 
 from diffusers_ict import ConsistencyFunction, ConsistencyPipeline, ICTScheduler
+from diffusers_ict.class_names import load_class_names
+from diffusers_ict.errors import UserError
 
 
 def make_pipeline(scheduler=None, **changes) -> ConsistencyPipeline:
@@ -153,6 +155,23 @@ def test_a_pipeline_without_names_takes_none_and_leaves_none_behind(tmp_path):
     (tmp_path / "labels.json").write_text('["cat", "dog"]')
     with pytest.raises(ValueError, match=r"labels\.json must hold"):
         ConsistencyPipeline.from_pretrained(tmp_path)
+
+
+NO_NAMES = {
+    "a list": '["cat", "dog"]', "too deep": "[" * 10**5, "too deep inside": '{"id2label":' * 10**5, "nothing": "{}",
+    "a number": '{"id2label": {"0": 3}}', "null": '{"id2label": {"0": null}}', "names alone": '{"id2label": ["cat"]}',
+    "half a character": r'{"id2label": {"0": "\ud800"}}', "no number": '{"id2label": {"first": "cat"}}',
+    "no UTF-8": "\xff",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", NO_NAMES.values(), ids=NO_NAMES)
+def test_names_of_classes_that_are_no_texts_are_refused_in_a_sentence(tmp_path, content):
+    (tmp_path / "labels.json").write_text(content, encoding="latin1")
+    with pytest.raises(UserError, match=r"labels\.json (must|cannot)") as caught:
+        load_class_names(tmp_path, {})
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value).encode()
 
 
 @pytest.mark.slow

@@ -2,7 +2,12 @@
 
 import _thread
 import json
+import os
+import shutil
+import signal
+import tempfile
 import threading
+import urllib.error
 import urllib.request
 import webbrowser
 from pathlib import Path
@@ -12,6 +17,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import yaml
 from conftest import ROOT, files_of
 from exported import export_once, make_pipeline
 from hub_client import NAME, TOKEN
@@ -69,6 +75,7 @@ def test_a_page_is_its_files_the_runtime_and_the_model(model, tmp_path, monkeypa
     described = json.loads(written["model.json"])
     expected = {"title": "my-model", "repository": None, "license": "cc-by-4.0", "resolution": 8, "channels": 1}
     expected |= {"num_classes": 4, "class_names": ["small", "middle", "2", "huge"], "sigma_min": 0.002, "sigma_max": 80}
+    expected |= {"method": {"name": "Consistency Models", "paper": "https://arxiv.org/abs/2303.01469"}}
     expected |= {"weights": "fp32", "webgpu": False, "check": {"file": "check.bin", "sigma": 80, "class_label": 0}}
     assert described | expected == described
 
@@ -94,7 +101,7 @@ def test_a_page_of_a_hub_model_links_to_it_and_may_offer_webgpu(stand_ins, model
 @pytest.mark.parametrize(
     ("part", "odd", "message"),
     [
-        ("unet", {"sample_size": [8, 16]}, "the page shows square images of 1 or 3 channels"),
+        ("unet", {"sample_size": [8, 16]}, "the page shows square images of 1, 3 or 4 channels"),
         ("scheduler", {"clip_denoised": False}, "the page draws with clip_denoised true and s_noise 1"),
         ("scheduler", {"s_noise": 1.1}, "the page draws with clip_denoised true and s_noise 1"),
     ],
@@ -128,6 +135,86 @@ def test_demo_serves_the_page_until_ctrl_c(stand_ins, model, tmp_path, capsys, m
     assert found[""] == (PAGE / "index.html").read_bytes()
     assert json.loads(found["model.json"])["title"] == "my-model"
     assert (tmp_path / "page" / "index.html").is_file(), "a folder that was named is kept"
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_signals_end_demo_as_ctrl_c_does_and_what_is_ignored_stays_so(stand_ins, model, tmp_path, monkeypatch, name):
+    number = getattr(signal, name)
+    left: list = []
+
+    def visit(address: str) -> None:
+        def end() -> None:
+            with urllib.request.urlopen(address, timeout=30):
+                left.append([path.name for path in tmp_path.glob("demo-*/index.html")])
+            os.kill(os.getpid(), number)
+
+        threading.Thread(target=end).start()
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(webbrowser, "open", visit)
+    before = signal.getsignal(number)
+    assert demo.main([str(model), "--open"]) == 0
+    assert signal.getsignal(number) == before
+    assert left == [["index.html"]]
+    assert not list(tmp_path.glob("demo-*"))
+    signal.signal(number, signal.SIG_IGN)
+    try:
+        with demo.ended_as_by_ctrl_c():
+            os.kill(os.getpid(), number)
+            assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_demo_serves_nothing_else_of_the_folder_and_writes_nowhere_else(
+    stand_ins, model, tmp_path, monkeypatch, capsys
+):
+    found = []
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "private.txt").write_text("secret")
+
+    def visit(address: str) -> None:
+        def fetch() -> None:
+            for name in ("private.txt", "model.json"):
+                try:
+                    with urllib.request.urlopen(address + name, timeout=30) as answer:
+                        found.append(answer.status)
+                except urllib.error.HTTPError as error:
+                    found.append(error.code)
+                    error.close()
+            _thread.interrupt_main()
+
+        threading.Thread(target=fetch).start()
+
+    monkeypatch.setattr(webbrowser, "open", visit)
+    assert demo.main([str(model), "--output_dir", str(tmp_path / "page"), "--open"]) == 0
+    assert found == [404, 200]
+    shutil.rmtree(tmp_path / "page" / "runtime")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "page" / "runtime").symlink_to(tmp_path / "elsewhere")
+    assert demo.main([str(model), "--output_dir", str(tmp_path / "page")]) == 2
+    assert "runtime must not be a link that leads out of the page's folder" in capsys.readouterr().err
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_the_page_names_the_method_of_the_run(stand_ins, run, tmp_path):
+    for changes, name in (({}, "iCT"), ({"loss": "ect"}, "ECT"), ({"loss": "new"}, "Consistency Models")):
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text()) | changes
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        build_page(str(run), tmp_path / "page")
+        assert json.loads((tmp_path / "page" / "model.json").read_text())["method"]["name"] == name
+
+
+def test_odd_names_are_harmless_in_the_page(stand_ins, model, tmp_path):
+    odd = tmp_path / "evil\n\u202emodel"
+    model.rename(odd)
+    names = {"0": "\x1b[31mred", "1": "long " * 1000, "2": "two\nlines"}
+    (odd / "labels.json").write_text(json.dumps({"id2label": names}))
+    build_page(str(odd), tmp_path / "page")
+    described = json.loads((tmp_path / "page" / "model.json").read_text())
+    assert described["title"] == r"evil\n\u202emodel"
+    assert described["class_names"][0::2] == [r"\x1b[31mred", r"two\nlines"]
+    assert len(described["class_names"][1]) == 80
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import torch
 from page_view import PHONE, View
 from PIL import Image
 
+from diffusers_ict.transparency import on_checkerboard
+
 pytestmark = pytest.mark.slow  # builds pages and starts browsers
 GREY_LEVELS = 2  # by which 8-bit images of browser and pipeline may differ
 OUTPUTS = {"samples": "#grid canvas", "ray": "#denoised", "edit": "#edits canvas", "between": "#between"}
@@ -50,7 +52,8 @@ def test_noise_is_standard_normal_and_differs_between_images(grey, look):
     assert abs(values.mean()) < 0.03
     assert abs(values.std() - 1) < 0.03
     assert abs((values**4).mean() / 3 - 1) < 0.15
-    assert np.abs(np.corrcoef(values.reshape(-1, 64).numpy()) - np.eye(200)).max() < 0.7
+    correlations = np.corrcoef(values.reshape(-1, 64).numpy())
+    assert np.abs(correlations - np.eye(2 * 99)).max() < 0.7
 
 
 def edited(function, y, project, sigmas, noises):
@@ -102,6 +105,43 @@ def test_upscaling_keeps_means_and_colourising_keeps_luminance(coloured, look, t
     assert furthest(images[:1], images[1:2]) > 0
 
 
+def test_transparent_images_are_those_of_the_pipeline_on_a_checkerboard(transparent, look, tmp_path):
+    view = look(transparent.folder)
+    view.choose("steps", 1)
+    view.drawn("samples")
+    (noise,) = noises_of(view, "[0, 1, 2, 3].map((index) => samples.noises(index))", (4, 8, 8))
+    images = transparent.pipeline(4, [0, 1, 2, 3], latents=noise, output_type="np").images  # [4, 8, 8, 4] in [0, 1]
+    drawn = view.pixels("#grid canvas", channels=4)[:4] / 255
+    assert np.abs(drawn[..., 3] - images[..., 3]).max() <= GREY_LEVELS / 255
+    assert np.ptp(images[..., 3]) > 0.3, "one alpha for all proves nothing"
+    seen = np.abs(drawn[..., :3] - images[..., :3]) * images[..., 3:]  # canvases keep colours times alpha
+    assert seen.max() <= GREY_LEVELS / 255
+
+    view.drawn("ray")
+    view.page.locator("#sigma").press("End")
+    view.drawn("ray")
+    view.page.locator("#denoised").screenshot(path=tmp_path / "shown.png")
+    shown = np.asarray(Image.open(tmp_path / "shown.png").convert("RGB")) / 255
+    centres = [((np.arange(8) + 0.5) * side / 8).astype(int) for side in shown.shape[:2]]
+    board = on_checkerboard(view.pixels("#denoised", channels=4) / 255)[0]
+    assert np.abs(shown[np.ix_(*centres)] - board).max() <= GREY_LEVELS / 255
+
+
+def test_a_transparent_picture_keeps_its_alpha_in_an_edit(transparent, look, tmp_path):
+    view = look(transparent.folder)
+    view.drawn("samples")
+    own = np.full((8, 8, 4), (200, 100, 50, 255), np.uint8)
+    own[2:, 2:, 3] = 0
+    Image.fromarray(own).save(tmp_path / "own.png")
+    view.page.set_input_files("#file", tmp_path / "own.png")
+    view.until("edit.own")
+    view.drawn("edit")
+    edited_images = view.pixels("#edits canvas", channels=4)
+    assert (edited_images[:, :4, :, 3] == own[:4, :, 3]).all()
+    assert (edited_images[:, :2, :, :3] == own[:2, :, :3]).all()
+    assert not view.page.locator("label.colour").is_visible()
+
+
 # ------------------------------------------------------------------ controls
 
 CONTROLS = {
@@ -137,13 +177,44 @@ def test_every_control_changes_the_images(grey, look):
     assert " ms an image with WebAssembly" in view.text("time")
 
 
+def test_a_sample_is_downloaded_as_it_is(transparent, look):
+    view = look(transparent.folder)
+    view.drawn("samples")
+    view.page.locator("#grid canvas").nth(3).click()
+    with view.page.expect_download() as coming:
+        view.page.locator("#save").click()
+    assert coming.value.suggested_filename == "model-0-4.png"
+    saved = np.asarray(Image.open(coming.value.path()))
+    assert (saved == view.pixels("#grid canvas", channels=4)[3]).all()
+
+
+def test_seeds_are_whole_numbers_from_zero_on(grey, look):
+    view = look(grey.folder)
+    for typed, seed in (("-5", 0), ("7", 7), ("2.5", 2), ("1e30", 2**32 - 1), ("", 0)):
+        view.page.locator("#seed").fill(typed)
+        assert view.script("samples.seed") == seed
+        assert view.page.locator("#seed").input_value() == (typed and str(seed))
+
+
+LAYOUTS = {None: (10, 10), 1: (10, 10), 2: (10, 10), 3: (9, 11), 4: (12, 8), 5: (10, 10), 7: (7, 14), 12: (12, 8)}
+
+
+def test_the_grid_has_about_ten_columns_whatever_the_classes(grey, look):
+    view = look(grey.folder)
+    layouts = """Promise.all([null, 1, 2, 3, 4, 5, 7, 12, 1000].map(async (num_classes) => {
+        const { layoutOf } = await import("./samples.js");
+        return Object.values(layoutOf({ resolution: 8, num_classes }));
+    }))"""
+    assert [tuple(layout) for layout in view.page.evaluate(layouts)] == [*LAYOUTS.values(), (10, 10)]
+
+
 def test_a_newer_request_replaces_older_ones(grey, look):
     view = look(grey.folder, script=COUNT_EVALUATIONS)
     view.drawn("samples")
     before = view.page.evaluate("evaluations")
     view.script("{ for (let i = 0; i < 500; i++) samples.draw() }")
     view.drawn("samples")
-    drawings = (view.page.evaluate("evaluations") - before) / (2 * 100 / 20)  # of 100 images by 20 with two steps
+    drawings = (view.page.evaluate("evaluations") - before) / (2 * 99 / 20)  # of 99 images by 20 with two steps
     assert 0 < drawings < 20
 
 
@@ -244,7 +315,9 @@ def test_everything_is_reached_by_the_tabulator(grey, look):
             .some((element) => getComputedStyle(element).outlineStyle === "solid")""")
         )
         view.page.keyboard.press("Tab")
-    wanted = "CANVAS steps second class seed reseed sigma editor task brush edit-steps edit-class clear redraw file "
+    wanted = (
+        "CANVAS steps second class seed reseed save sigma editor task brush edit-steps edit-class clear redraw file "
+    )
     assert [name for name in reached if name != "BODY"][: len(reached)] == [
         *wanted.split(), "position", "other", *reached[reached.index("other") + 1 :]
     ]  # fmt: skip

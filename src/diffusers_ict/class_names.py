@@ -1,6 +1,5 @@
 """Names of a model's classes: labels.json beside model_index.json, and names instead of numbers as labels."""
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from .arguments import integer
 from .errors import UserError, first_line
-from .files import write_json
+from .files import read_json, write_json
 
 LABELS_NAME = "labels.json"  # stock diffusers neither downloads nor reads it
 
@@ -40,9 +39,17 @@ def load_class_names(repository: str | os.PathLike, options: dict[str, Any]) -> 
     if path is None:
         return None
     try:
-        return {int(number): name for number, name in json.loads(path.read_text(encoding="utf-8"))["id2label"].items()}
+        return {int(number): _text(name) for number, name in read_json(path)["id2label"].items()}
+    except UserError:
+        raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f'{path} must hold {{"id2label": {{"0": NAME, ...}}}}: {first_line(error)}') from error
+
+
+def _text(name: Any) -> str:
+    if isinstance(name, str) and name == name.encode(errors="replace").decode():
+        return name
+    raise TypeError(f"{name!a} is no text.")
 
 
 def _find(repository: str | os.PathLike, options: dict[str, Any]) -> Path | None:

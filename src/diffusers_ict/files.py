@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from .credentials import scrubbed
 from .errors import UserError
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]+(-\d+-[0-9a-f]+)?\.tmp")
@@ -201,11 +202,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def portable(word: str) -> str:
-    """A word without the folders of this machine: the last part of an absolute path, any other word as it is."""
-    return Path(word).name if Path(word).is_absolute() else word
+    """A word without the folders of this machine, the last part of an absolute path, and without credentials."""
+    return scrubbed(Path(word).name if Path(word).is_absolute() else word)
 
 
 def public_name(source: str) -> tuple[str, bool]:
     """(name of a file, folder or Hub repository without its folders, whether it is on the Hub)."""
     local = Path(source).exists() or Path(source).suffix in FILE_SUFFIXES
-    return (Path(source).name if local else source), not local
+    return scrubbed(Path(source).name if local else source), not local

@@ -12,6 +12,8 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from ..credentials import scrubbed
+
 
 class Console(io.FileIO):
     """A file that takes what it cannot write, and forgets it."""
@@ -24,6 +26,13 @@ class Console(io.FileIO):
             return written
         except OSError:
             return memoryview(data).nbytes
+
+
+class Screen(io.TextIOWrapper):
+    """A stream of text that shows no credentials, whichever library prints them, nor in tracebacks."""
+
+    def write(self, text: str, /) -> int:
+        return super().write(scrubbed(text))
 
 
 def guard_console() -> None:
@@ -41,10 +50,10 @@ def guard_console() -> None:
 def _guarded(number: int, stream: io.TextIOWrapper | None) -> io.TextIOWrapper:
     """A stream like the given one, that cannot fail; None is what Python makes of one that was closed."""
     if stream is None:
-        return io.TextIOWrapper(io.BufferedWriter(Console(os.devnull, "w")), "utf-8", "backslashreplace")
+        return Screen(io.BufferedWriter(Console(os.devnull, "w")), "utf-8", "backslashreplace")
     with suppress(OSError, ValueError):
         stream.flush()
-    return io.TextIOWrapper(
+    return Screen(
         io.BufferedWriter(Console(number, "w", closefd=False)),
         stream.encoding,
         "backslashreplace",

@@ -11,10 +11,10 @@ Exit codes: 0 done, 2 the model cannot be converted, and why.
 """
 
 import argparse
-import shlex
 from pathlib import Path
 
 from ..hub.metadata import check_license
+from ..names import shell
 from .program import argument, as_flags, program
 
 
@@ -51,4 +51,4 @@ def main(options: argparse.Namespace) -> None:
     print(f"Converted from {converted.origin} into {options.output_dir}.")
     for note in (*converted.notes, *converted.advice):
         print(as_flags(note))
-    print(f"Next: {shlex.join(['diffusers-ict', 'check', str(options.output_dir)])}")
+    print(f"Next: {shell(['diffusers-ict', 'check', str(options.output_dir)])}")

@@ -10,12 +10,15 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ..credentials import scrubbed
 from ..errors import TrainingDiverged, TrainingStopped, UserError, first_line, out_of_memory
 from ..invocation import message_name, typed
+from ..names import visible
 from ..settings import ArgumentParser
 from .console import guard_console
 
 SETTING = re.compile(r"`(\w+)`")
+LONG_WORD = re.compile(r"(\S{200})\S{200,}(\S{100})")  # such as a picture in base64, taken for the name of a file
 
 # How long the other processes of a machine wait before they complain, too. Bad input is the same for all, and once the
 # first one has ended, its launcher ends them, so that its sentence stands on the screen once.
@@ -55,6 +58,12 @@ def as_flags(message: str) -> str:
     return SETTING.sub(r"--\1", message)
 
 
+def _shown(message: str) -> str:
+    """A message as it is printed: with flags, without credentials, and harmless to terminals."""
+    lines = scrubbed(as_flags(message)).split("\n")
+    return "\n".join(visible(LONG_WORD.sub(r"\1…\2", line)) for line in lines)
+
+
 def run_program(name: str, body: Callable[[], int | None]) -> int:
     """Run a program's body and translate its errors into one sentence and an exit code; those of the console are none.
 
@@ -68,7 +77,7 @@ def run_program(name: str, body: Callable[[], int | None]) -> int:
     guard_console()
     name = message_name(name)
     plain = warnings.formatwarning
-    warnings.formatwarning = lambda message, *args, **kwargs: f"{name}: {as_flags(str(message))}\n"
+    warnings.formatwarning = lambda message, *args, **kwargs: f"{name}: {_shown(str(message))}\n"
     try:
         return body() or 0
     except UserError as error:
@@ -83,7 +92,7 @@ def run_program(name: str, body: Callable[[], int | None]) -> int:
         code, sentence = 130, "interrupted."
     finally:
         warnings.formatwarning = plain
-    print(f"{name}: {as_flags(sentence)}", file=sys.stderr)
+    print(f"{name}: {_shown(sentence)}", file=sys.stderr)
     return code
 
 

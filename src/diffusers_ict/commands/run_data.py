@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import os
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ..data.settings import DataSettings
 from ..errors import UserError
 from ..hub.metadata import RunMetadata
 from ..hub.run_files import read_recipe
+from ..names import shell, visible
 from ..settings import ArgumentParser, as_flag, check_bounds
 from ..training.recipe import OF_THE_DATA
 
@@ -34,7 +34,7 @@ def with_run_flags(parser: ArgumentParser, words: Sequence[str], kind: type) -> 
     given = vars(parser.parse_args(words))
     flags = _run_flags(parser, given)
     if flags and os.environ.get("RANK", "0") == "0":
-        print(f"As in the run of {given['model']}: {shlex.join(flags)}", flush=True)
+        print(f"As in the run of {visible(given['model'])}: {shell(flags)}", flush=True)
     options = vars(parser.parse_args([*flags, *words]))
     names = [item.name for item in dataclasses.fields(kind) if item.name in options]
     settings = kind(**{name: options.pop(name) for name in names})

@@ -10,7 +10,6 @@ Exit codes: 0 done; 1 the training diverged; 2 bad input (nothing was written), 
 
 import os
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,6 +19,7 @@ from ..errors import UserError
 from ..files import portable
 from ..hub.metadata import RunMetadata
 from ..invocation import message_name, typed
+from ..names import shell
 from ..settings import as_flag
 from ..training.default_size import default_levels
 from ..training.recipe import OF_THE_DATA, Recipe, parse
@@ -45,9 +45,9 @@ def _train(argv: Sequence[str] | None) -> None:
         print(f"The model is in {folder}: samples in {folder}/samples, plot in {folder}/training.png, model card in")
         print(f"{folder}/README.md. Next:")
         for command in next_commands(recipe, _images_of(Path(folder))):
-            print(f"  {shlex.join(['diffusers-ict', *command])}")
+            print(f"  {shell(['diffusers-ict', *command])}")
     if failure is not None:
-        again = shlex.join(["diffusers-ict", "publish", folder, "--hub_model_id", recipe.hub_model_id])
+        again = shell(["diffusers-ict", "publish", folder, "--hub_model_id", recipe.hub_model_id])
         name = message_name(typed("train"))
         print(f"{name}: {failure} Everything is in {folder}; finish with {again}", file=sys.stderr)
     elif recipe.push_to_hub and not recipe.dry_run:

@@ -1,7 +1,6 @@
 """One evaluation, from reading the real images to renewing the model card."""
 
 import math
-import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
 from ..hub.provenance import code_commit, hardware
 from ..invocation import command_words
+from ..names import shell
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
@@ -269,5 +269,5 @@ def _describe(evaluator: Evaluator, words: Sequence[str]) -> dict[str, Any]:
         "versions": {"diffusers-ict": __version__, **{name: version(name) for name in ("torch", "diffusers")}},
         "commit": code_commit(),
         "hardware": hardware(evaluator.extract.accelerator),
-        "command": shlex.join([*command_words("evaluate"), *map(portable, words)]),
+        "command": shell([*command_words("evaluate"), *map(portable, words)]),
     }

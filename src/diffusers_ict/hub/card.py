@@ -7,7 +7,6 @@ left alone, like everything outside.
 
 import dataclasses
 import hashlib
-import json
 import re
 from importlib import resources
 from pathlib import Path
@@ -20,6 +19,7 @@ from jinja2 import TemplateError
 from ..errors import UserError, first_line
 from ..files import read_json, read_text, write_text
 from ..formulas.stock_grid import middle_level
+from ..names import LONGEST, block, code, literal, markdown, visible
 from ..objectives import objective_class
 from ..stock_key import STOCK_KEY
 from .metadata import ConversionMetadata, RunMetadata
@@ -52,6 +52,7 @@ def make_card(folder: Path, repo_id: str, license: str | None = None, space_id: 
     try:
         data, facts = _trained(folder, name, license) if trained else _converted(folder, license)
         facts |= {"model_name": name, "repo_id": repo_id, "space_id": space_id}
+        facts |= {"markdown": markdown, "code": code, "block": block, "literal": literal}
         return ModelCard(sealed(ModelCard.from_template(data, template_str=template, **facts).content))
     except UserError:
         raise
@@ -75,7 +76,7 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
         tags=[*TAGS[:3], recipe["loss"], *TAGS[3:]],
         datasets=[run.dataset] if run.dataset_on_hub else None,
         base_model=run.base_model if run.base_model_on_hub else None,
-        model_name=name,
+        model_name=visible(name, LONGEST),
         eval_results=_results(report) or None,
     )
     hours, minutes, seconds = run.train_seconds // 3600, run.train_seconds % 3600 // 60, run.train_seconds % 60
@@ -114,15 +115,15 @@ def _describe(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """
     names = _entries(folder / "labels.json").get("id2label", {})
     names = dict(sorted((int(number), name) for number, name in names.items()))
-    plain = [" ".join(name.replace("`", "'").replace("<!--", "<! --").split()) for name in names.values()]
-    shown = ", ".join(f"{number} `{name}`" for number, name in list(zip(names, plain))[:SHOWN_CLASSES])
+    shown = ", ".join(f"{number} {code(name)}" for number, name in list(names.items())[:SHOWN_CLASSES])
+    number, name = next(iter(names.items()), (0, None))
     scheduler = _entries(folder / "scheduler" / "scheduler_config.json")
     levels = (scheduler.get(STOCK_KEY) or settings).get("intermediate_sigmas") or []
     grid = ("num_train_timesteps", "sigma_min", "sigma_max", "rho")
     middle = middle_level(**{name: scheduler[name] for name in grid if name in scheduler})
     return {
         "class_names": shown + (f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""),
-        "class_example": json.dumps(next(iter(names.values())), ensure_ascii=False) if names else "0",
+        "class_example": number if name is None or len(name) > LONGEST else literal(name),
         "levels": sorted(levels, reverse=True),
         "second_sigma": levels[0] if levels else float(f"{middle:.4g}"),
     }
@@ -143,7 +144,7 @@ def _results(report: dict[str, Any]) -> list[EvalResult]:
             result = EvalResult(
                 task_type="unconditional-image-generation",
                 dataset_type=re.sub(r"[^\w.-]+", "-", report["dataset"]),  # an identifier
-                dataset_name=report["dataset"],
+                dataset_name=visible(report["dataset"], LONGEST),
                 metric_type=metric,
                 metric_name=f"{metric}, {steps} step{'s' * (steps > 1)}" + (f", {variant}" if variant else ""),
                 metric_value=value,

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import get_session, validate_repo_id
 
+from ..credentials import scrubbed
 from ..errors import UserError, first_line
 from ..files import read_text, write_text
 from ..settings import as_flag
@@ -189,8 +190,7 @@ def _told_in_one_sentence(repo_id: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the client passes on what it meets in answers that it does not expect
-        sentence = f"{repo_id} was not published: {_reason(error).rstrip('.')}."
-        raise PublishError(sentence.replace(token, "(token)") if token else sentence) from None
+        raise PublishError(scrubbed(f"{repo_id} was not published: {_reason(error).rstrip('.')}.")) from None
 
 
 def _reason(caught: Exception) -> str:

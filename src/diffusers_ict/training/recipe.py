@@ -1,7 +1,6 @@
 """A recipe: every setting of a run, as command line flags, as a YAML file of the same names, and as a record."""
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from ..data.settings import DataSettings
 from ..errors import UserError
 from ..files import portable
 from ..invocation import command_words
+from ..names import shell
 from ..objectives import BUILT_IN
 from ..settings import ArgumentParser, add_assignments, add_flags, as_flag, check_bounds, default_of, nearest, setting
 from .run_settings import RunSettings
@@ -157,7 +157,7 @@ class Recipe(RunSettings, DataSettings):
         for key, value in self.as_dict().items():
             if key not in free and value not in (plain[key], {}):
                 words += as_flag(key, value)
-        return shlex.join([*words, *as_flag("output_dir", portable(self.output_dir))])
+        return shell([*words, *as_flag("output_dir", portable(self.output_dir))])
 
 
 def _portable(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The page of a model, a folder of static files for the server of this machine, and its Space on the Hub."""
 
 import shutil
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,17 @@ import torch
 from huggingface_hub import SpaceCard, SpaceCardData
 
 from ..errors import UserError
-from ..files import public_name, read_text, staged_folder, write_json, write_text
+from ..files import public_name, read_json, read_text, staged_folder, write_json, write_text
 from ..hub.card import TEMPLATES, merge, read_card, sealed
 from ..hub.fetch import fetch_file
+from ..hub.metadata import RunMetadata
+from ..hub.run_files import read_recipe
+from ..names import LONGEST, markdown, visible
+from ..objectives import objective_class
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
-from .onnx import Exported, make_onnx
+from .onnx import make_onnx
 from .runtime import runtime_archive, unpack_runtime
+from .server import files_of
 
 PAGE = resources.files(__package__) / "page"
 CHECK = "check.bin"
@@ -27,6 +33,19 @@ HEADERS = {
 }
 
 
+@dataclass(frozen=True)
+class Page:
+    """A page that was written.
+
+    Attributes:
+        files: their names within its folder.
+        difference: the largest one of the ONNX file from the pipeline that was seen, for images in [-1, 1].
+    """
+
+    files: frozenset[str]
+    difference: float
+
+
 def build_page(
     model: str,
     folder: Path,
@@ -36,7 +55,7 @@ def build_page(
     hub_model_id: str | None = None,
     license: str | None = None,
     webgpu: bool = False,
-) -> Exported:
+) -> Page:
     """Write the page of a model: the files of `page/`, model.onnx, model.json, check.bin and onnxruntime-web.
 
     Args:
@@ -49,22 +68,25 @@ def build_page(
         webgpu: also the files that let visitors choose WebGPU.
 
     Returns:
-        what the ONNX file is, with its largest difference from the pipeline.
+        the names of the files, and how well the ONNX file agrees with the pipeline.
 
     Raises:
-        UserError: there is no such model, the page cannot show its images or draw as its scheduler does,
-            onnxruntime-web cannot be had, or the ONNX file disagrees with the pipeline.
+        UserError: there is no such model, a link leads out of the folder, the page cannot show the model's images or
+            draw as its scheduler does, onnxruntime-web cannot be had, or the ONNX file disagrees with the pipeline.
     """
+    if not (folder / "runtime").resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder / 'runtime'} must not be a link that leads out of the page's folder: remove it.")
     pipeline = load_consistency(model)
     label = None if pipeline.unet.config.num_class_embeds is None else 0  # of the stored output
     name, on_hub = public_name(model)
-    title = title or name.split("/")[-1]
+    title = visible(title or name.split("/")[-1], LONGEST)
     description = {
         "title": title,
         "repository": hub_model_id or (model if on_hub else None),
         **_images(pipeline),
         **_levels(pipeline),
         "license": license or _license_of(model),
+        "method": _method_of(model),
         "weights": dtype,
         "webgpu": webgpu,
         "check": {"file": CHECK, "sigma": pipeline.scheduler.config.sigma_max, "class_label": label},
@@ -79,7 +101,8 @@ def build_page(
         (staged / "model.onnx").write_bytes(exported.content)
         (staged / CHECK).write_bytes(_check(pipeline, label, description["resolution"]))
         write_json(staged / "model.json", description)
-    return exported
+        files = files_of(staged)
+    return Page(files, exported.difference)
 
 
 def make_space(model: Path, folder: Path, license: str | None, *, repo_id: str) -> None:
@@ -105,25 +128,26 @@ def make_space(model: Path, folder: Path, license: str | None, *, repo_id: str) 
         custom_headers=HEADERS,
     )
     template = (TEMPLATES / "space.md").read_text("utf-8")
-    card = sealed(SpaceCard.from_template(data, template_str=template, title=title, repo_id=repo_id).content)
+    names = {"title": title, "repo_id": repo_id, "markdown": markdown}
+    card = sealed(SpaceCard.from_template(data, template_str=template, **names).content)
     write_text(folder / "README.md", merge(card, card))  # in the form that the next push gives it
 
 
 def _images(pipeline: ConsistencyPipeline) -> dict[str, Any]:
-    """What the images of a model are: grey or of three colours, and square, or else UserError."""
+    """What the images of a model are: grey, or of three colours, with alpha or without, and square; or UserError."""
     config, names = pipeline.unet.config, pipeline.id2label
     sides = {config.sample_size} if isinstance(config.sample_size, int) else set(config.sample_size or ())
-    if len(sides) != 1 or config.in_channels not in (1, 3):
+    if len(sides) != 1 or config.in_channels not in (1, 3, 4):
         raise UserError(
-            f"the page shows square images of 1 or 3 channels, and the model has {config.in_channels} channels and the "
-            f"sample_size {config.sample_size}; use another model."
+            f"the page shows square images of 1, 3 or 4 channels, and the model has {config.in_channels} channels and "
+            f"the sample_size {config.sample_size}; use another model."
         )
     classes = config.num_class_embeds
     return {
         "resolution": sides.pop(),
         "channels": config.in_channels,
         "num_classes": classes,
-        "class_names": [names.get(i, str(i)) for i in range(classes)] if names and classes else None,
+        "class_names": [visible(names.get(i, str(i)), LONGEST) for i in range(classes)] if names and classes else None,
     }
 
 
@@ -150,6 +174,18 @@ def _license_of(model: str) -> str | None:
         return None if card is None else read_card(read_text(card)).data.license
     except UserError:  # the Hub does not answer, or people broke the card
         return None
+
+
+def _method_of(model: str) -> dict[str, str | None]:
+    """The name and the paper of the method of a model's run, or those of consistency models where nothing tells."""
+    try:
+        recipe, run = (fetch_file(model, name) for name in ("recipe.yaml", RunMetadata.file_name))
+        if recipe is not None and run is not None and read_json(run).get("objective") is None:
+            method = objective_class(read_recipe(recipe.parent)["loss"])
+            return {"name": method.method, "paper": method.paper}
+    except (KeyError, TypeError, UserError):  # as in `_license_of`; a recipe of a later version
+        pass
+    return {"name": "Consistency Models", "paper": objective_class("ct").paper}
 
 
 def _check(pipeline: ConsistencyPipeline, label: int | None, side: int) -> bytes:

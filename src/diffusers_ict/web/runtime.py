@@ -9,6 +9,7 @@ from pathlib import Path
 from huggingface_hub import cached_assets_path
 from torch.hub import download_url_to_file
 
+from ..credentials import scrubbed
 from ..errors import UserError, first_line
 from ..files import sha256
 from ..progress import told
@@ -55,7 +56,7 @@ def runtime_archive() -> Path:
         if isinstance(error, urllib.error.HTTPError):
             error.close()  # an answer, with its connection
         raise UserError(
-            f"onnxruntime-web {VERSION} cannot be fetched from {address} ({first_line(error)}); connect, try again, or "
-            "name another registry in NPM_CONFIG_REGISTRY."
+            scrubbed(f"onnxruntime-web {VERSION} cannot be fetched from {address} ({first_line(error)}); connect, ")
+            + "try again, or name another registry in NPM_CONFIG_REGISTRY."
         ) from error
     return archive

@@ -1,9 +1,11 @@
-"""The page on this machine: files of one folder on 127.0.0.1, with the headers that WebAssembly threads need."""
+"""The page on this machine: its files on 127.0.0.1, with the headers that WebAssembly threads need."""
 
 import sys
+from collections.abc import Iterable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from ..errors import UserError, first_line
 
@@ -19,6 +21,8 @@ HEADERS = {
 class PageHandler(SimpleHTTPRequestHandler):
     """Answers with files of the page alone, quietly. Types of files do not depend on the operating system."""
 
+    server: "PageServer"
+    timeout = 15.0  # seconds in which a visitor sends nothing, or takes nothing
     extensions_map = {
         "": "application/octet-stream",
         ".html": "text/html; charset=utf-8",
@@ -34,18 +38,42 @@ class PageHandler(SimpleHTTPRequestHandler):
             self.send_header(name, value)
         super().end_headers()
 
-    def list_directory(self, path):  # pages have no lists of their files
-        self.send_error(404)
+    def send_head(self):
+        """Start to answer; nobody but browsers that were given our address, and with no file but the page's.
+
+        A site that has its own name point to 127.0.0.1 could read the page, and then the Host is its name.
+        """
+        if self.headers.get("Host", "").lower() not in self.server.hosts:
+            return self.send_error(403)
+        name = unquote(urlsplit(self.path).path)[1:] or "index.html"
+        if name not in self.server.files or not self.server.holds(name):
+            return self.send_error(404)
+        return super().send_head()
 
     def log_message(self, format, *args) -> None:
         pass
 
 
 class PageServer(ThreadingHTTPServer):
-    """A server of one folder; `address` is where its page is."""
+    """A server of some files of one folder; `address` is where its page is.
+
+    Attributes:
+        files: the names within the folder that are served.
+    """
+
+    def __init__(self, folder: Path, files: Iterable[str], port: int) -> None:
+        self.folder, self.files = folder.absolute(), frozenset(files)
+        super().__init__(("127.0.0.1", port), partial(PageHandler, directory=str(self.folder)))
+        names = ("127.0.0.1", "localhost")
+        self.hosts = {f"{name}:{self.server_port}" for name in names} | {*names * (self.server_port == 80)}
+
+    def holds(self, name: str) -> bool:
+        """Whether a file lies in the folder, and not where a link leads to."""
+        return (self.folder / name).resolve().is_relative_to(self.folder.resolve())
 
     def handle_error(self, request, client_address) -> None:
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # a visitor who closes the page early is no error
+        # A visitor who closes the page early, or stops to read, is no error.
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
     @property
@@ -53,17 +81,24 @@ class PageServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/"
 
 
-def serve(folder: Path, port: int = 0) -> PageServer:
-    """A server of a page's folder for this machine alone, to be started with `serve_forever`.
+def files_of(folder: Path) -> frozenset[str]:
+    """The names of all files in a folder, at any depth."""
+    return frozenset(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def serve(folder: Path, port: int = 0, files: Iterable[str] | None = None) -> PageServer:
+    """A server of a page for this machine alone, to be started with `serve_forever`.
 
     Args:
+        folder: of the page.
         port: 0 for any that is free.
+        files: what is served, by default what lies in the folder now; `files` of the server may be set later.
 
     Raises:
         UserError: the port does not exist or cannot be used.
     """
     try:
-        return PageServer(("127.0.0.1", port), partial(PageHandler, directory=str(folder)))
+        return PageServer(folder, files_of(folder) if files is None else files, port)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"`port` {port} cannot be used: {reason}; name another one, or 0 for any.") from error

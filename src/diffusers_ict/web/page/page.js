@@ -16,13 +16,14 @@ function say(sentence) {
 
 /** Fill in what depends on the model: title, classes, licence, backends. */
 function describe({ config, className }) {
-  const { title, repository, license, num_classes: classes, channels } = config;
+  const { title, repository, license, num_classes: classes, channels, method } = config;
   document.title = $("title").textContent = title;
   const options = Array.from({ length: classes ?? 0 }, (_, label) => [className(label), label]);
   $("class").append(new Option("All", "all"), ...options.map((option) => new Option(...option)));
   $("edit-class").append(...options.map((option) => new Option(...option)));
   for (const element of document.querySelectorAll(".classes")) element.hidden = !classes;
   document.querySelector(".colour").hidden = channels !== 3;
+  document.body.classList.toggle("alpha", channels === 4);
   for (const input of document.querySelectorAll("#steps input, #edit-steps input")) {
     input.parentElement.hidden = input.value > config.sampling_sigmas.length;
     if (input.checked && input.parentElement.hidden) input.closest("fieldset").querySelector("input").checked = true;
@@ -33,7 +34,7 @@ function describe({ config, className }) {
     $("about").append("Model: ", link, license ? `, licence ${license}. ` : ". ");
   }
   $("about").append("Method: ", Object.assign(document.createElement("a"), {
-    textContent: "Consistency Models", href: "https://arxiv.org/abs/2303.01469",
+    textContent: method.name, href: method.paper,
   }), ".");
 }
 

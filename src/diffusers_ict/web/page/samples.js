@@ -6,9 +6,9 @@ import { short, timeEach } from "./text.js";
 
 const $ = (id) => document.getElementById(id);
 
-/** Columns and rows: small images make many samples, and up to twelve classes are columns. */
+/** Columns and rows: about ten columns, so that each has one class where there are few, and more of small images. */
 export function layoutOf({ resolution, num_classes: classes }) {
-  const columns = classes >= 4 && classes <= 12 ? classes : resolution <= 32 ? 10 : 6;
+  const columns = classes && classes <= 12 ? classes * Math.max(1, Math.round(10 / classes)) : 10;
   const count = resolution <= 16 ? 100 : resolution <= 32 ? 40 : 24;
   return { columns, rows: Math.max(1, Math.round(count / columns)) };
 }
@@ -31,11 +31,21 @@ export class Samples extends EventTarget {
     $("second").addEventListener("input", () => (this.second = levelAt(1 - $("second").value, model.config)));
 
     this.draw = latest((signal) => this.#draw(signal), onError);
+    $("seed").addEventListener("input", () => {
+      if ($("seed").value !== "" && Number($("seed").value) !== this.seed) $("seed").value = this.seed;
+    });
     for (const id of ["steps", "second", "class", "seed"]) $(id).addEventListener("input", () => this.draw());
     $("reseed").addEventListener("click", () => {
       $("seed").value = crypto.getRandomValues(new Uint32Array(1))[0] % 10000;
       this.draw();
     });
+    $("save").addEventListener("click", () => this.#save());
+  }
+
+  /** The seed: a whole number within the limits of its field, whatever was typed. */
+  get seed() {
+    const { value, min, max } = $("seed");
+    return Math.min(max, Math.max(min, Math.trunc(value)));
   }
 
   /** Levels of the chosen number of steps: those of the pipeline, but for the second of two. */
@@ -46,7 +56,7 @@ export class Samples extends EventTarget {
   }
 
   /** The noise of a sample at each level. */
-  noises(index, seed = Number($("seed").value)) {
+  noises(index, seed = this.seed) {
     return this.sigmas.map((_, step) => normal(this.model.size, seed, index, step));
   }
 
@@ -109,6 +119,12 @@ export class Samples extends EventTarget {
     tile.focus();
     this.selected = index;
     this.dispatchEvent(new Event("select"));
+  }
+
+  /** Let the visitor keep the selected sample, in its own size. */
+  #save() {
+    const name = `${this.model.config.title}-${this.seed}-${this.selected + 1}.png`;
+    Object.assign(document.createElement("a"), { href: this.tiles[this.selected].toDataURL(), download: name }).click();
   }
 
   #move(event) {

@@ -1,0 +1,142 @@
+"""Names and credentials: what others chose stands for itself in every place, and no secret stands in any."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+
+import pytest
+from huggingface_hub import ModelCard
+
+from diffusers_ict.credentials import scrubbed
+from diffusers_ict.files import portable, public_name
+from diffusers_ict.hub.card import SECTION, make_card
+from diffusers_ict.names import code, literal, markdown, shell, visible
+
+ODD = {
+    "newline": "two\nlines", "bar": "a|b", "backticks": "``` `x`", "comment": "<!-- /diffusers-ict -->",
+    "tag": "<img src=x>",
+    "escape": "\x1b[31mred\x07", "direction": "abc\u202egnp.exe", "quote": "it's \"so\"", "dollar": "$(date) \\n",
+    "surrogate": os.fsdecode(b"caf\xe9"), "line separator": "a\u2028b",
+    "link": "[a](http://b.c) *x* _y_", "plain": "猫 my_cats-2",
+}  # fmt: skip
+LONG = "long " * 1000
+
+
+@pytest.mark.parametrize("name", ODD.values(), ids=ODD)
+def test_a_shell_reads_the_same_word_from_one_line_without_escapes(name):
+    line = shell(["printf", "%s", name])
+    assert line.isprintable()
+    assert "<!--" not in line
+    assert subprocess.run(["bash", "-c", os.fsencode(line)], capture_output=True, check=True).stdout == os.fsencode(
+        name
+    )
+
+
+def test_usual_words_are_quoted_as_ever():
+    words = ["diffusers-ict", "publish", "/a/evil model", "--repo=x"]
+    assert shell(words) == shlex.join(words) == "diffusers-ict publish '/a/evil model' --repo=x"
+
+
+@pytest.mark.parametrize("name", [*ODD.values(), LONG], ids=[*ODD, "long"])
+def test_names_in_markdown_and_python_are_one_line_and_close_nothing(name):
+    for written in (markdown(name), code(name)):
+        assert written.isprintable()
+        assert "<!--" not in written
+        assert len(written) < 200
+    assert code(name).count("`") == 2
+    unescaped = markdown(name).replace("\\\\", "").replace("\\|", "").replace("\\`", "")
+    assert not {"|", "`", "<"} & set(unescaped)
+    assert json.loads(literal(name)) == eval(literal(name)) == name
+    assert literal(name).isprintable()
+    assert "<!--" not in literal(name)
+
+
+def test_usual_names_stay_as_they_are():
+    for name in ("my_cats-2", "scikit-learn digits (8x8)", "user/name", "猫", "data.npz: 64", "👩\u200d🚀"):
+        assert (markdown(name), code(name), visible(name)) == (name, f"`{name}`", name)
+
+
+@pytest.mark.parametrize("name", [*ODD.values(), LONG], ids=[*ODD, "long"])
+def test_a_card_has_the_same_lines_whatever_things_are_called(run, name):
+    """Data, classes, base model, command, and the model itself: the sections, table rows and fences stay the same."""
+
+    def card_of(name: str) -> str:
+        path = run / "run.json"
+        names = {"dataset": name, "base_model": name, "command": f"diffusers-ict train {name}", "objective": name}
+        path.write_text(json.dumps(json.loads(path.read_text()) | names))
+        (run / "labels.json").write_text(json.dumps({"id2label": {"0": name, "1": "b"}}))
+        return make_card(run, f"someone/{name.replace('/', '')}").content
+
+    usual, card = card_of("cats"), card_of(name)
+    assert [match[1] for match in SECTION.finditer(card)] == [match[1] for match in SECTION.finditer(usual)]
+    bodies = [ModelCard(text).text.splitlines() for text in (usual, card)]
+    assert len(bodies[0]) == len(bodies[1])
+    for ours, theirs in zip(*bodies):
+        assert theirs.isprintable()
+        assert ours.startswith("```") == theirs.startswith("```")
+        assert ours.startswith("|") == theirs.startswith("|")
+        if ours.startswith("|"):
+            assert ours.replace("\\|", "").count("|") == theirs.replace("\\\\", "").replace("\\|", "").count("|")
+    card.encode()
+
+
+PASSWORD = "tr0ub4dor"
+SECRETS = {
+    "address": f"cannot reach https://user:{PASSWORD}@host.example/npm/x.tgz",
+    "slash in it": f"cannot reach https://user:{PASSWORD}/1@host.example/",
+    "no user": f"https://{PASSWORD}@host.example failed",
+    "a part of it": f"nonnumeric port: '{PASSWORD}@host.example'",
+    "header": f"Authorization: Bearer {PASSWORD}.x",
+    "query": f"GET /file?X-Amz-Signature={PASSWORD}&a=1",
+    "token of the Hub": f"no access with hf_{PASSWORD}abcdefgh",
+    "variable": f"it said {PASSWORD}!",
+}
+
+
+@pytest.mark.parametrize("text", SECRETS.values(), ids=SECRETS)
+def test_credentials_are_taken_out(text, monkeypatch):
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", f"https://user:{PASSWORD}@host.example/npm")
+    assert PASSWORD not in scrubbed(text)
+    assert PASSWORD not in portable(text) + public_name(text)[0] + shell([text])
+    assert scrubbed(text).split()[0] == text.split()[0] or "://" in text.split()[0]
+
+
+def test_what_is_no_credential_stays():
+    for text in (
+        "http://127.0.0.1:9/@scope/pkg@1.0",
+        "user@host",
+        "--seed=3 a?key",
+        "hf_hub_download",
+        "https://a.b/c:d",
+    ):
+        assert scrubbed(text) == text
+
+
+SHOWS = f"""
+import sys, warnings
+from diffusers_ict.commands.program import run_program
+from diffusers_ict.errors import UserError
+
+def body():
+    print("a note of https://user:{PASSWORD}@host/")
+    warnings.warn("a warning of hf_{PASSWORD}abcdefgh")
+    if sys.argv[1] == "fails":
+        raise RuntimeError("of https://user:{PASSWORD}@host/")
+    raise UserError("no `folder` \\x1b[31mred \\u202e of https://user:{PASSWORD}@host/, got " + "iVBOR" * 1000)
+
+sys.exit(run_program("shows", body))
+"""
+
+
+@pytest.mark.parametrize(("how", "code"), [("refuses", 2), ("fails", 1)])
+def test_no_program_shows_credentials_or_sends_escapes_to_the_terminal(how, code):
+    done = subprocess.run([sys.executable, "-c", SHOWS, how], capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == code
+    assert PASSWORD not in said
+    assert "a note of https://(password)@host/" in said
+    assert "a warning of (token)" in said
+    assert not {"\x1b", "\u202e"} & set(said)
+    assert len(said) < 3000
