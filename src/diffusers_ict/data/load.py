@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import UserError, first_line
 from .dataset import Images, fingerprint_of
 from .npz import read_npz
+from .own_output import check_apart
 from .settings import DataSettings
 from .sources import Stored, read_dataset, read_folder
 from .transform import PictureFormat
@@ -61,6 +62,8 @@ def load_images(
     """
     settings = settings or DataSettings(**fields)
     form = settings.form  # which a mistake in the settings ends before data are fetched
+    if settings.image_cache_dir:
+        check_apart(settings, "image_cache_dir", settings.image_cache_dir)
     with nullcontext() if accelerator is None else accelerator.local_main_process_first():
         stored = _open(settings, class_conditional, dataset)
         count = len(stored.pictures)
