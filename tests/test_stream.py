@@ -219,7 +219,10 @@ def test_a_column_of_images_may_be_called_label(tmp_path, named):
     assert (read.labels.tolist(), read.class_names) == ([0, 1, 1, 0], ("a", "b"))
 
 
-@pytest.mark.parametrize("view", [{"type": "torch", "columns": ["image"]}, {"type": "numpy", "dtype": "f2"}, {"type": "arrow"}])
+VIEWS = [{"type": "torch", "columns": ["image"]}, {"type": "numpy", "dtype": "f2"}, {"type": "arrow"}]
+
+
+@pytest.mark.parametrize("view", VIEWS)
 def test_a_saved_view_changes_nothing_that_is_read(tmp_path, view):
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"]), "note": Value("string")})
     rows = {"image": [Image.new("L", (8, 8), i) for i in range(4)], "label": [0, 1, 1, 0], "note": ["", "", "", ""]}
