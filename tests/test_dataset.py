@@ -122,6 +122,8 @@ def test_arrays_have_a_type_instead_of_a_mode_and_many_classes_are_told_by_the_l
     images = load_images(dataset_name=npz(tmp_path, a=np.zeros((5, 8, 8), np.float32)))
     assert images.overview()["originals"] == "8x8, 5 float32"
     few = Images(torch.zeros(6, 1, 8, 8), torch.tensor([0, 2, 2, 2, 0, 2]), 4)
-    assert few.overview() == {"images": "6 of 1x8x8, 4 classes: 2 class 0, 0 class 1, 4 class 2, 0 class 3"}
+    assert few.overview() == {
+        "images": "6 of 1x8x8, 4 classes, 2 without images: 2 class 0, 0 class 1, 4 class 2, 0 class 3"
+    }
     many = Images(torch.zeros(1500, 1, 1, 1), torch.arange(1500) % 1000, 1000)
     assert many.overview()["images"] == "1500 of 1x1x1, 1000 classes: 1 to 2 images each"

@@ -14,6 +14,7 @@ from short_run import ICT, final_tensors, run, two_processes
 from test_images import encoded
 
 from diffusers_ict.data.dataset import Images
+from diffusers_ict.data.load import load_images
 from diffusers_ict.data.settings import DataSettings
 from diffusers_ict.data.stream import StreamedImages
 from diffusers_ict.errors import UserError
@@ -204,3 +205,31 @@ def test_a_class_without_an_example_is_shown_blank_and_not_as_another():
     first, again, *others = _rows_of(images, torch.tensor([1, 1, 1, 0, 2]), 5, seed=0).tolist()
     assert {first, again} == {0, 1}
     assert others == [first, -1, -1]
+
+
+@pytest.mark.parametrize("named", [{}, {"image_column": "label"}])
+def test_a_column_of_images_may_be_called_label(tmp_path, named):
+    features = Features({"label": ImageFeature(), "image": ClassLabel(names=["a", "b"])})
+    rows = {"label": [Image.new("L", (8, 8), i) for i in range(4)], "image": [0, 1, 1, 0]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "d.parquet")
+    settings = DataSettings(dataset_name=str(tmp_path / "d.parquet"), **named)
+    pixels, labels = StreamedImages(settings, True, 4, 0).take(4)
+    assert dict(zip(pixels[:, 0, 0, 0].tolist(), labels.tolist())) == {0: 0, 1: 1, 2: 1, 3: 0}
+    read = load_images(settings, class_conditional=True)
+    assert (read.labels.tolist(), read.class_names) == ([0, 1, 1, 0], ("a", "b"))
+
+
+VIEWS = [{"type": "torch", "columns": ["image"]}, {"type": "numpy", "dtype": "f2"}, {"type": "arrow"}]
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_saved_view_changes_nothing_that_is_read(tmp_path, view):
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"]), "note": Value("string")})
+    rows = {"image": [Image.new("L", (8, 8), i) for i in range(4)], "label": [0, 1, 1, 0], "note": ["", "", "", ""]}
+    data = Dataset.from_dict(rows, features=features)
+    data.with_format(**view).save_to_disk(tmp_path / "d")
+    settings = DataSettings(dataset_name=str(tmp_path / "d"))
+    read = load_images(settings, class_conditional=True)
+    assert (read.pixels[:, 0, 0, 0].tolist(), read.labels.tolist()) == ([0, 1, 2, 3], [0, 1, 1, 0])
+    pixels, labels = StreamedImages(settings, True, 4, 0).take(4)
+    assert dict(zip(pixels[:, 0, 0, 0].tolist(), labels.tolist())) == {0: 0, 1: 1, 2: 1, 3: 0}

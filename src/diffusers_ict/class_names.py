@@ -1,6 +1,7 @@
 """Names of a model's classes: labels.json beside model_index.json, and names instead of numbers as labels."""
 
 import os
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,16 @@ def _find(repository: str | os.PathLike, options: dict[str, Any]) -> Path | None
         return None
 
 
+def drawn_classes(names: dict[int, str] | None, classes: int) -> list[int]:
+    """The classes that are drawn where no labels are given: those that have names, or all where none has one."""
+    return [number for number in range(classes) if number in (names or ())] or list(range(classes))
+
+
+def normal(name: str) -> str:
+    """A name in the one Unicode form in which names are compared: systems of files write `é` in two ways."""
+    return unicodedata.normalize("NFC", name)
+
+
 def class_numbers(class_labels: Any, names: dict[int, str] | None) -> list[int | None]:
     """The class of each label: of one number or name, or of those in lists, arrays or tensors of any shape.
 
@@ -81,8 +92,8 @@ def class_numbers(class_labels: Any, names: dict[int, str] | None) -> list[int |
         return [integer(class_labels)]
     if not names:
         raise ValueError(f"this model does not name its classes: give class_labels as integers, got {class_labels!r}.")
-    if class_labels not in (known := list(names.values())):
+    if normal(class_labels) not in (known := [normal(name) for name in names.values()]):
         more = f" and {len(known) - 10} more" if len(known) > 10 else ""
         shown = ", ".join(map(repr, known[:10]))
         raise ValueError(f"class_labels by name must be among {shown}{more}, got {class_labels!r}.")
-    return [int(list(names)[known.index(class_labels)])]
+    return [int(list(names)[known.index(normal(class_labels))])]

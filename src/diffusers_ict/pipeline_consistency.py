@@ -24,7 +24,7 @@ from huggingface_hub import list_repo_files
 from torch import Tensor
 
 from .arguments import integer, positive
-from .class_names import class_numbers, load_class_names, save_class_names
+from .class_names import class_numbers, drawn_classes, load_class_names, save_class_names
 from .errors import UserError, foreign_line
 from .scheduling_ict import ICTScheduler
 
@@ -50,7 +50,8 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         scheduler: an ICTScheduler or a CMStochasticIterativeScheduler.
 
     Attributes:
-        id2label: name of each class by its number, or None; read from and saved as labels.json.
+        id2label: name of each class by its number, or None; read from and saved as labels.json. A class without a name
+            beside others that have one had no images in training, and is drawn only where it is asked for.
 
     Raises:
         ValueError: any other scheduler.
@@ -217,8 +218,9 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
             return None
         if class_labels is None:
             sources, shape = (generator, (1,)) if isinstance(generator, list) else ([generator], (batch_size,))
-            drawn = [torch.randint(classes, shape, generator=g, device=g.device if g else "cpu") for g in sources]
-            return torch.cat(drawn).to(self._execution_device)
+            known = torch.tensor(drawn_classes(self.id2label, classes))  # the others had no images in training
+            drawn = [torch.randint(len(known), shape, generator=g, device=g.device if g else "cpu") for g in sources]
+            return known[torch.cat(drawn).cpu()].to(self._execution_device)
         labels = class_numbers(class_labels, self.id2label)
         if len(labels) not in (1, batch_size) or None in labels:
             raise ValueError(f"class_labels must be one integer or {batch_size} of them, got {class_labels!r}.")

@@ -91,10 +91,10 @@ class Batches:
         )
 
 
-def streamed(images: StreamedImages, size: int) -> Iterator[dict[str, Any]]:
-    """The next images of a stream, so many at a time; none is read before it is asked for."""
+def streamed(images: StreamedImages, size: int, device: torch.device) -> Iterator[dict[str, Any]]:
+    """The next images of a stream, so many at a time, for a device; none is read before it is asked for."""
     while True:
         pixels, labels = images.take(size)
-        if torch.cuda.is_available():  # copied while the device computes
+        if device.type == "cuda":  # copied while the device computes
             pixels = pixels.pin_memory()
         yield {"x": pixels} if labels is None else {"x": pixels, "label": labels}

@@ -138,6 +138,13 @@ class Images(Dataset):
         told = {"images": f"{len(self)} of {'x'.join(map(str, self.shape))}, {self._classes()}"}
         return told if self.originals is None else {**told, "originals": summary(self.originals)}
 
+    @cached_property
+    def empty_classes(self) -> list[int]:
+        """Numbers of the classes that have no images."""
+        if self.labels is None or self.num_classes is None:
+            return []
+        return (torch.bincount(self.labels.cpu(), minlength=self.num_classes) == 0).nonzero().flatten().tolist()
+
     def _classes(self) -> str:
         """Classes with the number of images of each, or, of many classes, the least and the largest number."""
         if self.labels is None or self.num_classes is None:
@@ -147,7 +154,8 @@ class Images(Dataset):
         each = ", ".join(f"{count} {name}" for name, count in zip(names, counts))
         if len(each) > LONGEST:
             each = f"{min(counts)} to {max(counts)} images each"
-        return f"{len(counts)} {'class' if len(counts) == 1 else 'classes'}: {each}"
+        empty = f", {len(self.empty_classes)} without images" if self.empty_classes else ""
+        return f"{len(counts)} {'class' if len(counts) == 1 else 'classes'}{empty}: {each}"
 
 
 def summary(originals: Counter[tuple[int, int, str]]) -> str:

@@ -20,14 +20,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ..class_names import normal
 from ..errors import UserError, first_line
 from .dataset import Images, fingerprint_of
 from .npz import read_npz
+from .own_output import check_apart
 from .settings import DataSettings
 from .sources import Stored, read_dataset, read_folder
 from .transform import PictureFormat
 
 LAYOUT = 3  # to be raised when the same pictures are decoded to other bytes than before
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 EACH = 500  # pictures that are worth a process
 BLOCK = 1 << 23  # bytes of decoded images that are written at once
 STORED = 1 << 28  # bytes of pictures that are read at once
@@ -53,7 +56,8 @@ def load_images(
         class_conditional: read labels too.
         accelerator: of its processes, one on each machine decodes, and the others read what it cached.
 
-    Images that are enlarged, an alpha channel that nobody asked for, and a single class give a warning.
+    Images that are enlarged, an alpha channel that nobody asked for, a single class, and classes named like splits give
+    a warning.
 
     Raises:
         UserError: nothing there, no images, mixed channels, a broken file, labels missing or out of range, or settings
@@ -61,12 +65,15 @@ def load_images(
     """
     settings = settings or DataSettings(**fields)
     form = settings.form  # which a mistake in the settings ends before data are fetched
+    if settings.image_cache_dir:
+        check_apart(settings, "image_cache_dir", settings.image_cache_dir)
     with nullcontext() if accelerator is None else accelerator.local_main_process_first():
         stored = _open(settings, class_conditional, dataset)
         count = len(stored.pictures)
         if count == 0:
             raise UserError("the data set holds no images; check its path and `image_column`.")
         labels, classes = None, None
+        check_class_names(stored.class_names or ())
         if class_conditional:  # before decoding, which may take long
             labels, classes = checked_labels(stored.labels, count, stored.class_names)
         if isinstance(stored.pictures, np.ndarray):
@@ -100,9 +107,21 @@ def _warn(images: Images, originals: Counter, settings: DataSettings) -> None:
         "on a `background`, or RGBA if this is meant.": images.shape[0] == 4 and settings.image_mode is None,
         "the data has a single class, so `class_conditional` has nothing to learn; give one sub-folder or label for "
         "each class, or leave it out.": images.num_classes == 1,
+        f"the classes are named like splits ({', '.join(images.class_names or ())}), and all are trained as classes; "
+        "give the folder of one split as `train_data_dir` if they are splits.": bool(settings.train_data_dir)
+        and {name.lower() for name in images.class_names or ("",)} <= SPLITS,
     }
     for doubt in (text for text, holds in doubts.items() if holds):
         warnings.warn(doubt, stacklevel=3)
+
+
+def check_class_names(names: Sequence[str]) -> None:
+    """Refuse, by a UserError, names of classes that look the same and differ only in their Unicode form."""
+    if twins := [name for name, count in Counter(map(normal, names)).items() if count > 1]:
+        raise UserError(
+            f"classes must differ in more than the Unicode form of their names, and {twins[0]!r} is there "
+            "twice: rename one, or put their images together."
+        )
 
 
 def checked_labels(labels: Any, count: int, names: Sequence[str] | None) -> tuple[Tensor, int]:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from huggingface_hub import metadata_load
 
 from ..errors import UserError, first_line
+from .own_output import check_not_written
 from .settings import DataSettings
 from .transform import suffixes
 
@@ -83,7 +84,8 @@ def find_images(top: Path) -> Iterator[Path]:
     What begins with a dot is passed over.
 
     Raises:
-        UserError: a link to a folder that it lies in, a link to nothing, or a folder that cannot be read.
+        UserError: a link to a folder that it lies in, a link to nothing, a folder that cannot be read, or one that a
+            run has written.
     """
 
     def unreadable(error: OSError) -> None:
@@ -94,6 +96,7 @@ def find_images(top: Path) -> Iterator[Path]:
         above = (parent for parent in folder.parents if parent.is_relative_to(top))
         if folder.is_symlink() and any(folder.samefile(parent) for parent in above):
             raise UserError(f"{folder} is a link to a folder that it lies in: remove the link.")
+        check_not_written(folder, files)
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (folder / name for name in files if not name.startswith(".")):
             if path.suffix.lower() in suffixes():
@@ -158,7 +161,10 @@ def open_dataset(settings: DataSettings, streaming: bool = False) -> Any:
             if split not in saved:
                 raise UserError(f"`dataset_split` must be one of {', '.join(saved)} for {name}, got {split}.")
             data = saved[split]
-            return data.to_iterable_dataset(num_shards=min(len(data), SHARDS)) if streaming else data
+            if not streaming:
+                return data
+            # A saved format may hide columns, of which the library makes no stream.
+            return data.with_format(None).to_iterable_dataset(num_shards=min(len(data), SHARDS))
         readme = path / "README.md"  # of a data set of the Hub, it names the files of its splits
         described = {"configs", "dataset_info"} & set((metadata_load(readme) if readme.exists() else None) or ())
         if path.is_dir() and not described and holds_images(path):
@@ -190,11 +196,15 @@ def with_columns(data: Any, settings: DataSettings, with_labels: bool) -> Any:
         )
     columns, label = {image: "image"}, None
     if with_labels:
-        named = [name for name in ("label", "labels", "class") if name in types]
+        named = [name for name in ("label", "labels", "class") if name in types and name != image]
         label = pick(types, "label_column", settings.label_column, classes or named)
     if label is not None:
         columns[label] = "label"
-    data = data.select_columns(list(columns)).rename_columns({old: new for old, new in columns.items() if old != new})
+    data, renamed = data.select_columns(list(columns)), {old: new for old, new in columns.items() if old != new}
+    if renamed.keys() & set(renamed.values()):  # an image column called label: streams do not rename both at once
+        data = data.rename_columns({old: f"own {old}" for old in renamed})
+        renamed = {f"own {old}": new for old, new in renamed.items()}
+    data = data.rename_columns(renamed)
     return data.cast_column("image", datasets.Image(decode=False))  # a broken file can be named when its turn comes
 
 

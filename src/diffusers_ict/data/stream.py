@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import UserError, first_line
 from .dataset import Images, fingerprint_of
 from .draw import BLOCK_ORDER, SHARD, derive_seed
-from .load import checked_labels
+from .load import check_class_names, checked_labels
 from .npz import read_npz
 from .settings import DataSettings
 from .sources import class_names_of, open_dataset, refuse, with_columns
@@ -77,6 +77,7 @@ class StreamedImages:
         parts = sorted(path.glob("*.npz"))
         opened = _open_parts(parts, settings, class_conditional) if parts else _open(settings, class_conditional)
         self.data, self.num_classes, self.class_names, self.count = opened
+        check_class_names(self.class_names or ())
         # Names and sizes tell files from others wherever they lie: a run may go on with a copy of its data elsewhere.
         files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
         which = [[file.name, file.stat().st_size] for file in files] if path.exists() else [settings.dataset_name]

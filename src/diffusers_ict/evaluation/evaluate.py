@@ -17,6 +17,7 @@ from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
 from ..data.load import load_images
+from ..data.own_output import check_apart
 from ..data.settings import DataSettings
 from ..data.sources import holds_images
 from ..errors import UserError
@@ -66,6 +67,8 @@ def evaluate(
     metrics = _checked_metrics(settings, folder, metrics)
     output_dir = Path(settings.output_dir) if settings.output_dir else folder or Path("evaluation")
     check_writable("output_dir", output_dir)
+    for data in filter(None, (settings, measured)):
+        check_apart(data, "output_dir", output_dir)
     variants = [] if measured else _variants(settings, model_name)
     subject: Subject
     if measured:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..data.dataset import Images
 from ..data.load import load_images
+from ..data.own_output import check_apart
 from ..data.settings import DataSettings
 from ..errors import UserError
 from ..files import atomic_file, write_json
@@ -38,6 +39,7 @@ def inspect(
     Raises:
         UserError: the model or the images cannot be read, or do not fit each other.
     """
+    check_apart(data, "output_dir", folder)
     pipeline = load_consistency(model).to(best_device())
     images = load_images(data, class_conditional=pipeline.unet.config.num_class_embeds is not None)
     if images.shape != image_shape(pipeline):

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..class_names import drawn_classes
 from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
 from ..errors import UserError, first_line
@@ -40,6 +41,8 @@ def list_variants(repository: str) -> list[str | None]:
 def labels_of(pipeline: ConsistencyPipeline, images: Images | None, seed: int) -> Callable[[Tensor], Tensor | None]:
     """Labels of samples by their numbers: as frequent as in `images`, or each class in turn where that is None.
 
+    Classes without images in training have no turn.
+
     Raises:
         UserError: the data has other classes than the model.
     """
@@ -47,7 +50,8 @@ def labels_of(pipeline: ConsistencyPipeline, images: Images | None, seed: int) -
     if classes is None:
         return lambda numbers: None
     if images is None:
-        return lambda numbers: numbers % classes
+        known = torch.tensor(drawn_classes(pipeline.id2label, classes))
+        return lambda numbers: known[numbers % len(known)]
     if images.num_classes != classes or images.labels is None:
         raise UserError(
             f"the model has {classes} classes and the data has {images.num_classes or 'none'}; give "
@@ -83,11 +87,11 @@ def drawer(
 
 
 def sample_sheet(pipeline: ConsistencyPipeline, count: int, steps: int, seed: int) -> Image.Image:
-    """A picture of samples, each class in turn, drawn in `steps` steps: columns of one class each, with its name."""
+    """A picture of so many samples in `steps` steps, each class in turn: columns of one class each, with its name."""
     levels = pipeline.scheduler.sampling_sigmas(steps).tolist()
     parts = torch.arange(count).split(AT_ONCE)
     pixels = torch.cat([drawer(pipeline, None, seed, levels)(numbers) for numbers in parts])
     images = as_pictures(pixels.float() / 127.5 - 1)
-    numbers = range(pipeline.unet.config.num_class_embeds or 0)
+    numbers = drawn_classes(pipeline.id2label, pipeline.unet.config.num_class_embeds or 0)
     names = [(pipeline.id2label or {}).get(number, str(number)) for number in numbers]
     return classes_in_turn({"": images}, names)

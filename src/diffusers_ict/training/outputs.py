@@ -6,6 +6,8 @@ import math
 import numpy as np
 from safetensors import SafetensorError
 
+from ..data import TrainingData
+from ..data.dataset import Images
 from ..data.draw import VALIDATION, derive_seed
 from ..errors import UserError, first_line
 from ..files import public_name, staged_folder
@@ -70,7 +72,7 @@ def sample_run(run: Run, step: int) -> None:
 def export_run(run: Run, step: int) -> None:
     """Write the published files: pipeline, variants, discriminator, plot, metadata and card after `step` steps."""
     folder, recipe = run.output_dir, run.recipe
-    run.pipeline.id2label = dict(enumerate(run.data.class_names)) if run.data.class_names else None
+    run.pipeline.id2label = class_names_of(run.data)
     try:
         with staged_folder(folder, last="model_index.json") as staged:
             export(run.pipeline, run.networks.averages, staged, run.networks.teacher)
@@ -105,6 +107,13 @@ def export_run(run: Run, step: int) -> None:
     ).write(folder)
     if (folder / "model_index.json").is_file():  # else nobody could follow what the card says of loading it
         write_card(folder)
+
+
+def class_names_of(data: TrainingData) -> dict[int, str] | None:
+    """Names of classes by number; a class without images has none, because the model cannot draw it."""
+    empty = data.empty_classes if isinstance(data, Images) else []
+    names = data.class_names or ([f"class {number}" for number in range(data.num_classes or 0)] if empty else [])
+    return {number: name for number, name in enumerate(names) if number not in empty} or None
 
 
 def publish_run(run: Run) -> None:

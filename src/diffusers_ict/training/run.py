@@ -24,6 +24,7 @@ from ..data.dataset import Images
 from ..data.draw import FAKES, GENERATOR, REALS, Draw
 from ..data.load import load_images
 from ..data.map_dataset import MapDataset
+from ..data.own_output import check_apart
 from ..data.sampler import StepSampler, step_loader
 from ..data.stream import StreamedImages
 from ..errors import TrainingStopped, UserError
@@ -146,6 +147,7 @@ def open_run(
         check_curriculum(objective, recipe.max_train_steps)  # before the data are read
     scheduler = make_scheduler(recipe, start)
     contents = check_output_dir(Path(recipe.output_dir), recipe.resume_from_checkpoint)
+    check_apart(recipe, "output_dir", recipe.output_dir)
 
     data = _open_data(recipe, dataset, accelerator)
     batch_size = recipe.images_in_step(accelerator.num_processes)
@@ -329,7 +331,7 @@ def _open_batches(
     for role, micro_batch_size in sizes.items():
         size = micro_batch_size * recipe.gradient_accumulation_steps * accelerator.num_processes
         if isinstance(data, StreamedImages):
-            images = streamed(data, micro_batch_size)
+            images = streamed(data, micro_batch_size, accelerator.device)
         else:
             sampler = StepSampler(recipe.seed, role, len(data), size, micro_batch_size, steps)
             images = iter(step_loader(data, sampler, accelerator, recipe.dataloader_num_workers))
