@@ -110,6 +110,7 @@ class Hub:
     Attributes:
         failures: (part of a path, status) answered once each, in order, to requests that match.
         fault: how it misbehaves all the time, or None.
+        edited_meanwhile: README.md that somebody writes just before the next commit arrives, or None.
         requests: "METHOD path" of everything that came, and "GONE path" where a client left without an answer.
         bodies: every byte that came in.
     """
@@ -117,6 +118,7 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     failures: list[tuple[str, int]] = field(default_factory=list)
     fault: Fault | None = None
+    edited_meanwhile: bytes | None = None
     requests: list[str] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     objects: dict[str, bytes] = field(default_factory=dict)
@@ -257,6 +259,12 @@ class Handler(BaseHTTPRequestHandler):
         return {**wanted, "actions": {"upload": upload, "verify": {"href": f"{self.hub.address}/verify"}}}
 
     def commit(self, name: str, repository: Repository, lines: list[dict]) -> None:
+        if self.hub.edited_meanwhile is not None:  # by somebody in the browser, while files were sent
+            repository.files["README.md"], self.hub.edited_meanwhile = self.hub.edited_meanwhile, None
+            repository.commits.append("Edit README.md")
+        parent = next(line["value"].get("parentCommit") for line in lines if line["key"] == "header")
+        if parent not in (None, repository.sha):
+            return self.answer(412, {"error": "A commit has happened since. Please refresh and try again."})
         for line in lines:
             value = line["value"]
             if line["key"] == "header":

@@ -13,7 +13,7 @@ from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.commands import convert, inspect_model
 from diffusers_ict.commands import train as train_ict
 from diffusers_ict.errors import UserError
-from diffusers_ict.hub.card import PIPELINE, make_card, merge, renewed_card, write_card
+from diffusers_ict.hub.card import PIPELINE, make_card, merge, renewed_card, sealed, write_card
 
 
 def python_blocks(card: str) -> list[str]:
@@ -184,6 +184,15 @@ def test_what_is_untouched_is_renewed_and_what_was_edited_survives(digits):
         assert text in merged, text
     assert "Improved Techniques" not in merged
     assert ModelCard(merged).data.license == "cc0-1.0"
+
+
+def test_marks_without_an_end_are_text_and_take_no_time(digits):
+    fresh = make_card(digits, "someone/new").content
+    marks = "<!-- diffusers-ict:about 0123456789ab -->\n" * 20_000  # minutes, if each is sought an end
+    assert marks in merge(f"{fresh}\n{marks}", fresh)
+    nested = "<!-- diffusers-ict:a -->\n<!-- diffusers-ict:b -->\nx<!-- /diffusers-ict -->\nrest<!-- /diffusers-ict -->"
+    assert sealed(nested).endswith("rest<!-- /diffusers-ict -->")
+    assert sealed(nested).count("-->") == nested.count("-->")
 
 
 def test_a_licence_that_is_given_replaces_the_one_of_the_card(run):

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from diffusers_ict.credentials import scrubbed
 from diffusers_ict.files import portable, public_name
-from diffusers_ict.hub.card import SECTION, make_card
+from diffusers_ict.hub.card import _sections, make_card
 from diffusers_ict.names import code, literal, markdown, shell, visible
 
 ODD = {
@@ -70,7 +70,7 @@ def test_a_card_has_the_same_lines_whatever_things_are_called(run, name):
         return make_card(run, f"someone/{name.replace('/', '')}").content
 
     usual, card = card_of("cats"), card_of(name)
-    assert [match[1] for match in SECTION.finditer(card)] == [match[1] for match in SECTION.finditer(usual)]
+    assert [section.name for section in _sections(card)] == [section.name for section in _sections(usual)]
     bodies = [ModelCard(text).text.splitlines() for text in (usual, card)]
     assert len(bodies[0]) == len(bodies[1])
     for ours, theirs in zip(*bodies):
@@ -140,3 +140,18 @@ def test_no_program_shows_credentials_or_sends_escapes_to_the_terminal(how, code
     assert "a warning of (token)" in said
     assert not {"\x1b", "\u202e"} & set(said)
     assert len(said) < 3000
+
+
+@pytest.mark.parametrize(
+    ("word", "written"),
+    [
+        ("/home/me/images", "images"),
+        ("--train_data_dir=/home/me/images", "--train_data_dir=images"),
+        ("lpips_weights=/home/me/lpips.safetensors", "lpips_weights=lpips.safetensors"),
+        ("file:///home/me/images", "images"),
+        ("--dataset_name=me/images", "--dataset_name=me/images"),
+        ("a b=/c", "a b=/c"),
+    ],
+)
+def test_no_folder_of_this_machine_is_written(word, written):
+    assert portable(word) == written

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import guided_unet
@@ -15,6 +16,7 @@ from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.commands import convert, train
 from diffusers_ict.errors import UserError
 from diffusers_ict.hub.publish import check_push
+from diffusers_ict.hub.run_files import published_files
 
 # huggingface_hub sends large files in a way that its transport deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -62,6 +64,34 @@ def test_an_edited_card_is_kept_and_a_licence_that_is_given_wins_over_the_cards_
     assert published(run, "--license", "nonsense") == 2
     assert 'the Hub refuses the card: - Error: "license" must be one of' in capsys.readouterr().err
     assert "license: mit" in card.read_text()
+
+
+def test_a_card_that_is_edited_while_files_are_sent_is_merged_again(hub, run, published):
+    assert published(run) == 0
+    repository = hub.repositories[NAME]
+    edited = repository.files["README.md"].replace(b"## Limits", b"## Limits\n\nNot for medical use.")
+    hub.edited_meanwhile = edited
+    assert published(run, "--license", "mit") == 0
+    assert b"Not for medical use." in repository.files["README.md"]
+    assert b"license: mit" in repository.files["README.md"]
+    assert repository.commits[-2:] == ["Edit README.md", "Upload consistency model"]
+
+
+@pytest.mark.parametrize("name", ["README.md", "samples/secret.png", "unet"])
+def test_links_that_lead_out_of_the_folder_are_not_published(hub, run, published, tmp_path, capsys, name):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "config.json").write_text("a key")
+    link = run / name
+    shutil.rmtree(link, ignore_errors=True) if link.is_dir() else link.unlink(missing_ok=True)
+    link.symlink_to(outside if name == "unet" else outside / "config.json")
+    assert published(run) == 2
+    assert f"is a link that leads out of {run}" in capsys.readouterr().err
+    assert NAME not in hub.repositories
+    link.unlink()
+    (run / "samples" / "inside.png").symlink_to(run / "training.png")  # which is published anyway
+    (outside / "config.json").unlink()
+    assert "samples/inside.png" in published_files(run)
 
 
 def test_a_converted_model_is_published_with_a_card_that_names_the_repository(hub, published, tmp_path):
@@ -122,7 +152,7 @@ def test_every_program_takes_a_repository_by_its_id(hub, run, digits, tmp_path):
     code += "assert main(w) == 0, w"
     done = client(hub, tmp_path / "cache", "-c", code, json.dumps([list(map(str, words)) for words in calls]))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "ema5, steps 2: kid" in done.stdout
+    assert "ema5" in done.stdout, "a row of the table of figures"
     assert f"base_model: {NAME}" in (tmp_path / "converted" / "README.md").read_text()
     assert str(tmp_path) not in "".join(p.read_text() for p in (tmp_path / "converted").rglob("*.json"))
     card = (tmp_path / "tuned" / "README.md").read_text()

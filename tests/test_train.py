@@ -1,6 +1,7 @@
 """The training script as a whole: what it leaves behind, and that it learns."""
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,24 @@ def test_a_warm_start_continues_and_keeps_fast_columns_where_they_are_used(flags
     assert 0 < (unet.conv_in.weight - before.conv_in.weight).abs().max() < 0.1
     for name, content in files_of(tmp_path / "out").items():
         assert str(tmp_path).encode() not in content, f"{name} holds the path of the first weights"
+
+
+def test_what_is_not_the_training_itself_warns_and_the_run_goes_on(flags, tmp_path):
+    """A card that cannot be read, an inspection, and samples whose folder is a file."""
+    own = [*ICT, *flags, "--max_train_steps", 12]
+    assert run(*own, "--output_dir", tmp_path / "whole") == 0
+    assert run(*own, "--max_train_minutes", 1e-6, "--output_dir", tmp_path / "out") == 3
+    (tmp_path / "out" / "README.md").write_text("---\n[: no mapping\n---\n# Mine")
+    (tmp_path / "out" / "inspection.json").write_text("{")
+    shutil.rmtree(tmp_path / "out" / "samples", ignore_errors=True)
+    (tmp_path / "out" / "samples").write_text("")
+    with pytest.warns(UserWarning, match="could not be made, and the run goes on: ") as told:
+        assert run(*own, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "latest") == 0
+    warned = {str(warning.message).partition(" could")[0] for warning in told}
+    assert warned == {"samples", "the model card"}
+    assert (tmp_path / "out" / "README.md").read_text().endswith("# Mine")
+    assert_bitwise_equal(tmp_path / "whole", tmp_path / "out")
+    assert UNet2DModel.from_pretrained(tmp_path / "out" / "unet")
 
 
 @pytest.mark.slow

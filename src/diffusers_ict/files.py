@@ -202,8 +202,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def portable(word: str) -> str:
-    """A word without the folders of this machine, the last part of an absolute path, and without credentials."""
-    return scrubbed(Path(word).name if Path(word).is_absolute() else word)
+    """A word without the folders of this machine, the last part of an absolute path, and without credentials.
+
+    The path may be the value of --flag=PATH or NAME=PATH, or the address file://PATH.
+    """
+    name, equals, value = word.partition("=")
+    if equals and re.fullmatch(r"-*\w+", name):
+        return f"{name}={portable(value)}"
+    path = Path(word.removeprefix("file://"))
+    return scrubbed(path.name if path.is_absolute() else word)
 
 
 def public_name(source: str) -> tuple[str, bool]:

@@ -8,9 +8,10 @@ left alone, like everything outside.
 import dataclasses
 import hashlib
 import re
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -31,7 +32,7 @@ COMMON = {"library_name": "diffusers", "pipeline_tag": "unconditional-image-gene
 TAGS = ["diffusers", "consistency-models", "diffusers-ict", "image-generation"]
 SHOWN_CLASSES = 20  # at most, by name
 SPACE = "space"  # the section with the link to a Space, which other cards do not have
-SECTION = re.compile(r"<!-- diffusers-ict:(\w+)(?: ([0-9a-f]{12}))? -->\n(.*?)<!-- /diffusers-ict -->\n?", re.S)
+MARK = re.compile(r"<!-- (?:diffusers-ict:(\w+)(?: ([0-9a-f]{12}))? -->\n|/diffusers-ict -->\n?)")
 
 
 def make_card(folder: Path, repo_id: str, license: str | None = None, space_id: str | None = None) -> ModelCard:
@@ -180,18 +181,19 @@ def merge(edited: str, fresh: str, license: str | None = None) -> str:
     Raises:
         UserError: the metadata of `edited` cannot be read.
     """
-    new = {match[1]: match[0] for match in SECTION.finditer(fresh)}
-    old = {match[1] for match in SECTION.finditer(edited)}
+    new = {section.name: section.whole for section in _sections(fresh)}
+    old = {section.name for section in _sections(edited)}
 
-    def renewed(match: re.Match) -> str:
-        return new.get(match[1], match[0]) if match[2] == _hash(match[3]) else match[0]
+    def renewed(section: Section) -> str:
+        untouched = section.hash == _hash(section.text)
+        return new.get(section.name, section.whole) if untouched else section.whole
 
     made, card = read_card(fresh).data.to_dict(), read_card(edited)
-    body, known = SECTION.sub(renewed, card.text), card.data.to_dict()
+    body, known = _replaced(card.text, renewed), card.data.to_dict()
     if not old:  # written by hand or by another program: what we have to say comes after it
         body = body.rstrip() + "\n\n" + "\n".join(new.values())
     elif SPACE in new.keys() - old:
-        start = next(SECTION.finditer(body)).start()
+        start = next(_sections(body)).start
         body = f"{body[:start]}{new[SPACE]}\n{body[start:]}"
     replaced = {"license", "license_name", "license_link"} if license not in (None, known.get("license")) else set()
     if "model-index" in made:  # which holds the name, and is read back as such
@@ -234,10 +236,46 @@ def write_card(folder: Path, repo_id: str | None = None) -> None:
     write_text(folder / "README.md", content)
 
 
+class Section(NamedTuple):
+    """A generated section of a card: its name, hash and text, and where it stands with its marks."""
+
+    name: str
+    hash: str | None
+    text: str
+    whole: str
+    start: int
+    end: int
+
+
+def _sections(card: str) -> Iterator[Section]:
+    """The sections of a card: from an opening mark to the next closing one."""
+    opening = None
+    for mark in MARK.finditer(card):
+        if mark[1] and opening is None:
+            opening = mark
+        elif not mark[1] and opening is not None:
+            text, whole = card[opening.end() : mark.start()], card[opening.start() : mark.end()]
+            yield Section(opening[1], opening[2], text, whole, opening.start(), mark.end())
+            opening = None
+
+
+def _replaced(card: str, replacement: Callable[[Section], str]) -> str:
+    """A card with other sections in the places of its own."""
+    parts, end = [], 0
+    for section in _sections(card):
+        parts += [card[end : section.start], replacement(section)]
+        end = section.end
+    return "".join([*parts, card[end:]])
+
+
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def sealed(card: str) -> str:
     """A generated card with the hash of each section in its first line."""
-    return SECTION.sub(lambda m: f"<!-- diffusers-ict:{m[1]} {_hash(m[3])} -->\n{m[3]}<!-- /diffusers-ict -->\n", card)
+
+    def with_hash(section: Section) -> str:
+        return f"<!-- diffusers-ict:{section.name} {_hash(section.text)} -->\n{section.text}<!-- /diffusers-ict -->\n"
+
+    return _replaced(card, with_hash)

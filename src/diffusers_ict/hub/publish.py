@@ -34,7 +34,10 @@ from .run_files import published_files
 
 # What the client's HTTP errors derive from, whichever transport it uses.
 TRANSPORT_ERRORS = (*HfHubHTTPError.__bases__, OSError)
+ATTEMPTS = 3  # commits, each on what the repository then holds
+MOVED = (409, 412)  # the repository has another commit than the parent that was named
 REASONS = {
+    412: "the repository was changed by others while files were sent; publish again",
     401: "the token is missing or not valid; log in with `hf auth login`, or set HF_TOKEN",
     403: "the token may not write there; use one with write access, or another name",
     404: "there is no such user or organisation, or the token does not show it",
@@ -159,18 +162,25 @@ def _upload(
         read_card(card).validate(repo_type=kind)  # an unknown licence is refused before the repository is made
         sdk = "static" if space else None
         api.create_repo(repo_id, private=private, exist_ok=True, repo_type=kind, space_sdk=sdk)
-        contents = {**files, "README.md": _merged(card, repo_id, kind, api, license).encode()}
-        # Not `upload_folder`, which may spread many files over several commits.
-        operations = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
         message = "Upload the page of a model" if space else "Upload consistency model"
-        api.create_commit(repo_id, operations, commit_message=message, repo_type=kind)
+        for attempt in range(ATTEMPTS):
+            parent = api.repo_info(repo_id, repo_type=kind).sha
+            contents = {**files, "README.md": _merged(card, repo_id, kind, api, license, parent).encode()}
+            # Not `upload_folder`, which may spread many files over several commits. Files that arrived stay there.
+            operations = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
+            try:
+                api.create_commit(repo_id, operations, commit_message=message, repo_type=kind, parent_commit=parent)
+                break
+            except HfHubHTTPError as error:  # somebody edited the card while files were sent
+                if error.response.status_code not in MOVED or attempt == ATTEMPTS - 1:
+                    raise
     return f"{api.endpoint}/{'spaces/' * space}{repo_id}"
 
 
-def _merged(card: str, repo_id: str, kind: str, api: HfApi, license: str | None) -> str:
-    """The card of the repository with what is new in `card`."""
+def _merged(card: str, repo_id: str, kind: str, api: HfApi, license: str | None, revision: str | None) -> str:
+    """The card of the repository at a commit with what is new in `card`."""
     try:
-        path = api.hf_hub_download(repo_id, "README.md", repo_type=kind, force_download=True)
+        path = api.hf_hub_download(repo_id, "README.md", repo_type=kind, revision=revision, force_download=True)
     except LocalEntryNotFoundError:  # the Hub did not answer: it may have a card
         raise
     except EntryNotFoundError:

@@ -7,6 +7,7 @@ import yaml
 
 from ..errors import UserError, first_line
 from ..files import read_text
+from ..names import LONGEST, visible
 
 WRITTEN_BY_RUNS = (
     *("recipe.yaml", "run.json", "log.jsonl", "training.png", "samples", "labels.json", "README.md", "pipeline.py"),
@@ -22,9 +23,19 @@ def run_contents(folder: Path) -> set[str]:
 
 
 def published_files(folder: Path) -> dict[str, Path]:
-    """The files of a run or a conversion that are published, by their paths within the repository."""
-    paths = [folder / name for name in (*WRITTEN_BY_RUNS, *WRITTEN_LATER)]
+    """The files of a run or a conversion that are published, by their paths within the repository.
+
+    Raises:
+        UserError: one is a link to what lies elsewhere, which nobody meant to publish.
+    """
+    paths, place = [folder / name for name in (*WRITTEN_BY_RUNS, *WRITTEN_LATER)], folder.resolve()
     files = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
+    for file in files:
+        if not file.resolve().is_relative_to(place):
+            raise UserError(
+                f"{visible(str(file), LONGEST)} is a link that leads out of {folder}, and what it leads to is not "
+                "published: put the file itself in its place, or remove the link."
+            )
     return {file.relative_to(folder).as_posix(): file for file in files}
 
 

@@ -1,7 +1,11 @@
 """The files that a run writes: checkpoints, samples, and the published folder."""
 
 import dataclasses
+import errno
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from safetensors import SafetensorError
@@ -42,6 +46,21 @@ def is_sample_step(recipe: Recipe, step: int) -> bool:
     return step + 1 in early or is_due(step, recipe.checkpointing_steps)
 
 
+@contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Around work that is not the training itself: where it fails, its users are told, and the run goes on.
+
+    A full disk ends the run: the next checkpoint would not fit either.
+    """
+    try:
+        yield
+    except Exception as error:  # of drawing, trackers, damaged files that people left, and the Hub
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {first_line(error)}"
+        warnings.warn(f"{what} could not be made, and the run goes on: {reason}", stacklevel=3)
+
+
 def save_run(run: Run, step: int, places: list[dict[str, int]] | None) -> None:
     """Write a checkpoint after `step` optimizer steps; `places` are those of all processes in the stream of images."""
     written_by = {"version": __version__, "commit": code_commit()}
@@ -57,16 +76,23 @@ def snapshot_run(run: Run, step: int) -> None:
 
 def sample_run(run: Run, step: int) -> None:
     """Save samples of the first EMA after `step` optimizer steps, give them to the trackers, and renew the plot."""
-    seed = derive_seed(run.recipe.seed, VALIDATION)
-    picture = sample_picture(run.pipeline, run.data.examples, run.recipe.num_validation_images, seed)
-    folder = run.output_dir / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    picture.save(folder / f"step-{step:07d}.png")
-    for tracker in run.accelerator.trackers:
-        if hasattr(tracker, "log_images"):
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"samples": np.asarray(picture)[None]}, step, **layout)
-    plot_training(run.output_dir / "log.jsonl", run.output_dir / "training.png", run.objective.stage_name)
+    with optional("samples"):
+        seed = derive_seed(run.recipe.seed, VALIDATION)
+        picture = sample_picture(run.pipeline, run.data.examples, run.recipe.num_validation_images, seed)
+        folder = run.output_dir / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / f"step-{step:07d}.png")
+        for tracker in run.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"samples": np.asarray(picture)[None]}, step, **layout)
+    plot_run(run)
+
+
+def plot_run(run: Run) -> None:
+    """Renew the plot of the log."""
+    with optional("training.png"):
+        plot_training(run.output_dir / "log.jsonl", run.output_dir / "training.png", run.objective.stage_name)
 
 
 def export_run(run: Run, step: int) -> None:
@@ -80,7 +106,7 @@ def export_run(run: Run, step: int) -> None:
                 contiguous_copy(run.networks.adversary.model).save_pretrained(staged / "discriminator")
     except SafetensorError as error:  # a full disk, in the words of this library
         raise UserError(f"the model cannot be written: {first_line(error)}; {describe_newest(folder)}.") from error
-    plot_training(folder / "log.jsonl", folder / "training.png", run.objective.stage_name)
+    plot_run(run)
     dataset, dataset_on_hub = public_name(recipe.data_name)
     start = recipe.pretrained_model_name_or_path
     base, base_on_hub = (None, False) if start is None else public_name(start)
@@ -106,7 +132,8 @@ def export_run(run: Run, step: int) -> None:
         changes=run.identity.changes,
     ).write(folder)
     if (folder / "model_index.json").is_file():  # else nobody could follow what the card says of loading it
-        write_card(folder)
+        with optional("the model card"):
+            write_card(folder)
 
 
 def class_names_of(data: TrainingData) -> dict[int, str] | None:
@@ -118,4 +145,12 @@ def class_names_of(data: TrainingData) -> dict[int, str] | None:
 
 def publish_run(run: Run) -> None:
     """Publish what was exported, in the background."""
-    run.publisher.submit()
+    with optional("a copy to publish"):
+        run.publisher.submit()
+
+
+def push_run(run: Run, step: int) -> None:
+    """Export and publish after `step` steps of a run that goes on."""
+    with optional("the model to publish"):
+        export_run(run, step)
+        publish_run(run)

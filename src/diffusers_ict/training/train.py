@@ -19,7 +19,7 @@ from .captured import Captured, can_capture, captured_step
 from .checkpoint import describe_newest
 from .ema import move_towards
 from .interruption import Interruption
-from .outputs import export_run, is_due, is_sample_step, publish_run, sample_run, save_run, snapshot_run
+from .outputs import export_run, is_due, is_sample_step, publish_run, push_run, sample_run, save_run, snapshot_run
 from .recipe import Recipe
 from .run import Run, open_run
 
@@ -151,8 +151,7 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
                 if sampling:
                     sample_run(run, step + 1)
                 if saving and not (last or stopping) and recipe.push_to_hub and recipe.hub_strategy == "checkpoint":
-                    export_run(run, step + 1)
-                    publish_run(run)
+                    push_run(run, step + 1)
             accelerator.wait_for_everyone()
             metrics.start_clock()
         if stopping is not None:
