@@ -14,6 +14,7 @@ from torch import Tensor
 from .arguments import integer
 from .errors import UserError, first_line
 from .files import read_json, write_json
+from .names import LONGEST
 
 LABELS_NAME = "labels.json"  # stock diffusers neither downloads nor reads it
 
@@ -94,6 +95,7 @@ def class_numbers(class_labels: Any, names: dict[int, str] | None) -> list[int |
         raise ValueError(f"this model does not name its classes: give class_labels as integers, got {class_labels!r}.")
     if normal(class_labels) not in (known := [normal(name) for name in names.values()]):
         more = f" and {len(known) - 10} more" if len(known) > 10 else ""
-        shown = ", ".join(map(repr, known[:10]))
-        raise ValueError(f"class_labels by name must be among {shown}{more}, got {class_labels!r}.")
+        cut = [name if len(name) < LONGEST else f"{name[:LONGEST]}…" for name in (*known[:10], class_labels)]
+        shown = ", ".join(map(repr, cut[:-1]))
+        raise ValueError(f"class_labels by name must be among {shown}{more}, got {cut[-1]!r}.")
     return [int(list(names)[known.index(normal(class_labels))])]

@@ -15,24 +15,29 @@ SECRET_VARIABLE = re.compile(r"(?:TOKEN|PASSWORD|SECRET|API_KEY)$")
 SHORTEST = 6  # characters of a secret that is sought anywhere: shorter ones are also words
 
 
-def scrubbed(text: str) -> str:
-    """A text without the user and password of addresses, without tokens, and without secrets of the environment."""
-    text = USER_IN_URL.sub("(password)@", text)
-    for secret in sorted(_known(), key=len, reverse=True):
-        text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "(token)", text)
+def scrubbed(text: str, known: re.Pattern | None = None) -> str:
+    """A text without the user and password of addresses, without tokens, and without secrets of the environment.
+
+    Args:
+        known: `known_secrets()` of before, for those who have many texts.
+    """
+    if len(text) < SHORTEST:
+        return text
+    text = (known or known_secrets()).sub("(token)", USER_IN_URL.sub("(password)@", text))
     text = IN_HEADER.sub(r"\1(token)", IN_QUERY.sub(r"\1(token)", text))
     return TOKEN.sub("(token)", text)
 
 
-def _known() -> set[str]:
-    """The token of the Hub, and secrets in environment variables, also where only parts of an address are quoted."""
+def known_secrets() -> re.Pattern:
+    """An expression for the token of the Hub and secrets of the environment, also those within addresses there."""
     found = {value for name, value in os.environ.items() if SECRET_VARIABLE.search(name.upper())}
     for value in os.environ.values():
         found.update(part for user in USER_IN_URL.findall(value) for part in _parts(user[:-1]))
     if (hub := sys.modules.get("huggingface_hub")) is not None:  # who does not use it has shown its token to nobody
-        with suppress(OSError):
+        with suppress(OSError, ImportError, AttributeError):  # it is being imported
             found.add(hub.get_token() or "")
-    return {secret for secret in found if len(secret) >= SHORTEST}
+    longest_first = sorted((secret for secret in found if len(secret) >= SHORTEST), key=len, reverse=True)
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)" if longest_first else "(?!)")
 
 
 def _parts(user: str) -> Iterator[str]:

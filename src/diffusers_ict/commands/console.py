@@ -5,14 +5,17 @@ that the console's encoding lacks raise errors in `print`, in progress bars, in 
 They all write through the same file, so that it is the place to stop them.
 """
 
+import functools
 import io
 import os
+import re
 import select
 import sys
 from contextlib import suppress
 from typing import Any
 
-from ..credentials import scrubbed
+from ..credentials import known_secrets, scrubbed
+from ..names import visible
 
 
 class Console(io.FileIO):
@@ -28,11 +31,24 @@ class Console(io.FileIO):
             return memoryview(data).nbytes
 
 
+# What terminals obey, but for the movements and colours of progress bars, and marks that turn the direction of writing.
+OBEYED = re.compile(
+    "\x1b(?!\\[[0-9;]*[ABKm])|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]"
+)
+
+
+@functools.cache
+def _known(_hub_is_used: bool) -> re.Pattern:
+    """The secrets of this process. The token of the Hub is among them from when the library that reads it is there."""
+    return known_secrets()
+
+
 class Screen(io.TextIOWrapper):
-    """A stream of text that shows no credentials, whichever library prints them, nor in tracebacks."""
+    """A stream of text without credentials and without orders to terminals, whoever prints them, tracebacks too."""
 
     def write(self, text: str, /) -> int:
-        return super().write(scrubbed(text))
+        text = OBEYED.sub(lambda match: visible(match[0]), text)
+        return super().write(scrubbed(text, _known("huggingface_hub" in sys.modules)))
 
 
 def guard_console() -> None:
