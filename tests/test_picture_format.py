@@ -7,9 +7,10 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from test_images import folder
+from test_images import encoded, folder
 
 from diffusers_ict.data.load import load_images
+from diffusers_ict.data.transform import PictureFormat
 from diffusers_ict.errors import UserError
 
 
@@ -183,3 +184,72 @@ def test_other_modes_are_converted_or_refused(tmp_path):
     with pytest.raises(UserError, match=r"its mode CMYK is not one of L, RGB, RGBA: convert it with `image_mode`"):
         load_images(train_data_dir=where)
     assert load_images(train_data_dir=where, image_mode="RGB").pixels[0, :, 0, 0].tolist() == [255, 0, 0]
+
+
+def chunk(name: bytes, content: bytes, flaw: int = 0) -> bytes:
+    """A chunk of PNG; its checksum is wrong by `flaw`."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content) ^ flaw)
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+ON_ITS_SIDE = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x08\0\0\0\0\0\0"  # EXIF of orientation 8
+CHUNKS = {
+    **{f"{name} crc": chunk(name, b"ab\0\0", 1) for name in (b"tEXt", b"iTXt", b"iCCP", b"eXIf", b"prVt", b"tIME")},
+    **{f"{name} short": chunk(name, b"\0") for name in (b"gAMA", b"pHYs", b"cHRM", b"acTL")},
+    **{f"{name} method": chunk(name, b"a\0\5xx") for name in (b"zTXt", b"iCCP")},
+    "eXIf": chunk(b"eXIf", b"garbage"),
+    "bomb": chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(3 << 20))),
+}
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("flaw", CHUNKS)
+def test_pixels_of_a_png_with_damaged_metadata_are_read(tmp_path, flaw, place):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    content = encoded(Image.fromarray(pixels))
+    at = 33 if place == "before" else len(content) - 12  # the header and the end of a PNG file
+    stored = {"bytes": content[:at] + CHUNKS[flaw] + content[at:], "path": None}
+    assert np.array_equal(PictureFormat().convert(stored, 0).pixels, pixels.transpose(2, 0, 1))
+    (tmp_path / "1.png").write_bytes(stored["bytes"])
+    in_file = PictureFormat().convert({"bytes": None, "path": str(tmp_path / "1.png")}, 0)
+    assert np.array_equal(in_file.pixels, pixels.transpose(2, 0, 1))
+
+
+SEGMENTS = {
+    "icc": segment(0xE2, b"ICC_PROFILE\0\1"),
+    "adobe": segment(0xEE, b"Adobe"),
+    "jfif": segment(0xE0, b"JFIF"),
+    "exif": segment(0xE1, b"Exif\0\0garbage"),
+    "xmp": segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0\xff"),
+    "photoshop": segment(0xED, b"Photoshop 3.0\x008BIM\x04\x04\0\0\xff\xff\xff\xff"),
+}
+
+
+@pytest.mark.parametrize("flaw", SEGMENTS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_pixels_of_a_jpeg_with_damaged_metadata_are_read_and_turned_upright(flaw, turned):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8))
+    content = encoded(picture, "JPEG")
+    exif = segment(0xE1, b"Exif\0\0" + ON_ITS_SIDE) if turned and flaw != "exif" else b""
+    read = PictureFormat().convert(content[:2] + exif + SEGMENTS[flaw] + content[2:], 0).pixels
+    expected = Image.open(io.BytesIO(content)).convert("RGB")
+    expected = expected.transpose(Image.Transpose.ROTATE_90) if exif else expected
+    assert np.array_equal(read, np.asarray(expected).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("damage", ["data", "end", "header", "transparency"])
+def test_damaged_pixels_stay_refused_also_beside_damaged_metadata(damage):
+    content = encoded(Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)))
+    content = content[:33] + CHUNKS["b'tEXt' crc"] + content[33:]
+    data = content.index(b"IDAT")
+    content = {
+        "data": content[: data + 10] + b"\x55\xaa" + content[data + 12 :],
+        "end": content[:-40],
+        "header": content[:20] + b"\1" + content[21:],
+        "transparency": content[:33] + chunk(b"tRNS", b"\0\1", 1) + content[33:],
+    }[damage]
+    with pytest.raises(UserError, match="cannot be read"):
+        PictureFormat().convert(content, 0)

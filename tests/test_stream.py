@@ -100,7 +100,7 @@ def test_what_cannot_be_streamed_is_said_in_a_sentence(stream, tmp_path):
     with pytest.raises(UserError, match="the stream holds no images"):
         stream((0, 0))
     for own, message in (
-        ({"train_data_dir": str(tmp_path)}, "which `dataset_name` names"),
+        ({"train_data_dir": str(tmp_path / "images")}, "which `dataset_name` names"),
         ({"dataset_name": "a/b", "image_cache_dir": "c"}, "`image_cache_dir` means nothing for a stream"),
     ):
         with pytest.raises(UserError, match=message):

@@ -27,10 +27,12 @@ from .npz import read_npz
 from .own_output import check_apart
 from .settings import DataSettings
 from .sources import Stored, read_dataset, read_folder
+from .survey import all_problems
 from .transform import PictureFormat
 
 LAYOUT = 3  # to be raised when the same pictures are decoded to other bytes than before
 SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+SURVEYED = 20_000  # pictures that are opened, at even distances, to tell all that is wrong with them
 EACH = 500  # pictures that are worth a process
 BLOCK = 1 << 23  # bytes of decoded images that are written at once
 STORED = 1 << 28  # bytes of pictures that are read at once
@@ -80,7 +82,13 @@ def load_images(
             blocks, originals = _decode_array(stored.pictures, form)
         else:
             folder = settings.image_cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "diffusers-ict")
-            blocks, originals = _decode_dataset(stored.pictures, stored.key, form, Path(folder))
+            try:
+                blocks, originals = _decode_dataset(stored.pictures, stored.key, form, Path(folder))
+            except UserError as error:
+                some = stored.pictures.select(range(0, count, 1 + count // SURVEYED))
+                if all_of_them := all_problems((row["image"] for row in some), form):
+                    raise UserError(all_of_them) from error
+                raise
     images = Images(blocks, labels, classes, stored.class_names, originals)
     _warn(images, originals, settings)
     return images

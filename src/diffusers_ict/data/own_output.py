@@ -36,16 +36,17 @@ def check_apart(settings: DataSettings, setting: str, place: str | os.PathLike) 
         seen.add(identity)
 
 
-def check_not_written(folder: Path, files: Iterable[str]) -> None:
-    """Check that a folder of images, in which there are `files`, is none that programs of this package write.
+def check_not_written(top: Path, folders: Iterable[Path]) -> None:
+    """Check that no picture lies where programs of this package write: `folders` within `top`, which hold pictures.
 
     Raises:
-        UserError: it is.
+        UserError: one does.
     """
-    if written := sorted(set(files) & set(WRITTEN)):
+    between = {place for folder in folders for place in (folder, *folder.parents) if place.is_relative_to(top)}
+    if written := sorted(place / name for place in between for name in WRITTEN if (place / name).is_file()):
         raise UserError(
-            f"a folder of images must not hold what a run or a model has written, and {folder} holds {written[0]}: "
-            "its pictures would be read as data; move that folder out, or name another one."
+            f"a folder of images must not hold what a run or a model has written, and {written[0].parent} holds "
+            f"{written[0].name}: its pictures would be read as data; move that folder out, or name another one."
         )
 
 

@@ -59,6 +59,7 @@ def read_folder(settings: DataSettings, with_labels: bool) -> Stored:
             f"`train_data_dir` {folder} holds no images: files in it or its sub-folders, with suffixes such as .png or "
             ".jpg, whose names do not begin with a dot."
         )
+    check_not_written(folder, {file.parent for file in files})
     rows = {"image": [{"bytes": None, "path": os.fsencode(file)} for file in files]}
     stored = Stored(datasets.Dataset.from_dict(rows, features=PATHS), key=state_of(files))
     beside = [file for file in files if file.parent == folder]
@@ -84,8 +85,7 @@ def find_images(top: Path) -> Iterator[Path]:
     What begins with a dot is passed over.
 
     Raises:
-        UserError: a link to a folder that it lies in, a link to nothing, a folder that cannot be read, or one that a
-            run has written.
+        UserError: a link to a folder that it lies in, a link to nothing, or a folder that cannot be read.
     """
 
     def unreadable(error: OSError) -> None:
@@ -96,7 +96,6 @@ def find_images(top: Path) -> Iterator[Path]:
         above = (parent for parent in folder.parents if parent.is_relative_to(top))
         if folder.is_symlink() and any(folder.samefile(parent) for parent in above):
             raise UserError(f"{folder} is a link to a folder that it lies in: remove the link.")
-        check_not_written(folder, files)
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (folder / name for name in files if not name.startswith(".")):
             if path.suffix.lower() in suffixes():

@@ -1,6 +1,7 @@
 """One picture into bytes: upright, 8 bits, one colour mode, square, one size; and bytes into what networks see."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..errors import UserError, first_line
 from ..transparency import in_mode, may_be_transparent
+from .metadata import without_metadata
 
 MODES = ("L", "RGB", "RGBA")  # one, three and four channels
 BITS, WHITE_IS_ZERO = 258, 262  # TIFF tags; the second one is 0 where white is 0
@@ -95,8 +97,7 @@ class PictureFormat:
         return converted
 
     def _from_file(self, stored: Any) -> Converted:
-        with open_picture(stored) as picture:
-            picture.load()
+        with _loaded(stored) as picture:
             return self._from_picture(_upright(picture), picture.mode)
 
     def _from_array(self, values: np.ndarray) -> Converted:
@@ -177,6 +178,39 @@ def open_picture(stored: dict[str, Any] | bytes | None) -> Image.Image:
     return picture
 
 
+def _loaded(stored: dict[str, Any] | bytes | None) -> Image.Image:
+    """A decoded picture. Where its file cannot be read as it is, it is read without its metadata.
+
+    Raises:
+        ValueError, OSError, and what else Pillow raises of damaged pixels.
+    """
+    try:
+        return _decoded(stored)
+    except Exception:
+        with suppress(Exception):  # else the first error tells what is wrong
+            return _decoded(without_metadata(_content(stored)))
+        raise
+
+
+def _decoded(stored: dict[str, Any] | bytes | None) -> Image.Image:
+    picture = open_picture(stored)
+    try:
+        picture.load()
+    except BaseException:
+        picture.close()
+        raise
+    return picture
+
+
+def _content(stored: dict[str, Any] | bytes | None) -> bytes:
+    """The content of a picture's file; nothing where it cannot be read."""
+    fields: dict[str, Any] = stored if isinstance(stored, dict) else {"bytes": stored}
+    if not fields.get("bytes") and fields.get("path"):
+        with suppress(OSError):
+            return Path(os.fsdecode(fields["path"])).read_bytes()
+    return fields.get("bytes") or b""
+
+
 def as_bytes(values: np.ndarray) -> np.ndarray:
     """Values in 8 bits by the range of their type, never by a guess.
 
@@ -202,7 +236,8 @@ def _upright(picture: Image.Image) -> Image.Image:
     Raises:
         ValueError: values of more than 8 bits whose range is not known.
     """
-    ImageOps.exif_transpose(picture, in_place=True)
+    with suppress(Exception):  # of damaged EXIF, Pillow raises whatever it meets; then nobody knows the orientation
+        ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode != "F" and not picture.mode.startswith("I"):
         return picture
     tags = getattr(picture, "tag_v2", {})  # of a TIFF file

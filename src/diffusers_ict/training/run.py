@@ -48,7 +48,7 @@ from .resume import Identity, check_continues, circumstances, decisive, find_che
 from .samples import make_pipeline
 from .start import check_curriculum, load_start, make_objective, make_scheduler, unusual_constants
 from .state import RunState, state_of
-from .unets import check_fits, make_unet
+from .unets import check_fits, check_resolution, make_unet
 
 DRY_RUN_STEPS = 4
 OF_THE_UNET = (
@@ -148,6 +148,8 @@ def open_run(
     scheduler = make_scheduler(recipe, start)
     contents = check_output_dir(Path(recipe.output_dir), recipe.resume_from_checkpoint)
     check_apart(recipe, "output_dir", recipe.output_dir)
+    if model is None and start is None:
+        check_resolution(recipe)
 
     data = _open_data(recipe, dataset, accelerator)
     batch_size = recipe.images_in_step(accelerator.num_processes)

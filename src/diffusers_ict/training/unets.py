@@ -93,6 +93,16 @@ def config_for(recipe: Recipe, images: TrainingData) -> dict:
     return {**of_the_data, **read_config(name), "sample_size": height if height == width else [height, width]}
 
 
+def check_resolution(recipe: Recipe) -> None:
+    """Check, before images are read, that the network that a recipe asks for by default has this resolution.
+
+    Raises:
+        UserError: a size out of range, or one that cannot be halved often enough.
+    """
+    if recipe.resolution is not None and recipe.model_config_name_or_path is None:
+        default_levels(recipe.resolution)
+
+
 def check_fits(config: dict, shape: tuple[int, int, int], num_classes: int | None) -> None:
     """Check that a UNet of this config takes and returns these images and labels.
 
