@@ -107,7 +107,7 @@ def test_data_that_cannot_be_used_shuts_the_door(flags, tmp_path, capsys):
     lpips = ["--loss", "ct", "--objective", "metric=lpips", f"lpips_weights={tmp_path / 'lpips.safetensors'}"]
     four = ["--dataset_name", write_npz(tmp_path / "rgba.npz", channels=4), "--image_mode", "RGBA"]
     for data, message in (
-        (["--dataset_name", tmp_path / "unlabelled.npz", "--class_conditional"], "needs labels"),
+        (["--dataset_name", tmp_path / "unlabelled.npz", "--class_conditional"], "classes need labels"),
         (["--train_data_dir", tmp_path / "empty"], "holds no images"),
         (["--dataset_name", write_npz(tmp_path / "colour.npz", channels=3)], "images have 3 channels"),
         ([*four, *lpips], "--metric lpips compares images of 1 or 3 channels, got 4"),

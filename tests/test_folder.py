@@ -50,13 +50,16 @@ def test_the_first_sub_folder_is_the_class_however_deep_an_image_lies(tmp_path):
     ("names", "message"),
     [
         (["a/0.png", "b/1.png", "beside.png"], r"takes each .* 1 of 3 images, such as beside\.png, lie in none"),
-        (["1.png", "2.png", "3.png"], "needs labels and the data has none; give .* one sub-folder for each class"),
+        (
+            ["1.png", "2.png", "3.png"],
+            "and the data has none: a folder has one sub-folder for each class",
+        ),
     ],
 )
 def test_images_beside_the_classes_are_used_without_labels_and_refused_with_them(tmp_path, names, message):
     where = numbered(tmp_path, names)
     assert sorted(values(load_images(train_data_dir=where))) == [0, 1, 2]
-    with pytest.raises(UserError, match=f"^`class_conditional` {message}"):
+    with pytest.raises(UserError, match=message):
         load_images(train_data_dir=where, class_conditional=True)
 
 

@@ -107,7 +107,7 @@ def test_what_cannot_be_streamed_is_said_in_a_sentence(stream, tmp_path):
             train(Recipe(streaming=True, **own, output_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
     np.savez(tmp_path / "1.npz", images=np.zeros((4, 8, 8), np.uint8))
-    with pytest.raises(UserError, match=r"class_conditional. needs labels and the data has none"):
+    with pytest.raises(UserError, match="classes need labels, and the data has none"):
         StreamedImages(DataSettings(dataset_name=str(tmp_path)), True, 4, 0)
     np.savez(tmp_path / "2.npz", images=np.zeros((4, 16, 16), np.uint8))
     images = StreamedImages(DataSettings(dataset_name=str(tmp_path)), False, 4, 0)

@@ -140,8 +140,8 @@ def checked_labels(labels: Any, count: int, names: Sequence[str] | None) -> tupl
     """
     if labels is None:
         raise UserError(
-            "`class_conditional` needs labels and the data has none; give `label_column`, or one sub-folder for each "
-            "class (files such as metadata.csv are not read)."
+            "classes need labels, and the data has none: a folder has one sub-folder for each class, or a metadata.csv "
+            "with the columns file_name and label; other data have a column, which `label_column` names."
         )
     array = np.asarray(labels, object)
     odd = [list(array.shape)] if array.shape != (count,) else [label for label in array if type(label) is not int]

@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 from huggingface_hub import metadata_load
 
 from ..errors import UserError, first_line
+from .listed import find_list, read_labels
 from .own_output import check_not_written
 from .settings import DataSettings
 from .transform import suffixes
 
 SHARDS = 64  # of a stream of what was saved on disk
-FILES = {".parquet": "parquet", ".arrow": "arrow"}
+FILES = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 # Paths are bytes, because names of files need not be in UTF-8.
 PATHS = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("binary")}})
 
@@ -39,7 +40,9 @@ def refuse(settings: DataSettings, source: str, *names: str) -> None:
 
 
 def read_folder(settings: DataSettings, with_labels: bool) -> Stored:
-    """The images of a folder, sorted by their paths; the first sub-folder on the way to one is its class.
+    """The images of a folder, sorted by their paths.
+
+    Their classes are those that metadata.csv or metadata.jsonl lists, or else the first sub-folder on the way to each.
 
     The files are listed here: `datasets` would take words in their names as splits, unpack archives, and leave out
     files without a line in metadata.csv.
@@ -48,7 +51,7 @@ def read_folder(settings: DataSettings, with_labels: bool) -> Stored:
         UserError: no folder, no images, a link that leads back to a folder it lies in, or, with labels, images both in
             sub-folders and beside them.
     """
-    refuse(settings, "a folder of images", "dataset_config_name", "dataset_split", "image_column", "label_column")
+    refuse(settings, "a folder of images", "dataset_config_name", "dataset_split", "image_column")
     folder = Path(settings.train_data_dir or "").resolve()
     if not folder.is_dir():
         remedy = ": unpack an archive, and give a data file as `dataset_name`" if folder.is_file() else ""
@@ -62,6 +65,12 @@ def read_folder(settings: DataSettings, with_labels: bool) -> Stored:
     check_not_written(folder, {file.parent for file in files})
     rows = {"image": [{"bytes": None, "path": os.fsencode(file)} for file in files]}
     stored = Stored(datasets.Dataset.from_dict(rows, features=PATHS), key=state_of(files))
+    listed = find_list(folder)
+    if listed is None:
+        refuse(settings, "a folder of images without metadata.csv or metadata.jsonl", "label_column")
+    elif with_labels and (found := read_labels(listed, files, settings.label_column)) is not None:
+        labels, class_names = found
+        return stored._replace(labels=labels, class_names=class_names)
     beside = [file for file in files if file.parent == folder]
     if not with_labels or len(beside) == len(files):
         return stored
@@ -148,9 +157,9 @@ def open_dataset(settings: DataSettings, streaming: bool = False) -> Any:
             return datasets.load_dataset(builder, data_files=name, split=split, streaming=streaming)
         if path.is_file():
             raise UserError(
-                "`dataset_name` must be a Hub data set, a folder of `save_to_disk`, or a file .parquet, .arrow or "
-                f".npz, got {name}: unpack an archive and give its folder as `train_data_dir`, and save an array with "
-                "`numpy.savez`."
+                "`dataset_name` must be a Hub data set, a folder of `save_to_disk`, or a file .parquet, .arrow, .tar "
+                f"(WebDataset) or .npz, got {name}: unpack an archive and give its folder as `train_data_dir`, and save "
+                "an array with numpy.savez."
             )
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             refuse(settings, "a data set saved on disk", "dataset_config_name")
