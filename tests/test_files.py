@@ -13,7 +13,7 @@ from diffusers_ict.files import atomic_file, atomic_folder, sha256, staged_folde
 
 def test_temporary_files_of_killed_processes_are_removed_and_others_stay(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
+    ended.wait(timeout=60)
     for name in (f".a.txt.{ended.pid}.tmp", f".a.txt.{os.getppid()}.tmp", f".b.txt.{ended.pid}.tmp", ".a.txt.x.tmp"):
         (tmp_path / name).touch()
     write_text(tmp_path / "a.txt", "new")

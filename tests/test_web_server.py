@@ -35,7 +35,7 @@ def server(tmp_path):
         thread.start()
         yield server
         server.shutdown()
-        thread.join()
+        thread.join(timeout=60)
 
 
 def ask(server, path: str) -> http.client.HTTPResponse:
