@@ -72,7 +72,7 @@ def busy(number: int) -> Iterator[None]:
     finally:
         for process in processes:
             process.kill()
-            process.wait()
+            process.wait(timeout=60)
 
 
 def steps_a_second(setting: dict[str, str], data: Path, steps: int, limit: float) -> float:
@@ -85,7 +85,12 @@ def steps_a_second(setting: dict[str, str], data: Path, steps: int, limit: float
         words += ["--validation_steps", 10**6, "--checkpointing_steps", 10**6]
         command = map(str, [sys.executable, ROOT / "train_scripts" / "train_ict.py", *words])
         subprocess.run(
-            list(command), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+            list(command),
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+            timeout=limit + 600,
         )
         first, *_, last = read_log(Path(folder) / "log.jsonl")
     return (last["step"] - first["step"]) / (last["train_seconds"] - first["train_seconds"])

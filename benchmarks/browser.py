@@ -38,5 +38,5 @@ def running(server: ThreadingHTTPServer) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}/"
     finally:
         server.shutdown()
-        thread.join()
+        thread.join(timeout=60)
         server.server_close()

@@ -36,6 +36,7 @@ from diffusers_ict.data.load import load_images
 from diffusers_ict.training.checkpoint import list_checkpoints
 from diffusers_ict.training.log import read_log
 
+DAY = 86400  # seconds: no run of a comparison takes longer
 PEER = "diffusers' step"
 METHODS = {
     PEER: [],
@@ -93,7 +94,7 @@ def run(flags: list[str], threads: int, program: Path) -> list[dict]:
     """Train in a process of its own; the entries of its log."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
     command = [sys.executable, str(program), *flags]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=DAY)
     if done.returncode:
         raise SystemExit(f"a run failed: {' '.join(flags)}\n{done.stderr[-2000:]}")
     output = Path(flags[flags.index("--output_dir") + 1])

@@ -39,7 +39,7 @@ class DDPMTraining:
     def __init__(self, recipe: Recipe, images: Images, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
         self.recipe, self.images, self.device = recipe, images, device
-        self.unet = UNet2DModel.from_config(config_for(recipe, images)).to(device)
+        self.unet = UNet2DModel.from_config(config_for(recipe, images, device.type == "cpu")).to(device)
         self.scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
         self.optimizer = torch.optim.AdamW(
             self.unet.parameters(), lr=recipe.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6

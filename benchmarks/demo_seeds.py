@@ -31,7 +31,7 @@ def main() -> None:
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, str(ROOT / "examples/demo_digits.py"), "--seed", str(seed)]
-            subprocess.run([*command, "--output_dir", f"{folder}/run"], check=True)
+            subprocess.run([*command, "--output_dir", f"{folder}/run"], check=True, timeout=7200)
             rows.append(json.loads(Path(folder, "run", "demo.json").read_text()))
     report = {**provenance(), "rows": rows}
     cells = ([str(row["seed"]), *(f"{row[key]:.4g}" for key in COLUMNS)] for row in rows)

@@ -26,7 +26,9 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     images = load_images(recipe, class_conditional=recipe.class_conditional).to(device)
     torch.manual_seed(recipe.seed)
-    unet = UNet2DModel.from_config({**config_for(recipe, images), "dropout": recipe.dropout or 0.0})
+    unet = UNet2DModel.from_config(
+        {**config_for(recipe, images, device.type == "cpu"), "dropout": recipe.dropout or 0.0}
+    )
     step = DiffusersStep(
         unet.to(device), recipe.max_train_steps, recipe.learning_rate, torch.autocast(device.type, enabled=False)
     )

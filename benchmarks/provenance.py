@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def provenance() -> dict[str, str]:
     """Command (paths by their last part), commit, hardware and library version of the running benchmark."""
     git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False)
+    commit = subprocess.run(git, capture_output=True, text=True, check=False, timeout=60)
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     cuda = torch.cuda.is_available()
     return {

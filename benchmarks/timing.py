@@ -46,7 +46,7 @@ def median_ratio(times: list[float], floors: list[float]) -> float:
 
 def process_seconds(command: list[str]) -> float:
     """How long a process takes from its start to its end."""
-    return once(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), time.perf_counter)
+    return once(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=600), time.perf_counter)
 
 
 def matrix_peak(precision: str) -> float:

@@ -12,6 +12,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # tests run beside each other, and th
 
 import json
 import shutil
+import signal
 import sys
 import sysconfig
 import tempfile
@@ -71,6 +72,18 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest test comes first, so that no worker is left alone with it."""
     items.sort(key=lambda item: "short_form" not in item.name)
+
+
+@pytest.fixture
+def own_signals():
+    """Signals that end a program do so, also where the tests were started with some ignored, as `nohup` or `&` do."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    before = {getattr(signal, name): signal.getsignal(getattr(signal, name)) for name in names if hasattr(signal, name)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def client(hub: Hub, cache: Path, *arguments, **more) -> subprocess.CompletedPro
     environment |= {"HF_TOKEN": TOKEN, "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"], **more}
     environment.pop("HF_HUB_OFFLINE")
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
 
 def push(hub: Hub, folder: Path, cache: Path, *flags, **more) -> subprocess.CompletedProcess:

@@ -301,4 +301,4 @@ def serve(hub: Hub):
     finally:
         server.shutdown()
         server.server_close()
-        thread.join()
+        thread.join(timeout=60)

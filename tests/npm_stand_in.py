@@ -56,4 +56,4 @@ def registry(answer: bytes, status: int = 200, cut: int = 0):
     finally:
         server.shutdown()
         server.server_close()
-        thread.join()
+        thread.join(timeout=60)

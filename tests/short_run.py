@@ -71,7 +71,7 @@ def several_processes(count: int, script: str, *flags) -> subprocess.CompletedPr
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
     command += [str(ROOT / "train_scripts" / script), *words(*flags)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
 
 two_processes = partial(several_processes, 2)

@@ -11,13 +11,15 @@ from importlinter.cli import lint_imports
 
 import diffusers_ict
 
+RUNNERS = ("run", "call", "check_call", "check_output")
 PACKAGE = ROOT / "src" / "diffusers_ict"
 
 
 def imported_by(code: str) -> set[str]:
     """The modules that a fresh interpreter has loaded after some code, less those that it calls `before`."""
     code += "\nimport sys; print(*set(sys.modules) - set(globals().get('before', ())))"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    command = [sys.executable, "-c", code]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=600).stdout.split())
 
 
 def test_importing_the_package_and_its_flags_is_light():
@@ -50,6 +52,16 @@ def test_the_surface_is_explicit_and_documented():
 def test_the_floors_hold():
     """The contracts of pyproject.toml: imports point down, formulas need torch only, no circles."""
     assert lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0
+
+
+def test_every_wait_of_tests_and_benchmarks_has_an_end():
+    """A test that waits for a process or a thread for ever hides what went wrong."""
+    for path in [*(ROOT / "tests").glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            waits = called.endswith((".communicate", *(f"subprocess.{name}" for name in RUNNERS)))
+            waits |= called.endswith((".join", "process.wait", "ended.wait", "launcher.wait")) and not node.args
+            assert not waits or "timeout" in {word.arg for word in node.keywords}, f"{path.name}:{node.lineno}"
 
 
 def test_no_pickle_is_loaded():

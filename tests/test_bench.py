@@ -18,7 +18,7 @@ def test_every_part_is_measured(tmp_path):
     command += ["--unet", str(tmp_path / "unet.json"), "--discriminator", str(tmp_path / "critic.json")]
     command += ["--precisions", "fp32", "bf16", "bf16 channels-last", "--batch_sizes", "2", "--images", "200"]
     command += ["--warm", "1", "--timed", "2", "--repeats", "2"]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
     report = json.loads((tmp_path / "bench.json").read_text())
     steps = [row for row in report["rows"] if row["part"] == "step"]
     assert len(steps) == 3 * (3 + 4)

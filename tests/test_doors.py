@@ -64,7 +64,7 @@ def test_two_processes_tell_bad_input_once_and_a_quiet_launcher_adds_nothing(tmp
     launcher = [Path(sys.executable).parent / "accelerate", "launch", "--quiet", "--num_processes", "1"]
     launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command = [*launcher, ROOT / "train_scripts" / "train_ict.py", *own]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode != 0
     assert done.stderr == f"{NO_FOLDER}\n"
     assert not list(tmp_path.iterdir())

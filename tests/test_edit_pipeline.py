@@ -522,6 +522,6 @@ def test_the_pipeline_passes_diffusers_own_tests():
     """In a process of their own: they have markers and warnings that this suite does not allow."""
     command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "-p", "no:cacheprovider"]
     file = ROOT / "tests" / "diffusers_testers.py"
-    done = subprocess.run([*command, file], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, file], cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 20

@@ -126,7 +126,7 @@ def test_minimal_example_trains_and_samples(tmp_path, monkeypatch, capsys):
 def test_demo_trains_samples_and_measures(tmp_path):
     flags = "--output_dir runs/d -- --max_train_steps 16 --train_batch_size 8".split()
     command = [sys.executable, str(ROOT / "examples" / "demo_digits.py"), *flags]
-    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=600).stdout
     report = json.loads((tmp_path / "runs" / "d" / "demo.json").read_text())
     assert report["classifier_held_out"] >= 0.97
     assert 0 <= report["recognised_2_all"] <= 1

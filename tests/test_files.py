@@ -14,7 +14,7 @@ from diffusers_ict.files import atomic_file, atomic_folder, remove_temporary, sh
 
 def test_temporary_files_of_processes_that_are_gone_or_a_day_old_are_removed_and_others_stay(tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
+    ended.wait(timeout=60)
     with atomic_file(tmp_path / "a.txt") as ours:
         machine = ours.name.split(".")[-2].split("-")[0]
         assert ours.name.startswith(f".a.txt.{machine}-{os.getpid()}-")

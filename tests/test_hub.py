@@ -72,7 +72,7 @@ def test_a_repository_gives_identical_images_by_its_id_in_every_pipeline(tmp_pat
         python, after = (sys.executable, CHECK) if imports is OURS else (python_without_us, "")
         code = SAMPLE.format(imports=imports, after=after)
         command = [python, "-I", "-c", code, json.dumps(loads), str(tmp_path)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
         for name in loads:
             variant = "ema999" if "variant" in name else None

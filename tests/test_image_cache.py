@@ -181,7 +181,11 @@ def test_runs_at_once_see_the_same_pixels(tmp_path):
     call += "print(load_images(train_data_dir=sys.argv[1], image_cache_dir=sys.argv[2]).fingerprint())"
     command = [sys.executable, "-c", call, where, str(tmp_path / "cache")]
     with ThreadPoolExecutor(2) as runs:
-        said = list(runs.map(lambda _: subprocess.run(command, capture_output=True, text=True, check=True), range(2)))
+        said = list(
+            runs.map(
+                lambda _: subprocess.run(command, capture_output=True, text=True, check=True, timeout=600), range(2)
+            )
+        )
     assert {one.stdout.strip() for one in said} == {load_images(train_data_dir=where).fingerprint()}
     assert len(list((tmp_path / "cache").iterdir())) == 1
 

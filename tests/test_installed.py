@@ -23,11 +23,11 @@ def program(tmp_path_factory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     build = ["wheel", str(source), "--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", str(wheels)]
-    subprocess.run([sys.executable, "-m", "pip", *build], check=True, cwd=wheels)
+    subprocess.run([sys.executable, "-m", "pip", *build], check=True, cwd=wheels, timeout=600)
     (wheel,) = wheels.glob("diffusers_ict-*.whl")
     python = environment_without_us(tmp_path_factory.mktemp("installed"))  # its own, for this installs into it
     install = ["--python", python, "install", "--no-deps", "--no-index", "--quiet", str(wheel)]
-    subprocess.run([sys.executable, "-m", "pip", *install], check=True, cwd=wheels)
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True, cwd=wheels, timeout=600)
     return Path(python).parent / "diffusers-ict"
 
 
@@ -39,7 +39,9 @@ def test_a_wheel_trains_evaluates_converts_checks_and_publishes(program, tmp_pat
         environment.pop("HF_HUB_OFFLINE")
         environment.pop("PYTHONPATH", None)
         command = [str(program), *map(str, words)]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 

@@ -181,7 +181,7 @@ def test_stock_diffusers_loads_a_folder_with_names_without_a_word(tmp_path, pyth
     pipeline.save_pretrained(tmp_path)
     code = "import sys; from diffusers import DiffusionPipeline; DiffusionPipeline.from_pretrained(sys.argv[1])"
     command = [python_without_us, "-I", "-c", code, str(tmp_path)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, timeout=600)
     assert done.stdout == ""
 
 

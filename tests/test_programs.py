@@ -44,7 +44,9 @@ def test_threads_that_wait_spin_for_a_while_only_unless_the_user_chose(chosen, e
     """libgomp itself tells what it has read."""
     environment = {name: value for name, value in os.environ.items() if name not in WAITING}
     environment |= {"OMP_DISPLAY_ENV": "VERBOSE", **chosen}
-    done = subprocess.run([sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD], env=environment, capture_output=True, text=True, check=True, timeout=600
+    )
     assert done.stdout.strip() == str(expected)
     assert f"GOMP_SPINCOUNT = '{expected.get('GOMP_SPINCOUNT', '0')}'" in done.stderr
 
@@ -98,7 +100,9 @@ def test_the_console_never_ends_a_program_nor_changes_its_code(tmp_path, console
     (tmp_path / "talks.py").write_text(TALKS)
     command = f"'{sys.executable}' talks.py {console}"
     environment = {**{key: value for key, value in os.environ.items() if key != "TQDM_DISABLE"}, **environment}
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environment, check=False, capture_output=True)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, check=False, capture_output=True, timeout=600
+    )
     assert done.returncode == 3, done.stderr.decode()[-500:]
     assert (tmp_path / "done").exists()
     assert b"Traceback" not in done.stderr
@@ -111,7 +115,9 @@ def test_what_is_opened_next_does_not_get_the_number_of_a_closed_stream(tmp_path
     """Libraries print to 1 and 2 whatever those are; a checkpoint must not be one of them."""
     code = "from diffusers_ict.commands.console import guard_console; guard_console(); "
     code += "import os; number = open('file', 'w').fileno(); os.write(1, b'noise'); os._exit(number)"
-    done = subprocess.run(["bash", "-c", f"'{sys.executable}' -c \"{code}\" <&- >&- 2>&-"], cwd=tmp_path, check=False)
+    done = subprocess.run(
+        ["bash", "-c", f"'{sys.executable}' -c \"{code}\" <&- >&- 2>&-"], cwd=tmp_path, check=False, timeout=600
+    )
     assert done.returncode > 2
     assert (tmp_path / "file").read_bytes() == b""
 
@@ -119,7 +125,7 @@ def test_what_is_opened_next_does_not_get_the_number_of_a_closed_stream(tmp_path
 def test_help_is_no_error_for_a_reader_that_has_seen_enough():
     for words in ("", "train --help", "--version"):
         command = f"'{sys.executable}' -m diffusers_ict {words} | true; exit ${{PIPESTATUS[0]}}"
-        done = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True)
+        done = subprocess.run(["bash", "-c", command], check=False, capture_output=True, text=True, timeout=600)
         assert (done.returncode, done.stderr) == (0, ""), words
 
 
@@ -159,7 +165,7 @@ def test_a_command_is_repeated_with_the_words_of_its_launcher(tmp_path, launch):
     script = tmp_path / "train_ict.py"
     script.write_text("from diffusers_ict.invocation import command_words\nprint(*command_words('train'))\n")
     command = [sys.executable, "-m", *launch, str(script), "--seed", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     name = "python -m torch.distributed.run" if "run" in done.stdout.split()[2] else "torchrun"
     assert done.stdout == f"{name} --nproc_per_node 1 --standalone train_scripts/train_ict.py\n"
 
@@ -233,7 +239,9 @@ sys.exit(f"{heavy} were imported" if heavy else code)
 )  # fmt: skip
 def test_what_flags_alone_tell_is_refused_before_anything_is_imported_or_read(words, message):
     words = [*words, "--train_data_dir", "nowhere"] if words[0] == "train" else words
-    done = subprocess.run([sys.executable, "-c", REFUSED, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, *words], capture_output=True, text=True, check=False, timeout=600
+    )
     assert message in done.stderr
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 

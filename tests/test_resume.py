@@ -52,7 +52,7 @@ def kill_at_random_step(flags: list[str], folder: Path, earliest: int, latest: i
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.001)
-    _, errors = process.communicate()
+    _, errors = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGKILL, f"the run ended by itself: {errors.decode()[-2000:]}"
     return at
 

@@ -25,7 +25,7 @@ def script(tmp_path):
         own = {**os.environ, **{key: str(tmp_path / path) for key, path in paths.items()}, "PYTHON": sys.executable}
         command = ["sh", ROOT / "benchmarks" / "runs" / name]
         own |= {"SAMPLES": "100", **variables}
-        done = subprocess.run(command, env=own, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=own, capture_output=True, text=True, check=False, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 

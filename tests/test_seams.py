@@ -166,7 +166,7 @@ def test_a_new_loss_is_one_file_and_one_line(flags, tmp_path):
     def call(*words) -> subprocess.CompletedProcess:
         command = [sys.executable, "-c", program, *map(str, words)]
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
     assert "squared" in call("--help").stdout
     assert (

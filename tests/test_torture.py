@@ -19,7 +19,7 @@ def test_nothing_is_lost_in_the_short_form(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "torture.py"), "--share", "0.004"]
     command += ["--output", str(tmp_path / "t")]
     online = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}  # its Hub is a local one
-    done = subprocess.run(command, env=online, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=online, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "t.json").read_text())["rows"]
     assert len(rows) >= 14

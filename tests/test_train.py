@@ -1,5 +1,6 @@
 """The training script as a whole: what it leaves behind, and that it learns."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ONE_LEVEL, ROOT, files_of, make_unet
+from conftest import ONE_LEVEL, ROOT, TINY, files_of, make_unet, write_npz
 from diffusers import ConsistencyModelPipeline, DiffusionPipeline, UNet2DModel
 from PIL import Image
 from safetensors.torch import load_file
@@ -17,7 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from diffusers_ict import ICT as ICT_OBJECTIVE
 from diffusers_ict import ConsistencyPipeline, ICTScheduler, fast_columns
 from diffusers_ict.data.dataset import Images
-from diffusers_ict.training import checkpoint, train
+from diffusers_ict.training import checkpoint, log, train, unets
+from diffusers_ict.training import run as runs
 from diffusers_ict.training.log import read_log
 from diffusers_ict.training.samples import make_pipeline, sample_picture
 
@@ -193,5 +195,48 @@ def test_dry_run_tells_the_plan_and_touches_nothing(flags, tmp_path, capsys):
     assert run(*own, "--num_train_epochs", 2.5) == 0
     out = capsys.readouterr().out
     assert "20 of 8 images, 2.5 epochs" in out
-    assert "time        about 0 h 0 min, from 3 steps measured here" in out
+    assert "time        less than a minute here, from 3 steps measured" in out
     assert files_of(tmp_path) == before
+
+
+def test_a_dry_run_measures_no_longer_than_it_should_and_advises(flags, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(log, "DRY_RUN_SECONDS", 0.0)
+    monkeypatch.setattr(log, "LONG_SECONDS", 0.0)
+    assert run("--loss", "ict", *flags, "--dry_run", "--output_dir", tmp_path / "out") == 0
+    told = capsys.readouterr().out
+    assert "here, from 1 step measured: use fewer --max_train_steps, --config small_budget, or a GPU" in told
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (20, "less than a minute"),
+        (80, "about 1 minute"),
+        (7000, "about 120 minutes"),
+        (40_000, "about 11 hours"),
+        (41_647_080, "about 480 days"),
+    ],
+)
+def test_an_estimate_has_the_digits_that_it_knows(seconds, told):
+    assert log.rounded_time(seconds) == told
+
+
+def test_a_cpu_trains_the_small_network_unless_told_otherwise_and_resumes_what_it_began(tmp_path, capsys, monkeypatch):
+    """A run that a GPU began with the default network goes on with it; one of a CPU has the small one."""
+    write_npz(tmp_path / "data.npz", 16, side=32)
+    own = ["--dataset_name", tmp_path / "data.npz", "--train_batch_size", 2, "--output_dir", tmp_path / "out"]
+    own += ["--num_validation_images", 1, "--max_train_steps", 2, "--loss", "ect", "--checkpointing_steps", 1]
+    monkeypatch.setattr(unets, "default_unet_config", lambda *given: {**TINY, "sample_size": 32, "in_channels": 1})
+    for module in (unets, runs):
+        monkeypatch.setattr(module, "takes_small", lambda *given: False)  # as on a GPU
+    assert run(*own) == 0
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "out" / "checkpoint-2")
+    assert run(*own, "--resume_from_checkpoint", "latest") == 0
+    assert "the small one" not in capsys.readouterr().out
+    kept = json.loads((tmp_path / "out" / "unet" / "config.json").read_text())["block_out_channels"]
+    assert kept == list(TINY["block_out_channels"])
+    assert run(*own, "--dry_run", "--output_dir", tmp_path / "other") == 0
+    out = capsys.readouterr().out
+    assert "network     the small one (small_unet.json), because there is no GPU here" in out
+    assert "parameters  2." in out

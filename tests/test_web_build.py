@@ -115,15 +115,18 @@ def test_models_that_the_page_cannot_show_or_follow_are_refused(part, odd, messa
     assert not (tmp_path / "page").exists()
 
 
+@pytest.mark.usefixtures("own_signals")
 def test_demo_serves_the_page_until_ctrl_c(stand_ins, model, tmp_path, capsys, monkeypatch):
     found = {}
 
     def visit(address: str) -> None:
         def fetch() -> None:
-            for name in ("", "model.json", "runtime/LICENSE"):
-                with urllib.request.urlopen(address + name, timeout=30) as answer:
-                    found[name] = answer.read()
-            _thread.interrupt_main()
+            try:
+                for name in ("", "model.json", "runtime/LICENSE"):
+                    with urllib.request.urlopen(address + name, timeout=30) as answer:
+                        found[name] = answer.read()
+            finally:  # else the server would be waited for without end
+                _thread.interrupt_main()
 
         threading.Thread(target=fetch).start()
 

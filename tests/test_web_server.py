@@ -37,7 +37,7 @@ def server(tmp_path):
         thread.start()
         yield server
         server.shutdown()
-        thread.join()
+        thread.join(timeout=60)
 
 
 def ask(server, path: str, **headers: str) -> http.client.HTTPResponse:

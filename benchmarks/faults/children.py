@@ -130,7 +130,7 @@ def descendants(patience: float = 10.0) -> list[str]:
     while (left := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
         for process in left:
             if process.status() == psutil.STATUS_ZOMBIE and process.ppid() == os.getpid():
-                process.wait()
+                process.wait(timeout=60)
         time.sleep(0.01)
     return [" ".join(process.cmdline()) for process in left]
 

@@ -158,8 +158,8 @@ def open_dataset(settings: DataSettings, streaming: bool = False) -> Any:
         if path.is_file():
             raise UserError(
                 "`dataset_name` must be a Hub data set, a folder of `save_to_disk`, or a file .parquet, .arrow, .tar "
-                f"(WebDataset) or .npz, got {name}: unpack an archive and give its folder as `train_data_dir`, and save "
-                "an array with numpy.savez."
+                f"(WebDataset) or .npz, got {name}: unpack an archive and give its folder as `train_data_dir`, and "
+                "save an array with numpy.savez."
             )
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             refuse(settings, "a data set saved on disk", "dataset_config_name")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..errors import TrainingDiverged
@@ -16,6 +17,21 @@ from ..progress import progress_bar
 
 # Edges of the bins by which losses are reported, in units of sigma.
 BIN_EDGES = (0.002, 0.05, 0.2, 0.5, 1.0, 2.0, 5.0, 20.0, 80.0)
+
+
+TIMES = (("minute", 60, 7200.0), ("hour", 3600, 172800.0), ("day", 86400, float("inf")))
+DRY_RUN_SECONDS = 30.0  # a dry run begins no step after so many
+LONG_SECONDS = 48 * 3600.0  # a longer run than this gets advice
+
+
+def rounded_time(seconds: float) -> str:
+    """A time with as many digits as an estimate has, in minutes up to two hours and in hours up to two days."""
+    unit, length = next((u, n) for u, n, up_to in TIMES if seconds < up_to)
+    count = seconds / length
+    if count < 1:
+        return f"less than a {unit}"
+    count = round(count) if count < 100 else int(float(f"{count:.2g}"))
+    return f"about {count} {unit}{'s' * (count != 1)}"
 
 
 def bin_name(index: int) -> str:
@@ -100,15 +116,24 @@ class Metrics:
         if self.tracking:
             self.accelerator.log(flat(entry), step)
 
+    def measured_enough(self) -> bool:
+        """Whether a dry run has taken its time, on any process; all of them have to ask."""
+        return max(gather_object([time.perf_counter() - self.clock])) > DRY_RUN_SECONDS
+
     def estimate(self, total_steps: int) -> str:
-        """The time that so many steps will take, from the steps so far without the first, and memory of the GPU."""
+        """The time that so many steps will take, from the steps so far, and memory of the GPU.
+
+        The first step, in which everything warms up, counts only where it is the only one.
+        """
         _ = [float(loss.mean()) for _, loss, _ in self.losses[-1:]]  # waits for the device
-        intervals = [b - a for a, b in pairwise([*self.step_ends[:-1], time.perf_counter()])]
-        if not intervals:
-            return "time        not measured: the run has a single step"
+        ends = [*self.step_ends[:-1], time.perf_counter()]
+        intervals = [b - a for a, b in pairwise(ends)] or [ends[0] - self.clock]
         seconds = total_steps * sum(intervals) / len(intervals)
-        hours, minutes = int(seconds // 3600), int(seconds % 3600 // 60)
-        told = f"time        about {hours} h {minutes} min, from {len(intervals)} steps measured here"
+        number = f"{len(intervals)} step{'s' * (len(intervals) > 1)}"
+        told = f"time        {rounded_time(seconds)} here, from {number} measured"
+        if seconds > LONG_SECONDS:
+            remedy = "--config small_budget, or a GPU" if self.accelerator.device.type == "cpu" else "a smaller network"
+            told += f": use fewer --max_train_steps, {remedy}"
         if self.accelerator.device.type == "cuda":
             peak, room = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
             told += f"\nmemory      {peak / 2**30:.2f} of {room / 2**30:.0f} GiB on the GPU at the peak of these steps"

@@ -1,5 +1,7 @@
 """RAdam, and the schedules of its learning rate."""
 
+import warnings
+
 import torch
 from diffusers.optimization import get_scheduler
 from torch import nn
@@ -32,6 +34,8 @@ def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, learning_rat
 
     The first step of a warm-up has a learning rate of 0, as in diffusers.
     """
+    if recipe.mixed_precision == "fp16":  # the loss scale skips the first steps, and the schedule counts them all
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
     name, warmup = recipe.lr_scheduler, recipe.lr_warmup_steps
     name = "constant_with_warmup" if name == "constant" and warmup else name
     for group in optimizer.param_groups:

@@ -5,6 +5,7 @@ recorded with `resume_with_changes`. Another division of the same batch, device 
 gives a warning. Where images and configs are read from changes nothing: their content is compared.
 """
 
+import inspect
 import json
 import warnings
 from dataclasses import dataclass, field, fields
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from diffusers import UNet2DModel
 
 from ..data.settings import DataSettings
 from ..errors import UserError
@@ -162,6 +164,14 @@ def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
             "`pretrained_model_name_or_path`."
         )
     return saved
+
+
+def unet_config_of(saved: Checkpoint) -> dict[str, Any] | None:
+    """The config of a checkpoint's UNet2DModel, without dropout, which the recipe decides; None for other networks."""
+    facts = saved.state.get("decisive", {})
+    config = {key.removeprefix("unet "): value for key, value in facts.items() if key.startswith("unet ")}
+    known = set(inspect.signature(UNet2DModel).parameters) - {"dropout"}
+    return {key: value for key, value in config.items() if key in known} if "down_block_types" in config else None
 
 
 def check_continues(saved: Checkpoint, recipe: Recipe, identity: Identity) -> None:

@@ -38,17 +38,18 @@ from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
 from ..trial import check_call
 from .adversary import build_discriminator
+from .checkpoint import Checkpoint
 from .ema import note_on_equal_averages
 from .estimate import describe
 from .log import Metrics
 from .networks import Networks, config_of, configs_of, make_schedules, prepare_networks
 from .output_dir import check_output_dir, take_output_dir
 from .recipe import OF_THE_DATA, Recipe
-from .resume import Identity, check_continues, circumstances, decisive, find_checkpoint
+from .resume import Identity, check_continues, circumstances, decisive, find_checkpoint, unet_config_of
 from .samples import make_pipeline
 from .start import check_curriculum, load_start, make_objective, make_scheduler, unusual_constants
 from .state import RunState, state_of
-from .unets import check_fits, check_resolution, make_unet
+from .unets import SMALL, check_fits, check_resolution, make_unet, takes_small
 
 DRY_RUN_STEPS = 4
 OF_THE_UNET = (
@@ -157,12 +158,13 @@ def open_run(
     check_curriculum(objective, recipe.max_train_steps)
     _check_objective(objective, scheduler, recipe.max_train_steps, data, batch_size)
 
-    networks = _open_networks(recipe, accelerator, objective, scheduler, data, model, start)
+    saved = find_checkpoint(recipe)
+    networks = _open_networks(recipe, accelerator, objective, scheduler, data, model, start, saved)
     state = state_of(networks, accelerator, data)
     configs = configs_of(networks, unusual_constants(scheduler))
     facts = decisive(recipe, objective, own_objective, data.fingerprint(), batch_size, configs)
     identity = Identity(facts, circumstances(recipe, accelerator))
-    first_step, seconds = _resume(recipe, state, identity)
+    first_step, seconds = _resume(recipe, state, identity, saved)
     accelerator.wait_for_everyone()  # what one writes, the others would take for an earlier run
     writing = accelerator.is_main_process and not recipe.dry_run
     lock = take_output_dir(recipe, contents, first_step) if writing else None
@@ -197,9 +199,16 @@ def _open_networks(
     data: TrainingData,
     model: nn.Module | None,
     start: ConvertedModel | None,
+    saved: Checkpoint | None,
 ) -> Networks:
     """The networks of a run at its beginning, after the summary of it is printed."""
-    unet = make_unet(recipe, data, objective, start) if model is None else model
+    on_cpu, earlier = accelerator.device.type == "cpu", None if saved is None else unet_config_of(saved)
+    unet = make_unet(recipe, data, objective, start, on_cpu, earlier) if model is None else model
+    if model is None and earlier is None and takes_small(recipe, data, on_cpu):
+        accelerator.print(
+            f"network     the small one ({SMALL}), because there is no GPU here; to choose another, give "
+            "--model_config_name_or_path"
+        )
     if model is not None:
         check_fits(config_of(model), data.shape, data.num_classes)
         check_call(model, data.shape, data.num_classes)
@@ -220,9 +229,8 @@ def _open_networks(
     return prepare_networks(recipe, accelerator, objective, scheduler, unet, discriminator)
 
 
-def _resume(recipe: Recipe, state: RunState, identity: Identity) -> tuple[int, float]:
-    """Go on from the checkpoint that the recipe names, if any: (steps done, seconds trained)."""
-    saved = find_checkpoint(recipe)
+def _resume(recipe: Recipe, state: RunState, identity: Identity, saved: Checkpoint | None) -> tuple[int, float]:
+    """Go on from a checkpoint, if there is one: (steps done, seconds trained)."""
     if len(steps := set(gather_object([0 if saved is None else saved.state["step"]]))) > 1:
         raise UserError(
             f"all processes must resume from the same checkpoint, and theirs have {', '.join(map(str, steps))} steps: "
@@ -345,7 +353,7 @@ def _open_batches(
 def _open_log(recipe: Recipe, accelerator: Accelerator, first_step: int, seconds: float) -> Metrics:
     """Write the recipe into the output folder, and start the log and the tracker."""
     if recipe.dry_run:
-        return Metrics(accelerator, None, recipe.max_train_steps, first_step, seconds, quiet=True)
+        return Metrics(accelerator, None, DRY_RUN_STEPS)
     output_dir = Path(recipe.output_dir)
     tracking = recipe.report_to is not None
     if accelerator.is_main_process:

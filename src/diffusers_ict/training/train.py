@@ -135,6 +135,8 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
         # ------------------------------------------------------------ log, checkpoint, samples
         metrics.count_step(run.batch_size)
         if recipe.dry_run:
+            if metrics.measured_enough():
+                break
             continue
         last = step + 1 == total_steps
         if last or is_due(step, recipe.ema_snapshot_steps):

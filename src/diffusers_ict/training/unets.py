@@ -24,6 +24,7 @@ WIDTHS = {
     128: (128, 256, 256, 512, 512),
     256: (128, 128, 256, 256, 512, 512),
 }
+SMALL = "small_unet.json"  # of 2.5 M parameters: the default network of a CPU
 ATTENTION = 16  # and feature maps of at most this size have attention
 
 
@@ -75,22 +76,41 @@ def read_config(name_or_path: str) -> dict:
     return {"block_out_channels": (224, 448, 672, 896), **config}  # UNet2DModel's own default
 
 
-def config_for(recipe: Recipe, images: TrainingData) -> dict:
+def takes_small(recipe: Recipe, images: TrainingData, on_cpu: bool) -> bool:
+    """Whether a fresh UNet that nobody chose is the small one: on a CPU, where the default one would train for months.
+
+    Below 32 pixels the default one is small itself.
+    """
+    chosen = recipe.model_config_name_or_path or recipe.pretrained_model_name_or_path
+    return on_cpu and chosen is None and min(images.shape[1:]) >= 32
+
+
+def config_for(recipe: Recipe, images: TrainingData, on_cpu: bool = False, earlier: dict | None = None) -> dict:
     """The config of a fresh UNet: the given one, completed by what the data say, or one that suits the resolution.
+
+    Args:
+        on_cpu: choose the small UNet of `SMALL`, where none is given.
+        earlier: config of the UNet of a checkpoint, which goes on where none is given, also on another kind of machine.
 
     Raises:
         UserError: the config cannot be read, or none suits the resolution.
     """
     channels, height, width = images.shape
     name = recipe.model_config_name_or_path
+    of_the_data = {"in_channels": channels, "out_channels": channels, "num_class_embeds": images.num_classes}
+    size = {"sample_size": height if height == width else [height, width]}
+    if name is None and earlier is not None:
+        return {**earlier, **of_the_data, **size}
     if name is None:
         if height != width:
             raise UserError(
                 f"a UNet is chosen for square images, got {width}x{height}; give `model_config_name_or_path`."
             )
-        return default_unet_config(height, channels, images.num_classes)
-    of_the_data = {"in_channels": channels, "out_channels": channels, "num_class_embeds": images.num_classes}
-    return {**of_the_data, **read_config(name), "sample_size": height if height == width else [height, width]}
+        config = default_unet_config(height, channels, images.num_classes)
+        if not takes_small(recipe, images, on_cpu):
+            return config
+        name = SMALL
+    return {**of_the_data, **read_config(name), **size}
 
 
 def check_resolution(recipe: Recipe) -> None:
@@ -205,10 +225,20 @@ def discriminator_config(unet_config: dict) -> dict:
     return {**config, "layers_per_block": unet_config.get("layers_per_block", 2) + 1}
 
 
-def make_unet(recipe: Recipe, images: TrainingData, objective: Objective, start: ConvertedModel | None) -> UNet2DModel:
+def make_unet(
+    recipe: Recipe,
+    images: TrainingData,
+    objective: Objective,
+    start: ConvertedModel | None,
+    on_cpu: bool = False,
+    earlier: dict | None = None,
+) -> UNet2DModel:
     """The UNet to train, on the CPU: fresh or that of a start, with an insensitive time embedding.
 
     Weights that already use the fast frequencies keep them.
+
+    Args:
+        on_cpu, earlier: of `config_for`.
 
     Raises:
         UserError: it does not fit the images.
@@ -217,7 +247,7 @@ def make_unet(recipe: Recipe, images: TrainingData, objective: Objective, start:
         unet = with_dropout(start.pipeline.unet, recipe, objective)
         check_fits(dict(unet.config), images.shape, images.num_classes)
     else:
-        config = config_for(recipe, images)
+        config = config_for(recipe, images, on_cpu, earlier)
         check_fits(config, images.shape, images.num_classes)
         config = {**config, "dropout": choose_dropout(recipe, config, objective)}
         check_config(UNet2DModel, config, "the UNet")
