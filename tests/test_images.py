@@ -137,7 +137,7 @@ MEANING = [  # settings that mean nothing for a source
         ({"train_data_dir": ""}, ONE_OF_TWO),
         ({"dataset_name": "none.npz"}, r"there is no file none\.npz"),
         ({"dataset_name": "none.parquet"}, r"none\.parquet cannot be opened: .*none\.parquet"),
-        *[({"dataset_name": name}, rf"must be .*{name}: {UNPACK} and .*`numpy\.savez`") for name in ("a.zip", "a.npy")],
+        *[({"dataset_name": name}, rf"must be .*{name}: {UNPACK} and .*numpy\.savez") for name in ("a.zip", "a.npy")],
         ({"train_data_dir": "none"}, r"must be a folder of images, got none\.$"),
         ({"train_data_dir": "a.zip"}, rf"must be a folder of images, got a\.zip: {UNPACK}, and give a"),
         ({"dataset_name": "pictures"}, "^a folder of images is given as `train_data_dir`, got `dataset_name` "),

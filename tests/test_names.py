@@ -133,7 +133,8 @@ sys.exit(run_program("shows", body))
 
 @pytest.mark.parametrize(("how", "code"), [("refuses", 2), ("fails", 1)])
 def test_no_program_shows_credentials_or_sends_escapes_to_the_terminal(how, code):
-    done = subprocess.run([sys.executable, "-c", SHOWS, how], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", SHOWS, how]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     said = done.stdout + done.stderr
     assert done.returncode == code
     assert PASSWORD not in said

@@ -120,7 +120,7 @@ def test_changes_on_request_are_made_and_recorded(finished, tmp_path):
         {"step": 12, "setting": "learning_rate", "from": 0.001, "to": 0.002},
     ]
     assert json.loads((tmp_path / "out" / "run.json").read_text())["changes"] == changes
-    assert "after step 12, learning\\_rate from 0.001 to 0.002" in (tmp_path / "out" / "README.md").read_text()
+    assert "after step 12, learning_rate from 0.001 to 0.002" in (tmp_path / "out" / "README.md").read_text()
     assert run(*own, "--no-resume_with_changes") == 0, "the changed recipe is the run's now"
     assert json.loads((tmp_path / "out" / "run.json").read_text())["changes"] == changes
 
