@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import files_of
 
-from diffusers_ict.files import atomic_file, atomic_folder, remove_temporary, sha256, staged_folder, write_text
+from diffusers_ict.files import atomic_file, atomic_folder, remove_left, sha256, staged_folder, write_text
 
 
 def test_temporary_files_of_processes_that_are_gone_or_a_day_old_are_removed_and_others_stay(tmp_path):
@@ -27,10 +27,10 @@ def test_temporary_files_of_processes_that_are_gone_or_a_day_old_are_removed_and
         write_text(tmp_path / "a.txt", "new")
         assert {path.name for path in tmp_path.iterdir()} == {"a.txt", *stay}
         ours.touch()
-    (tmp_path / "deep" / f".c.{machine}-1-00.tmp").mkdir(parents=True)
+    (tmp_path / "deep" / f".c.{machine}-{ended.pid}-00.tmp").mkdir(parents=True)
     (tmp_path / ".other.tmp").touch()
-    remove_temporary(tmp_path)
-    assert {path.name for path in tmp_path.rglob("*")} == {"a.txt", "deep", ".other.tmp"}
+    remove_left(tmp_path)
+    assert {path.name for path in tmp_path.rglob("*")} == {"a.txt", "deep", ".other.tmp", *stay[:2]}
 
 
 def test_two_writers_of_one_file_do_not_meet_even_with_one_process_number(tmp_path):

@@ -50,7 +50,7 @@ def test_a_list_beside_the_images_gives_the_classes(folder, suffix, column):
     ("rows", "column", "message"),
     [
         ({"a.png": "cat"}, None, r"has no line for c\.png \(2 such\)"),
-        ({**LABELS, "d.png": "cat"}, None, r"has a line for d\.png, which is no image there"),
+        ({**LABELS, "d.png": "cat"}, None, r"has a line for d\.png \(1 such\), which is no image there"),
         ({**LABELS, "a.png": ""}, None, "must be all integers or all texts, got ''"),
         (LABELS, "kind", "has file_name, caption, label: `label_column` names the latter"),
     ],
@@ -59,6 +59,14 @@ def test_a_list_that_does_not_fit_is_refused(folder, rows, column, message):
     write_list(folder, rows)
     with pytest.raises(UserError, match=message):
         load_images(train_data_dir=str(folder), class_conditional=True, label_column=column)
+
+
+def test_two_lines_for_one_image_are_refused(folder):
+    write_list(folder, LABELS)
+    with (folder / "metadata.csv").open("a") as file:
+        file.write("a.png,again,dog\n")
+    with pytest.raises(UserError, match=r"has several lines for a\.png \(1 such\)"):
+        load_images(train_data_dir=str(folder), class_conditional=True)
 
 
 def test_the_remedy_for_a_folder_without_labels_works(folder):

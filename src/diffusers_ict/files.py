@@ -67,11 +67,12 @@ def _is_left(path: Path) -> bool:
     return gone or path.stat().st_mtime < time.time() - LEFT_FOR
 
 
-def remove_temporary(folder: Path) -> None:
-    """Remove what was being written anywhere in a folder when its writers were killed; there must be none now."""
+def remove_left(folder: Path) -> None:
+    """Remove temporary files and folders of writers that are gone, anywhere in a folder."""
     for path in folder.rglob(".*.tmp"):
-        if TEMPORARY.fullmatch(path.name):
-            _remove(path)
+        with suppress(OSError):  # its writer has just renamed it
+            if TEMPORARY.fullmatch(path.name) and _is_left(path):
+                _remove(path)
 
 
 def _remove(path: Path) -> None:

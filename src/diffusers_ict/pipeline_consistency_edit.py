@@ -1,6 +1,6 @@
 """Editing with a consistency model as it was trained: one loop, and a pipeline for each of the usual edits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -77,21 +77,31 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
         level = self.scheduler.sigmas[0]
         start = y if level < torch.tensor(self.scheduler.config.sigma_max) else known
         sample = start + self._noise(y.shape, generator, latents) * level
-        labels = self._labels(len(y if class_labels is None else given), class_labels, generator)
-        if labels is not None and class_labels is not None:
-            labels = labels.repeat_interleave(repeats)
+        labels = self._labels_of(len(given), repeats, class_labels, generator)
         if sigmas is None and strength == 0:  # not by way of [-1, 1] and noise of sigma_min, which would round
             return self._output(y if output_type == "latent" else pixels, output_type, return_dict, in_unit=True)
 
-        def after_step(step: int, t: Tensor, sample: Tensor) -> Tensor:
-            if step == self.num_timesteps - 1:  # the scheduler's last noise is rounding, and rounding is not exact
-                sample = (edit.complete_in_range if self.scheduler.config.clip_denoised else edit.complete)(
-                    sample, known
-                )
-            return self._call_back(callback_on_step_end, step, t, sample)
-
+        after_step = self._after_step(edit, known, callback_on_step_end)
         sample = self._sample(sample, labels, generator, after_step, lambda x: edit.complete(x, known))
         return self._output(sample, output_type, return_dict)
+
+    def _after_step(self, edit: Edit, known: Tensor, callback: Callback) -> Callable[[int, Tensor, Tensor], Tensor]:
+        """What is done with the sample of each step: (number, time, sample) -> sample."""
+        finish = edit.complete_in_range if self.scheduler.config.clip_denoised else edit.complete
+
+        def after_step(step: int, t: Tensor, sample: Tensor) -> Tensor:
+            if step == self.num_timesteps - 1:  # the scheduler's last noise is rounding, and rounding is not exact
+                sample = finish(sample, known)
+            return self._call_back(callback, step, t, sample)
+
+        return after_step
+
+    def _labels_of(self, count: int, repeats: int, class_labels: Labels, generator: Generators) -> Tensor | None:
+        """The labels of so many given images, each repeated; where none are given, one is drawn for each repetition."""
+        if class_labels is None:
+            return self._labels(count * repeats, None, generator)
+        labels = self._labels(count, class_labels, generator)
+        return None if labels is None else labels.repeat_interleave(repeats)
 
     def _levels(self, num_inference_steps: int, strength: float) -> list[float]:
         """The level of the strength, and those of the scheduler below it."""

@@ -1,5 +1,6 @@
 """Labels of images that a file beside them lists: metadata.csv or metadata.jsonl, as folders on the Hub have them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,8 +30,8 @@ def read_labels(
         column: of the labels; None for one called label, if there is one, else the answer is None.
 
     Raises:
-        UserError: the file cannot be read, lacks a column or a line for an image, lists a file that is not there, or
-            has labels that are neither integers nor texts.
+        UserError: the file cannot be read, lacks a column, has not one line for each image, or has labels that are
+            neither integers nor texts.
     """
     rows = _read(file)
     if column is None and USUAL not in rows.column_names:
@@ -41,15 +42,17 @@ def read_labels(
                 f"{file} must have the columns file_name and that of the labels, and has "
                 f"{visible(', '.join(rows.column_names), LONGEST)}: `label_column` names the latter."
             )
-    labels = dict(zip(map(str, rows["file_name"].to_pylist()), rows[column or USUAL].to_pylist()))
-    names = [image.relative_to(file.parent).as_posix() for image in images]
-    for wrong, text in ((set(names) - labels.keys(), "no line for"), (labels.keys() - set(names), "a line for")):
+    files, names = list(map(str, rows["file_name"].to_pylist())), _names(images, file.parent)
+    listed, there = Counter(files), set(names)
+    for wrong, text in (
+        ([name for name in names if name not in listed], "no line for {}"),
+        ([name for name in files if name not in there], "a line for {}, which is no image there"),
+        ([name for name, count in listed.items() if count > 1], "several lines for {}"),
+    ):
         if wrong:
-            absent = ", which is no image there" if text == "a line for" else ""
-            raise UserError(
-                f"{file} has {text} {visible(min(wrong), LONGEST)}{absent} ({len(wrong)} such): complete it, or remove "
-                "what is too much."
-            )
+            which = f"{visible(min(wrong), LONGEST)} ({len(wrong)} such)"
+            raise UserError(f"{file} must have one line for each image, and has {text.format(which)}: mend it.")
+    labels = dict(zip(files, rows[column or USUAL].to_pylist()))
     given = [labels[name] for name in names]
     if all(type(label) is int for label in given):
         return given, None
@@ -57,7 +60,12 @@ def read_labels(
         odd = next(label for label in given if not (isinstance(label, str) and label))
         raise UserError(f"labels in {file} must be all integers or all texts, got {visible(repr(odd), LONGEST)}.")
     classes = tuple(sorted(set(given)))
-    return [classes.index(label) for label in given], classes
+    number = {name: index for index, name in enumerate(classes)}
+    return [number[label] for label in given], classes
+
+
+def _names(images: Sequence[Path], folder: Path) -> list[str]:
+    return [image.relative_to(folder).as_posix() for image in images]
 
 
 def _read(file: Path) -> pa.Table:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import UserError, first_line
-from ..files import atomic_folder, remove_temporary, sha256
+from ..files import atomic_folder, remove_left, sha256
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -72,8 +72,13 @@ def _prune(folder: Path, keep: int) -> None:
 
 
 def tidy(folder: Path, keep: int | None = None) -> None:
-    """Delete what a run that was killed left of what it wrote, and of checkpoints that it pruned."""
-    remove_temporary(folder)
+    """Delete what a run that was killed left of what it wrote, and of checkpoints that it pruned.
+
+    Nobody else writes checkpoints here, whatever machine began them.
+    """
+    for path in folder.glob(".checkpoint-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+    remove_left(folder)
     if keep is not None:
         _prune(folder, keep)
 

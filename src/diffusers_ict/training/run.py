@@ -144,14 +144,8 @@ def open_run(
     if objective is None or own_objective is None:
         objective = make_objective(recipe, start)
     objective = objective.to(accelerator.device)
-    if recipe.num_train_epochs is None:
-        check_curriculum(objective, recipe.max_train_steps)  # before the data are read
     scheduler = make_scheduler(recipe, start)
-    contents = check_output_dir(Path(recipe.output_dir), recipe.resume_from_checkpoint)
-    check_apart(recipe, "output_dir", recipe.output_dir)
-    if model is None and start is None:
-        check_resolution(recipe)
-
+    contents = _check_before_data(recipe, objective, fresh=model is None and start is None)
     data = _open_data(recipe, dataset, accelerator)
     batch_size = recipe.images_in_step(accelerator.num_processes)
     recipe = _resolve(recipe, accelerator, objective, own_objective, data)
@@ -189,6 +183,20 @@ def open_run(
         publisher=BackgroundPublisher(Path(recipe.output_dir), recipe.hub_model_id, recipe.hub_private_repo),
         lock=lock,
     )
+
+
+def _check_before_data(recipe: Recipe, objective: Objective, fresh: bool) -> set[str]:
+    """Refuse what can be refused before the data are read; the contents of the output folder.
+
+    Args:
+        fresh: whether the run begins with a new UNet.
+    """
+    if recipe.num_train_epochs is None:
+        check_curriculum(objective, recipe.max_train_steps)
+    check_apart(recipe, "output_dir", recipe.output_dir)
+    if fresh:
+        check_resolution(recipe)
+    return check_output_dir(Path(recipe.output_dir), recipe.resume_from_checkpoint)
 
 
 def _open_networks(
