@@ -68,7 +68,7 @@ def test_folder_file_and_array_of_the_same_pixels_agree(tmp_path, monkeypatch):
         assert load_images(**own).fingerprint() == expected
     assert Images(pixels()).fingerprint() == expected, "the order of memory counts"
     assert Images(pixels().split([1, 5])).fingerprint() == expected, "the blocks count"
-    monkeypatch.setattr(dataset, "HASHED", 2)
+    monkeypatch.setattr(dataset, "AT_ONCE", 2)
     assert Images(pixels()).fingerprint() == expected
 
 

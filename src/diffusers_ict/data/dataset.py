@@ -1,9 +1,9 @@
-"""A data set of decoded images: bytes in memory, in a mapped file, or on a GPU."""
+"""A data set of decoded images: bytes in memory, in files, or on a GPU."""
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .rows import StoredRows
 from .transform import to_unit
 
-HASHED = 1024  # images at once
+AT_ONCE = 1024  # images that are hashed, or copied to a device
 LONGEST = 80  # characters of a list of classes
 
 
@@ -24,8 +25,8 @@ class Images(Dataset):
     batch at once, {"x": [B, C, H, W], "label": int64 [B]}.
 
     Args:
-        pixels: uint8 or float [n, C, H, W], one tensor or several one after another; to be read only, because they may
-            lie in a file that other processes read too. Floats are used as they are, without a range.
+        pixels: uint8 or float [n, C, H, W], one tensor, several that are joined, or rows that are read when they are
+            needed. Floats are used as they are, without a range.
         labels: int64 [n] in 0 .. num_classes - 1, or None.
         num_classes: or None.
         class_names: one for each class where the data set names them.
@@ -34,19 +35,18 @@ class Images(Dataset):
 
     def __init__(
         self,
-        pixels: Tensor | Sequence[Tensor],
+        pixels: Tensor | StoredRows | Sequence[Tensor],
         labels: Tensor | None = None,
         num_classes: int | None = None,
         class_names: tuple[str, ...] | None = None,
         originals: Counter[tuple[int, int, str]] | None = None,
     ) -> None:
-        self.blocks = (pixels,) if isinstance(pixels, Tensor) else tuple(pixels)
+        self.rows = pixels if isinstance(pixels, (Tensor, StoredRows)) else torch.cat(tuple(pixels))
         self.labels, self.num_classes, self.class_names = labels, num_classes, class_names
         self.originals = originals
-        self._ends = torch.tensor([len(block) for block in self.blocks]).cumsum(0)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         batch = self.__getitems__([index % len(self)])
@@ -62,18 +62,18 @@ class Images(Dataset):
     @property
     def device(self) -> torch.device:
         """Where the pixels are."""
-        return self.blocks[0].device
+        return self.rows.device
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        _, channels, height, width = self.blocks[0].shape
+        _, channels, height, width = self.rows.shape
         return channels, height, width
 
     @cached_property
     def pixels(self) -> Tensor:
-        """All pixels as one tensor [n, C, H, W]; several blocks are copied into memory."""
-        return self.blocks[0] if len(self.blocks) == 1 else torch.cat(self.blocks)
+        """All pixels as one tensor [n, C, H, W]; those in files are read."""
+        return self.rows[:]
 
     @property
     def count(self) -> int:
@@ -83,7 +83,7 @@ class Images(Dataset):
     @property
     def nbytes(self) -> int:
         """Bytes of the pixels."""
-        return sum(block.nbytes for block in self.blocks)
+        return self.rows.nbytes
 
     @property
     def examples(self) -> "Images":
@@ -92,19 +92,7 @@ class Images(Dataset):
 
     def part(self, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
         """Pixels [B, C, H, W] and labels [B] or None of a slice of images, or of those with some indices, int64 [B]."""
-        labels = None if self.labels is None else self.labels[rows]
-        if len(self.blocks) == 1:
-            return self.blocks[0][rows], labels
-        if isinstance(rows, slice):
-            rows = torch.arange(*rows.indices(len(self)))
-        pixels = self.blocks[0].new_empty(len(rows), *self.shape)
-        ordered, order = rows.sort()
-        first, begin = 0, 0
-        for block, end, last in zip(self.blocks, self._ends.tolist(), torch.searchsorted(ordered, self._ends).tolist()):
-            if last > first:
-                pixels.index_copy_(0, order[first:last], block.index_select(0, ordered[first:last] - begin))
-            first, begin = last, end
-        return pixels, labels
+        return self.rows[rows], None if self.labels is None else self.labels[rows]
 
     def batch(self, indices: Tensor, flips: Tensor | None, device: torch.device | str) -> tuple[Tensor, Tensor | None]:
         """Images in [-1, 1], float32 [B, C, H, W], and labels [B], on `device`; those in `flips` are mirrored."""
@@ -118,20 +106,20 @@ class Images(Dataset):
             return self
         if device.type == "cuda" and self.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
             return self
-        pixels = torch.empty(len(self), *self.shape, dtype=self.blocks[0].dtype, device=device)
-        for block, place in zip(self.blocks, pixels.split([len(block) for block in self.blocks])):
-            place.copy_(block)
+        pixels = torch.empty(len(self), *self.shape, dtype=self.rows.dtype, device=device)
+        for place, part in zip(pixels.split(AT_ONCE), _parts(self.rows)):
+            place.copy_(part)
         labels = None if self.labels is None else self.labels.to(device)
         return Images(pixels, labels, self.num_classes, self.class_names, self.originals)
 
     def fingerprint(self) -> str:
         """SHA-256 of pixels, shape, labels and class names, in 32 hexadecimal digits, wherever the images lie."""
-        labels = None if self.labels is None else _sha256([self.labels])
+        labels = None if self.labels is None else _sha256(self.labels)
         return fingerprint_of([[len(self), *self.shape], self._sha256_of_pixels, labels, self.class_names])
 
     @cached_property
     def _sha256_of_pixels(self) -> str:
-        return _sha256(self.blocks)
+        return _sha256(self.rows)
 
     def overview(self) -> dict[str, str]:
         """Texts by title: number, shape and classes of the images, and what the pictures were, where it is known."""
@@ -173,10 +161,13 @@ def fingerprint_of(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _sha256(tensors: Sequence[Tensor]) -> str:
-    """SHA-256 of the bytes of tensors, read in parts so that no copy of all of them is made."""
+def _parts(rows: Tensor | StoredRows) -> Iterator[Tensor]:
+    return (rows[first : first + AT_ONCE] for first in range(0, len(rows), AT_ONCE))
+
+
+def _sha256(rows: Tensor | StoredRows) -> str:
+    """SHA-256 of the bytes, read in parts so that no copy of all of them is made."""
     digest = hashlib.sha256()
-    for tensor in tensors:
-        for part in tensor.split(HASHED):
-            digest.update(part.cpu().contiguous().numpy().data)
+    for part in _parts(rows):
+        digest.update(part.cpu().contiguous().numpy().data)
     return digest.hexdigest()

@@ -15,7 +15,6 @@ import datasets
 import numpy as np
 import PIL
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -25,6 +24,7 @@ from ..errors import UserError, first_line
 from .dataset import Images, fingerprint_of
 from .npz import read_npz
 from .own_output import check_apart
+from .rows import StoredRows, read_rows
 from .settings import DataSettings
 from .sources import Stored, read_dataset, read_folder
 from .survey import all_problems
@@ -69,6 +69,7 @@ def load_images(
     form = settings.form  # which a mistake in the settings ends before data are fetched
     if settings.image_cache_dir:
         check_apart(settings, "image_cache_dir", settings.image_cache_dir)
+    copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1 if accelerator is None else accelerator.num_processes))
     with nullcontext() if accelerator is None else accelerator.local_main_process_first():
         stored = _open(settings, class_conditional, dataset)
         count = len(stored.pictures)
@@ -78,18 +79,19 @@ def load_images(
         check_class_names(stored.class_names or ())
         if class_conditional:  # before decoding, which may take long
             labels, classes = checked_labels(stored.labels, count, stored.class_names)
+        pixels: Tensor | StoredRows
         if isinstance(stored.pictures, np.ndarray):
-            blocks, originals = _decode_array(stored.pictures, form)
+            pixels, originals = _decode_array(stored.pictures, form)
         else:
             folder = settings.image_cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "diffusers-ict")
             try:
-                blocks, originals = _decode_dataset(stored.pictures, stored.key, form, Path(folder))
+                pixels, originals = _decode_dataset(stored.pictures, stored.key, form, Path(folder), copies)
             except UserError as error:
                 some = stored.pictures.select(range(0, count, 1 + count // SURVEYED))
                 if all_of_them := all_problems((row["image"] for row in some), form):
                     raise UserError(all_of_them) from error
                 raise
-    images = Images(blocks, labels, classes, stored.class_names, originals)
+    images = Images(pixels, labels, classes, stored.class_names, originals)
     _warn(images, originals, settings)
     return images
 
@@ -158,7 +160,7 @@ def checked_labels(labels: Any, count: int, names: Sequence[str] | None) -> tupl
     return torch.from_numpy(array.astype(np.int64)), len(names) if names else most + 1
 
 
-def _decode_array(array: np.ndarray, form: PictureFormat) -> tuple[list[Tensor], Counter]:
+def _decode_array(array: np.ndarray, form: PictureFormat) -> tuple[Tensor, Counter]:
     """Arrays become bytes in memory; bytes of the right shape are taken as they are."""
     first, count = form.convert(array[0], 0), len(array)
     shape = channels, height, width = first.pixels.shape
@@ -171,11 +173,16 @@ def _decode_array(array: np.ndarray, form: PictureFormat) -> tuple[list[Tensor],
             raise UserError(f"{count} images of {shape} do not fit into memory: lower `resolution`.") from error
         for number in range(count):
             pixels[number] = form.convert(array[number], number).pixels
-    return [torch.from_numpy(pixels)], Counter({first.original: count})
+    return torch.from_numpy(pixels), Counter({first.original: count})
 
 
-def _decode_dataset(data: datasets.Dataset, key: Any, form: PictureFormat, place: Path) -> tuple[list[Tensor], Counter]:
-    """Stored pictures become rows of bytes in an Arrow file, which is mapped; later runs read it again.
+def _decode_dataset(
+    data: datasets.Dataset, key: Any, form: PictureFormat, place: Path, copies: int
+) -> tuple[Tensor | StoredRows, Counter]:
+    """Stored pictures become rows of bytes in Arrow files, which later runs read again.
+
+    Args:
+        key: what the pictures are; place: folder of the files; copies: processes of this machine that read them.
 
     Raises:
         UserError: a picture cannot be read or differs in shape from the first, or the file cannot be written.
@@ -199,16 +206,20 @@ def _decode_dataset(data: datasets.Dataset, key: Any, form: PictureFormat, place
         cache_file_name=str(place / f"{name}.arrow"),
         desc="decoding",
     )
+
+    def read(decoded: datasets.Dataset) -> tuple[Tensor | StoredRows, Counter]:
+        return read_rows([file["filename"] for file in decoded.cache_files], shape, len(data), copies)
+
     try:
         if any(place.glob(f"{name}*.arrow")):
             try:
-                return _mapped(decode(), shape, len(data))
+                return read(decode())
             except (OSError, pa.ArrowException):
                 warnings.warn(
                     f"the file {name}.arrow in {place} is not as it was written, so the images are decoded again.",
                     stacklevel=3,
                 )
-        return _mapped(decode(load_from_cache_file=False), shape, len(data))
+        return read(decode(load_from_cache_file=False))
     except OSError as error:
         raise UserError(f"`image_cache_dir` {place} cannot hold the images: {error.strerror or error}.") from error
     except RuntimeError as error:  # of `datasets`: a process is gone
@@ -226,21 +237,3 @@ def convert_rows(
     pictures = [form.convert(stored, number, shape) for number, stored in zip(indices, batch["image"])]
     rows = [(picture.pixels.tobytes(), *picture.original) for picture in pictures]
     return {name: list(values) for name, values in zip(DECODED, zip(*rows))}
-
-
-def _mapped(decoded: datasets.Dataset, shape: tuple[int, ...], count: int) -> tuple[list[Tensor], Counter]:
-    """The rows of `convert_rows` as tensors that share the memory of their file, and what the pictures were.
-
-    Raises:
-        OSError: the file holds other images.
-    """
-    column, blocks = decoded.data.column("pixels"), []
-    if len(column) != count or pc.unique(pc.binary_length(column)).to_pylist() != [np.prod(shape)]:
-        raise OSError("it holds other images")
-    for chunk in column.chunks:
-        _, offsets, content = chunk.buffers()
-        first, last = np.frombuffer(offsets, np.int32)[[chunk.offset, chunk.offset + len(chunk)]].tolist()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-            blocks.append(torch.from_numpy(np.frombuffer(content, np.uint8, last - first, first)).view(-1, *shape))
-    return blocks, Counter(zip(*(decoded.data.column(name).to_pylist() for name in ("width", "height", "mode"))))

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
+from ..errors import UserError
 from .draw import PERMUTATION, derive_seed
 
 
@@ -81,3 +82,15 @@ def step_loader(dataset: Dataset, sampler: StepSampler, accelerator: Accelerator
         generator=torch.Generator().manual_seed(seed % 2**63),  # the global one stays as it is
     )
     return accelerator.prepare(loader)
+
+
+def batches_of(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """The batches of a loader, whose processes wrap an error and its traceback into another one of the same type.
+
+    Raises:
+        UserError: the sentence alone, as without such processes.
+    """
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from error

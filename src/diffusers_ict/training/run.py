@@ -25,7 +25,7 @@ from ..data.draw import FAKES, GENERATOR, REALS, Draw
 from ..data.load import load_images
 from ..data.map_dataset import MapDataset
 from ..data.own_output import check_apart
-from ..data.sampler import StepSampler, step_loader
+from ..data.sampler import StepSampler, batches_of, step_loader
 from ..data.stream import StreamedImages
 from ..errors import TrainingStopped, UserError
 from ..files import write_text
@@ -352,7 +352,7 @@ def _open_batches(
             images = streamed(data, micro_batch_size, accelerator.device)
         else:
             sampler = StepSampler(recipe.seed, role, len(data), size, micro_batch_size, steps)
-            images = iter(step_loader(data, sampler, accelerator, recipe.dataloader_num_workers))
+            images = batches_of(step_loader(data, sampler, accelerator, recipe.dataloader_num_workers))
         rank, ranks = accelerator.process_index, accelerator.num_processes
         opened[role] = Batches(images, size, micro_batch_size, rank, ranks, recipe.random_flip, augmented)
     return opened
