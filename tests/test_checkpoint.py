@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,6 +24,27 @@ def test_round_trip_is_bitwise_and_holds_no_pickle(tmp_path):
     assert {f.suffix for f in path.iterdir()} == {".safetensors", ".json"}
     manifest = json.loads((path / "manifest.json").read_text())
     assert set(manifest) == {f.name for f in path.iterdir()} - {"manifest.json"}
+
+
+def test_what_is_loaded_does_not_change_with_its_file(tmp_path):
+    """Tensors in a mapped file would: with the file cut off, whoever reads them is ended by SIGBUS."""
+    values = torch.randn(5000)
+    path = checkpoint.save(tmp_path, 1, Checkpoint({"step": 1}, {"a": {"x": values}}))
+    loaded = checkpoint.load(path).tensors["a"]["x"]
+    file = path / "a.safetensors"
+    with file.open("r+b") as opened:  # in place, as another process may
+        opened.write(bytes(file.stat().st_size))
+    assert torch.equal(loaded, values)
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(file) not in maps.read_text()
+
+
+def test_a_checkpoint_that_is_cut_after_it_was_checked_is_refused(tmp_path, monkeypatch):
+    path = checkpoint.save(tmp_path, 1, some(1))
+    cut(path)
+    monkeypatch.setattr(checkpoint, "find_corruption", lambda _: None)
+    with pytest.raises(UserError, match=r"checkpoint-1 cannot be used: .*; resume from another one"):
+        checkpoint.load(path)
 
 
 def names(folder) -> list[str]:

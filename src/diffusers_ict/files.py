@@ -16,10 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .credentials import scrubbed
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]+(-\d+-[0-9a-f]+)?\.tmp")
 LEFT_FOR = 86_400.0  # seconds after which nobody writes a temporary file any more
@@ -200,6 +203,23 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object, and holds a {type(content).__name__}.")
     return content
+
+
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+    """The tensors of a safetensors file in memory, and its metadata.
+
+    Not by the readers of files that the library has: their tensors lie in the mapped file, and a file that is cut off
+    while they are used ends the process by SIGBUS.
+
+    Raises:
+        OSError, safetensors.SafetensorError: it cannot be read, or is damaged.
+    """
+    from safetensors.torch import load
+
+    content = path.read_bytes()
+    tensors = load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return tensors, header.get("__metadata__") or {}
 
 
 def portable(word: str) -> str:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..errors import UserError, first_line
-from ..files import sha256
+from ..files import read_tensors, sha256
 from ..hub.provenance import weights_hash
 from ..progress import told
 
@@ -140,7 +139,9 @@ def _inception_weights(path: str | None) -> dict[str, Tensor]:
     try:
         if path is None:
             return torch.hub.load_state_dict_from_url(INCEPTION_URL, map_location="cpu", weights_only=True)
-        return load_file(path) if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+        return (
+            read_tensors(Path(path))[0] if path.endswith(".safetensors") else torch.load(path, "cpu", weights_only=True)
+        )
     except Exception as error:  # each format has its own classes
         problem = f"`extractor_weights` {path} cannot be read" if path else missing
         raise UserError(f"{problem}: {first_line(error)}") from error

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from ..data.dataset import Images
 from ..errors import UserError, first_line
-from ..files import atomic_file
+from ..files import atomic_file, read_tensors
 from ..hub.provenance import tensors_hash
 from ..progress import progress_bar
 from .extractors import Extractor
@@ -188,9 +188,7 @@ def _load(path: Path) -> Reference:
     if not path.exists():
         raise UserError(f"there is no file {path} of reference statistics.")
     try:
-        with safe_open(path, "pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, metadata = read_tensors(path)
         if metadata.pop("checksum", None) != _checksum(tensors, metadata):
             raise KeyError("its checksum does not fit")
         reference = Reference(json.loads(metadata["description"]))

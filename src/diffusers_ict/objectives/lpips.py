@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -111,7 +111,7 @@ class LPIPS(nn.Module):
         """
         backbone = VGG16()
         try:
-            weights = load_file(path)
+            weights = load(Path(path).read_bytes())
             linear = [weights[f"lin{i}.model.1.weight"] for i in range(5)]
             backbone.load_state_dict({name: weights[name] for name in backbone.state_dict()})
         except (KeyError, RuntimeError, SafetensorError) as error:

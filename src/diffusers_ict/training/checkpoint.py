@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError, first_line
-from ..files import atomic_folder, remove_left, sha256
+from ..files import atomic_folder, read_tensors, remove_left, sha256
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -134,10 +134,14 @@ def load(path: Path) -> Checkpoint:
     Raises:
         UserError: the folder is missing, torn or damaged.
     """
-    if reason := find_corruption(path):
-        raise UserError(f"the checkpoint {path} cannot be used: {reason}; resume from another one or from 'latest'.")
-    tensors = {f.stem: load_file(f) for f in sorted(path.glob("*.safetensors"))}
-    return Checkpoint(json.loads((path / STATE).read_text("utf-8")), tensors)
+    reason = find_corruption(path)
+    if reason is None:
+        try:
+            tensors = {file.stem: read_tensors(file)[0] for file in sorted(path.glob("*.safetensors"))}
+            return Checkpoint(json.loads((path / STATE).read_text("utf-8")), tensors)
+        except (OSError, SafetensorError) as error:  # it was changed in the meantime
+            reason = first_line(error)
+    raise UserError(f"the checkpoint {path} cannot be used: {reason}; resume from another one or from 'latest'.")
 
 
 def load_latest(folder: Path) -> Checkpoint | None:

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import UserError, first_line
-from ..files import atomic_file
+from ..files import atomic_file, read_tensors
 from ..formulas.power_ema import power_exponent, reconstruction
 from ..hub.card import write_card
 from .ema import Average
@@ -105,12 +105,10 @@ def _stds_of(path: Path) -> list[float]:
 def _tensors_of(path: Path) -> dict[str, Tensor]:
     """The tensors of a snapshot as they were written, or a UserError."""
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            written = (file.metadata() or {}).get(HASH)
+        tensors, metadata = read_tensors(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the snapshot {path} cannot be read ({first_line(error)}): delete it.") from error
-    if written not in (None, _digest(tensors)):  # older ones have no hash
+    if metadata.get(HASH) not in (None, _digest(tensors)):  # older ones have no hash
         raise UserError(f"the snapshot {path} is not as it was written: delete it.")
     if bad := next((name for name, tensor in tensors.items() if not tensor.isfinite().all()), None):
         raise UserError(f"the snapshot {path} holds values that are not numbers, in {bad}: delete it.")
