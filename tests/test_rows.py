@@ -66,6 +66,8 @@ def test_rows_on_demand_are_those_in_memory_bit_for_bit(paths, monkeypatch):
     assert Images(stored).fingerprint() == Images(whole).fingerprint()
     assert torch.equal(Images(stored).pixels, whole)
     assert torch.equal(Images(stored)[5]["x"], whole[5])
+    assert Images(stored).to("cpu:1").rows is stored, "one of several processes without GPUs has read all of them"
+    assert Images(stored).to("meta").pixels.shape == whole.shape
 
 
 @pytest.mark.parametrize("count", [COUNT - 1, COUNT + 1])

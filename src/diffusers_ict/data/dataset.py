@@ -102,7 +102,7 @@ class Images(Dataset):
     def to(self, device: torch.device | str) -> "Images":
         """The same images on a device, if they fit in half of its free memory; else as they are."""
         device = torch.device(device)
-        if device == self.device:
+        if device == self.device or device.type == self.device.type == "cpu":  # which accelerate numbers by process
             return self
         if device.type == "cuda" and self.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
             return self
