@@ -88,8 +88,8 @@ def run_program(name: str, body: Callable[[], int | None]) -> int:
         code, sentence = 2, f"this command needs a package that is not installed: pip install {error.name}."
     except (MemoryError, RuntimeError, OSError) as error:
         code, sentence = _ended(error)
-    except KeyboardInterrupt:
-        code, sentence = 130, "interrupted."
+    except KeyboardInterrupt as error:
+        code, sentence = 130, f"interrupted; {error}." if str(error) else "interrupted."
     finally:
         warnings.formatwarning = plain
     print(f"{name}: {_shown(sentence)}", file=sys.stderr)
