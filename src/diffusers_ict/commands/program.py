@@ -102,8 +102,8 @@ def _ended(error: MemoryError | RuntimeError | OSError) -> tuple[int, str]:
         which = "the GPU" if "CUDA" in str(error) else "this machine"
         return 4, (
             f"the memory of {which} is full ({first_line(error).partition('. ')[0].rstrip('.')}): lower the size of a "
-            "batch (`train_batch_size` with `gradient_accumulation_steps`, or `num_samples`) or the `resolution`, or "
-            "take a smaller network."
+            "batch (`train_batch_size` with `gradient_accumulation_steps`, or `batch_size`), `num_samples` or the "
+            "`resolution`, or take a smaller network."
         )
     if isinstance(error, TrainingDiverged):
         return 1, f"{error}."

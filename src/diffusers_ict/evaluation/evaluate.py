@@ -20,7 +20,7 @@ from ..data.load import load_images
 from ..data.own_output import check_apart
 from ..data.settings import DataSettings
 from ..data.sources import holds_images
-from ..errors import UserError
+from ..errors import LabelsError, UserError
 from ..files import check_writable, portable, public_name, staged_folder, write_json
 from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
@@ -155,7 +155,10 @@ def _evaluator(
         reference = read_reference(Path(settings.reference), extractor, keep)
         real_shape, real = reference.description["shape"], reference.count
     else:
-        images = load_images(settings, class_conditional=by_class, accelerator=accelerator)
+        try:
+            images = load_images(settings, class_conditional=by_class, accelerator=accelerator)
+        except LabelsError as error:
+            raise UserError(f"{str(error)[:-1]}; or draw every class equally often: `labels` uniform.") from error
         real_shape, real = images.shape, len(images) * (1 + settings.flip_reference)
     if tuple(real_shape) != shape:
         (c, h, w), (channels, height, width) = real_shape, shape
@@ -203,8 +206,9 @@ def _checked_metrics(
     """The metrics, after a check of the settings, before anything is read; `folder` is the model's, if it is local."""
     check_bounds(settings)
     for name in ("metrics", "steps", "variants"):
-        if getattr(settings, name) == []:
-            raise UserError(f"`{name}` needs at least one value, got none.")
+        values = getattr(settings, name)
+        if values is not None and not 0 < len(values) == len(set(values)):
+            raise UserError(f"`{name}` needs at least one value, and none twice, got {values or 'none'}.")
     if unknown := [name for name in settings.metrics if name not in METRICS]:
         raise UserError(f"`metrics` may be {', '.join(METRICS)}, got {unknown[0]}.")
     if bool(settings.data_name) == (settings.reference is not None):
