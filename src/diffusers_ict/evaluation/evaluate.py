@@ -32,7 +32,7 @@ from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
 from ..settings import check_bounds
 from ..version import __version__
-from .extractors import make_extractor
+from .extractors import WIDTHS, check_extractor, make_extractor
 from .features import Extraction, ImagesByNumber, Reference, measure_reference, read_reference
 from .report import PUBLISHED, plot_quality, table_lines
 from .samples import drawer, image_shape, labels_of, list_variants
@@ -137,12 +137,11 @@ def _evaluator(
     """Read the real images, or their statistics, after a check that all metrics can be computed, or a UserError."""
     cache = Path(settings.cache_dir or "~/.cache/diffusers-ict").expanduser()
     check_writable("cache_dir", cache)
-    extractor = make_extractor(settings.extractor, settings.extractor_weights, accelerator.device)
+    check_extractor(settings.extractor)
     if isinstance(subject, Images):
         count, shape, classes = len(subject), subject.shape, None
     else:
         count, shape, classes = settings.num_samples, image_shape(subject), subject.unet.config.num_class_embeds
-    extract = Extraction(extractor, accelerator, settings.batch_size, shape)
     wanted = [(metric, count) for metric in metrics]
     if settings.tune_sigmas is not None:
         wanted.append((METRICS[settings.tune_metric], settings.tune_samples or count))
@@ -150,24 +149,25 @@ def _evaluator(
     by_class = classes is not None and settings.labels == "data"
     if by_class and settings.reference is not None:
         raise UserError("`reference` does not say how frequent classes are: give the data, or `labels` uniform.")
-    images = None
+
+    def check_counts(real: int, widths: Sequence[int], extractor: str) -> None:
+        for metric, samples in wanted:
+            metric.check(min(samples, real), widths, extractor)
+
+    images, real = None, count
+    if settings.reference is None:
+        images = _real_images(settings, by_class, accelerator)
+        _check_alike(images.shape, shape)
+        real = len(images) * (1 + settings.flip_reference)
+    if widths := WIDTHS.get((settings.extractor, settings.extractor_weights)):
+        check_counts(real, widths, settings.extractor)  # before the weights are downloaded
+    extractor = make_extractor(settings.extractor, settings.extractor_weights, accelerator.device)
+    extract = Extraction(extractor, accelerator, settings.batch_size, shape)
     if settings.reference is not None:
         reference = read_reference(Path(settings.reference), extractor, keep)
-        real_shape, real = reference.description["shape"], reference.count
-    else:
-        try:
-            images = load_images(settings, class_conditional=by_class, accelerator=accelerator)
-        except LabelsError as error:
-            raise UserError(f"{str(error)[:-1]}; or draw every class equally often: `labels` uniform.") from error
-        real_shape, real = images.shape, len(images) * (1 + settings.flip_reference)
-    if tuple(real_shape) != shape:
-        (c, h, w), (channels, height, width) = real_shape, shape
-        raise UserError(
-            f"real images must be like the ones to be measured, {width}x{height} of {channels} channels, and are "
-            f"{w}x{h} of {c}; give `resolution`, `center_crop` and `image_mode` as in training."
-        )
-    for metric, samples in wanted:
-        metric.check(min(samples, real), extract.widths, extractor)
+        _check_alike(reference.description["shape"], shape)
+        real = reference.count
+    check_counts(real, extract.widths, extractor.name)
     label_source = images if by_class else None
     if isinstance(subject, ConsistencyPipeline):
         labels_of(subject, label_source, settings.seed)  # refuses other classes before anything is computed
@@ -176,6 +176,22 @@ def _evaluator(
         facts = {"dataset": name, "split": settings.dataset_split, "flipped": settings.flip_reference}
         reference = measure_reference(images, facts, extract, cache, keep)
     return Evaluator(settings, count, metrics, extract, reference, label_source)
+
+
+def _check_alike(real: Sequence[int], shape: Sequence[int]) -> None:
+    if tuple(real) != tuple(shape):
+        (c, h, w), (channels, height, width) = real, shape
+        raise UserError(
+            f"real images must be like the ones to be measured, {width}x{height} of {channels} channels, and are "
+            f"{w}x{h} of {c}; give `resolution`, `center_crop` and `image_mode` as in training."
+        )
+
+
+def _real_images(settings: EvaluationSettings, by_class: bool, accelerator: Accelerator) -> Images:
+    try:
+        return load_images(settings, class_conditional=by_class, accelerator=accelerator)
+    except LabelsError as error:
+        raise UserError(f"{str(error)[:-1]}; or draw every class equally often: `labels` uniform.") from error
 
 
 def _rows(
