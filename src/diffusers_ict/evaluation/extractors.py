@@ -25,7 +25,10 @@ INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
 DINOV2 = "facebook/dinov2-large"
-WIDTHS = {("inception", None): [2048, 1008], ("dinov2", None): [1024]}  # of what would be downloaded
+WIDTHS: dict[tuple[str, str | None], list[int]] = {
+    ("inception", None): [2048, 1008],
+    ("dinov2", None): [1024],
+}  # of what would be downloaded
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 
 
