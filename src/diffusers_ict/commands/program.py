@@ -59,9 +59,8 @@ def as_flags(message: str) -> str:
 
 
 def _shown(message: str) -> str:
-    """A message as it is printed: with flags, without credentials, and harmless to terminals."""
-    lines = scrubbed(as_flags(message)).split("\n")
-    return "\n".join(visible(LONG_WORD.sub(r"\1…\2", line)) for line in lines)
+    """A message as it is printed: in one line, with flags, without credentials, and harmless to terminals."""
+    return visible(LONG_WORD.sub(r"\1…\2", scrubbed(as_flags(message))))
 
 
 def run_program(name: str, body: Callable[[], int | None]) -> int:

@@ -26,7 +26,7 @@ from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
 from ..hub.provenance import code_commit, hardware
 from ..invocation import command_words
-from ..names import shell
+from ..names import shell, visible
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
@@ -96,7 +96,7 @@ def evaluate(
                 write_card(output_dir)
             except UserError as error:  # of another file, which is no reason to lose the report
                 warnings.warn(f"the report is written, but not into the model card: {error}", stacklevel=2)
-        print(f"Written: {output_dir / 'evaluation.json'}")
+        print(f"Written: {visible(output_dir / 'evaluation.json')}")
     accelerator.end_training()
     return report
 
