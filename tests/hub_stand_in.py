@@ -243,9 +243,14 @@ class Handler(BaseHTTPRequestHandler):
         if "/tree/" in path:
             entries = [{"type": "file", "path": p, "size": len(c), "oid": oid(c)} for p, c in repository.files.items()]
             return self.answer(200, entries)
-        files = [{"rfilename": p} for p in repository.files]
+        files = [{"rfilename": p, **self.blob(content)} for p, content in repository.files.items()]
         info = {"_id": "1", "id": name, "modelId": name, "sha": repository.sha, "private": repository.private}
         return self.answer(200, {**info, "siblings": files, "tags": [], "downloads": 0, "likes": 0})
+
+    def blob(self, content: bytes) -> dict:
+        if len(content) >= LFS_FROM:
+            return {"size": len(content), "lfs": {"sha256": oid(content), "size": len(content), "pointerSize": 130}}
+        return {"size": len(content), "blobId": oid(content)}
 
     def mode(self, repository: Repository, file: dict) -> dict:
         mode = "lfs" if file["size"] >= LFS_FROM else "regular"

@@ -143,12 +143,12 @@ def test_a_recipe_makes_the_objective_whose_alignment_must_end_before_the_run():
             {"align_steps": 5},
             r"\(ACT\), s0, s1, mu0, metric, lpips_weights, lpips_\w+, lpips_\w+, lpips_\w+, got align_steps",
         ),
-        ("ect", {"align_steps": -1}, "`objective` align_steps must be at least 0, got -1"),
-        ("ect", {"align_steps": 1.5}, "`objective` align_steps must be an integer, got 1.5"),
+        ("ect", {"align_steps": -1}, "`align_steps` must be at least 0, got -1"),
+        ("ect", {"align_steps": 1.5}, "`align_steps` must be an integer, got 1.5"),
         ("ect", {"q": 1.0}, "`objective` q must be at least 1.1"),
-        ("act", {"consistency": "act"}, "`objective` consistency must be a loss without a discriminator"),
+        ("act", {"consistency": "act"}, "`consistency` must be a loss without a discriminator"),
         ("act", {"augment": "yes"}, "`objective` augment must be true or false"),
-        ("ct", {"metric": "l1"}, "`objective` metric must be l2 or lpips, got l1"),
+        ("ct", {"metric": "l1"}, "`metric` must be l2 or lpips, got l1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(loss, settings, message):

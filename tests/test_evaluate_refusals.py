@@ -55,6 +55,25 @@ def test_what_cannot_be_measured_gets_one_sentence(run_folder, tmp_path, capsys,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("extractor", "own", "message"),
+    [
+        ("inception", ["--num_samples", 20], "needs at least 2049 images of each kind with 2048 features, got 20"),
+        ("inception", ["--num_samples", 5000], "needs at least 2049 images of each kind with 2048 features, got 100"),
+        ("inception", ["--num_samples", 9, "--metrics", "is"], "the metric is needs at least 10 images"),
+        ("dinov2", ["--num_samples", 5000], "needs at least 1025 images of each kind with 1024 features, got 100"),
+        ("inception", ["--resolution", 4], "8x8 of 1 channels, and are 4x4 of 1"),
+        ("dinov2", ["--metrics", "is"], "needs class probabilities, which dinov2 does not give"),
+    ],
+)
+def test_what_needs_more_images_is_refused_before_weights_are_downloaded(
+    run_folder, tmp_path, monkeypatch, capsys, extractor, own, message
+):
+    monkeypatch.setattr(program, "make_extractor", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)  # whatever has to be installed
+    refused(capsys, message, *arguments(run_folder, tmp_path, "--extractor", extractor, "--metrics", "fid", *own))
+
+
 def test_broken_models_and_data_get_one_sentence(run_folder, tmp_path, capsys):
     data = run_folder.parent / "data.npz"
     unet = make_unet().eval()

@@ -27,6 +27,8 @@ def test_no_name_of_a_class_is_a_split(tmp_path, classes):
     all_named_like_splits = classes == ("test", "train", "validation")
     with pytest.warns(UserWarning, match="named like splits") if all_named_like_splits else nullcontext():
         images = load_images(train_data_dir=where, class_conditional=True)
+    with pytest.warns(UserWarning, match="named like splits") if all_named_like_splits else nullcontext():
+        assert load_images(train_data_dir=where).num_classes is None
     assert values(images) == list(range(12))
     assert images.class_names == classes
     assert images.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4

@@ -176,7 +176,7 @@ def test_without_weights_or_package_a_run_is_refused(tmp_path, capsys):
     flags = ["--dataset_name", str(data), "--loss", "ct", "--output_dir", str(tmp_path / "out")]
     flags += ["--objective", "metric=lpips"]
     assert train.main(flags) == 2
-    assert "--objective metric lpips needs --objective lpips_weights FILE, or the package" in capsys.readouterr().err
+    assert "--metric lpips needs --lpips_weights FILE, or the package" in capsys.readouterr().err
     assert train.main([*flags, "lpips_weights=none.safetensors"]) == 2
-    assert "--objective lpips_weights cannot be used" in capsys.readouterr().err
+    assert "--lpips_weights cannot be used" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

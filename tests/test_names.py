@@ -1,5 +1,6 @@
 """Names and credentials: what others chose stands for itself in every place, and no secret stands in any."""
 
+import argparse
 import json
 import os
 import shlex
@@ -9,6 +10,8 @@ import sys
 import pytest
 from huggingface_hub import ModelCard
 
+from diffusers_ict.commands import train
+from diffusers_ict.commands.main import PROGRAMS
 from diffusers_ict.credentials import scrubbed
 from diffusers_ict.files import portable, public_name
 from diffusers_ict.hub.card import _sections, make_card
@@ -36,6 +39,33 @@ def test_a_shell_reads_the_same_word_from_one_line_without_escapes(name):
 def test_usual_words_are_quoted_as_ever():
     words = ["diffusers-ict", "publish", "/a/evil model", "--repo=x"]
     assert shell(words) == shlex.join(words) == "diffusers-ict publish '/a/evil model' --repo=x"
+
+
+@pytest.mark.parametrize("name", ["-out\nput", "--help", "a\nb"])
+def test_a_finished_run_says_where_it_is_in_lines_that_can_be_pasted(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("diffusers_ict.training.train.train", lambda recipe: "someone/x was not published: why\nnot.")
+    assert train.main(["--train_data_dir", "x", f"--output_dir={name}", "--hub_model_id", "someone/x"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[0].startswith(f"The model is in {visible(name)}: samples in {visible(name)}/samples")
+    assert (len(out.splitlines()), len(err.splitlines())) == (5, 1)
+    for line in [*out.splitlines()[2:], err.rstrip("\n").partition("finish with ")[2]]:
+        words = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True, timeout=300)
+        command, operand = words.stdout.decode().split("\0")[1:3]
+        assert command in PROGRAMS
+        parser = argparse.ArgumentParser()
+        parser.add_argument("folder")
+        assert os.path.normpath(parser.parse_args([operand]).folder) == name
+
+
+def test_a_message_is_one_line_whatever_the_folder_is_called(tmp_path, capsys):
+    folder = tmp_path / "two\nlines"
+    folder.mkdir()
+    words = ["--train_data_dir", str(folder), "--output_dir", str(tmp_path / "out")]
+    assert train.main(words) == 2
+    err = capsys.readouterr().err
+    assert r"two\nlines holds no images" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", [*ODD.values(), LONG], ids=[*ODD, "long"])

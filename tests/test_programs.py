@@ -111,6 +111,34 @@ def test_the_console_never_ends_a_program_nor_changes_its_code(tmp_path, console
         assert rb"the class \u732b has 19999 images" in (tmp_path / "told").read_bytes()
 
 
+INTERRUPT = "lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(60))"
+AS_PYTHON_ENDS = {
+    "import atexit": f"atexit.register({INTERRUPT})",
+    "import threading": "threading.Thread(target=lambda: (threading.main_thread().join(), time.sleep(0.1), "
+    "os.kill(os.getpid(), signal.SIGINT), time.sleep(0.1))).start()",
+    "import weakref": f"thing = type('Thing', (), {{}})(); weakref.finalize(thing, {INTERRUPT})",
+}
+
+
+@pytest.mark.parametrize("module", AS_PYTHON_ENDS)
+def test_ctrl_c_as_python_ends_shows_no_traceback(module):
+    code = f"import os, signal, sys, time; {module}; from diffusers_ict.commands.program import run_program\n"
+    code += f"signal.signal(signal.SIGINT, signal.default_int_handler)\n{AS_PYTHON_ENDS[module]}\n"
+    code += "sys.exit(run_program('works', lambda: print('done')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600)
+    assert (done.stdout, done.stderr) == ("done\n", "")
+    assert done.returncode == 0
+
+
+def test_ctrl_c_while_a_command_is_loaded_is_one_sentence(monkeypatch, capsys):
+    def interrupted(_name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffusers_ict.commands.main._module", interrupted)
+    assert program(["train"]) == 130
+    assert capsys.readouterr().err == "diffusers-ict: interrupted.\n"
+
+
 def test_what_is_opened_next_does_not_get_the_number_of_a_closed_stream(tmp_path):
     """Libraries print to 1 and 2 whatever those are; a checkpoint must not be one of them."""
     code = "from diffusers_ict.commands.console import guard_console; guard_console(); "

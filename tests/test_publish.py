@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import guided_unet
@@ -36,6 +37,7 @@ def test_a_push_is_one_commit_and_none_where_nothing_has_changed(hub, named, tmp
         done = push(hub, named, tmp_path, "--hub_private_repo", "--license", "mit")
         assert done.returncode == 0, done.stderr
     repository = hub.repositories[NAME]
+    assert done.stdout == f"Published at {hub.address}/{NAME}\n  nothing has changed\n"
     assert repository.private
     assert len(repository.commits) == 1
     names = set(repository.files)
@@ -46,6 +48,47 @@ def test_a_push_is_one_commit_and_none_where_nothing_has_changed(hub, named, tmp
     local = (named / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert repository.files["unet/diffusion_pytorch_model.safetensors"] == local, "large files go through LFS"
     assert any("/lfs/objects/batch" in request for request in hub.requests)
+
+
+def test_publishing_says_which_files_were_added_and_changed_by_which_commit(hub, run, published, capsys):
+    assert published(run) == 0
+    repository = hub.repositories[NAME]
+    added = sorted(repository.files)
+    first = ", ".join(added[:6])
+    commit = f"{hub.address}/{NAME}/commit/{repository.sha}"
+    told = f"Published at {hub.address}/{NAME}\n  {len(added)} files ({first}, ...) added: {commit}\n"
+    assert capsys.readouterr().out == told
+    weights = run / "unet" / "diffusion_pytorch_model.safetensors"  # large, so that LFS keeps it
+    weights.write_bytes(weights.read_bytes() + b"\0")
+    (run / "recipe.yaml").write_text((run / "recipe.yaml").read_text() + "# a remark\n")
+    (run / "samples" / "another\n.png").write_bytes(b"png")
+    (run / "labels.json").unlink(missing_ok=True)  # what is missing here stays there
+    assert published(run) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    changes = r"1 file (samples/another\n.png) added and "
+    changes += "2 files (recipe.yaml, unet/diffusion_pytorch_model.safetensors) changed"
+    assert last == f"  {changes}: {hub.address}/{NAME}/commit/{repository.sha}"
+    assert published(run) == 0
+    assert capsys.readouterr().out.endswith("\n  nothing has changed\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_of_what_is_being_published(hub, run, tmp_path, number):
+    """Sent while the page of a Space is made, to the copy of a run that goes on."""
+    code = (
+        "import os, sys; from diffusers_ict.commands import publish; from diffusers_ict.web import build\n"
+        "def make(model, folder, license, repo_id):\n"
+        "    (folder / 'model.onnx').write_bytes(b'0')\n"
+        f"    os.kill(os.getpid(), {number:d})\n"
+        "build.make_space = make; sys.exit(publish.main(sys.argv[1:]))"
+    )
+    own = ["--hub_model_id", NAME, "--space", "--remove_output_dir"]
+    (tmp_path / "tmp").mkdir()
+    done = client(hub, tmp_path / "cache", "-c", code, run, *own, TMPDIR=str(tmp_path / "tmp"))
+    assert done.returncode == -number, done.stderr
+    assert done.stderr == ""
+    assert list((tmp_path / "tmp").iterdir()) == []
+    assert not run.exists()
 
 
 def test_an_edited_card_is_kept_and_a_licence_that_is_given_wins_over_the_cards_here_and_there(

@@ -46,7 +46,7 @@ def send(hub, folder, tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", patience)
         monkeypatch.setattr(file_download, "_ETAG_RETRY_TIMEOUT", patience)
         monkeypatch.setattr(publish, "SILENCE_SECONDS", patience)
-        return publish.publish(folder, NAME)
+        return publish.publish(folder, NAME)[0].address
 
     yield sent
     close_session()

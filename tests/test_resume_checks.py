@@ -224,6 +224,25 @@ def test_a_second_signal_acts_as_ever(anew, monkeypatch):
     assert run(*anew) == 130
 
 
+@pytest.mark.usefixtures("own_signals")
+@pytest.mark.parametrize("work", ["export", "plot_training", "write_card"])
+def test_ctrl_c_as_the_model_is_written_is_one_sentence_and_the_same_command_writes_it(
+    finished, whole, work, tmp_path, monkeypatch, capsys
+):
+    def interrupted(*_args, **_options):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)  # it arrives here
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, work, interrupted)
+        (tmp_path / "out" / "README.md").unlink()
+        assert run(*finished, *LATEST) == 130
+    assert capsys.readouterr().err == "diffusers-ict train: interrupted; checkpoint-12 is the newest checkpoint.\n"
+    assert run(*finished, *LATEST) == 0
+    assert_bitwise_equal(whole, tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
 def test_the_time_limit_stops_with_a_checkpoint(anew, tmp_path, capsys):
     for step in (1, 2):
         assert run(*anew, "--max_train_minutes", 1e-6, *LATEST) == 3

@@ -7,6 +7,7 @@ from random import Random
 import numpy as np
 from safetensors.numpy import load_file
 
+from diffusers_ict.commands import ema
 from diffusers_ict.training import checkpoint
 
 from .children import Lost, in_child
@@ -60,7 +61,27 @@ def and_resumed(shop: Workshop, place: Path, number: int, random: Random) -> int
     return damaged
 
 
+def in_a_snapshot(shop: Workshop, place: Path, number: int, random: Random) -> int:
+    """Damage a snapshot of averages: `ema` refuses it, and makes what it makes of whole ones when it is whole again."""
+    loss, every = list(LOSSES)[number % len(LOSSES)], ["--ema_snapshot_steps", "4"]
+    out = copy(shop.whole(loss, *every), place)
+    snapshot = random.choice(sorted((out / "averages").rglob("*.safetensors")))
+    kept = snapshot.read_bytes()
+    words = [str(out), "--std", "0.1"]
+    if number % 2:
+        flip(snapshot, random)
+    else:
+        snapshot.write_bytes(kept[: (at := random.randrange(len(kept) - 8))] + b"\xff" * (len(kept) - at))
+    ended = in_child(lambda: ema.main(words), place).check(2)
+    if snapshot.name not in ended.output or list(out.glob("unet/*std*")):
+        raise Lost(f"the damage is not told, or something was made: {ended.output}")
+    snapshot.write_bytes(kept)
+    in_child(lambda: ema.main(words), place).check(0)
+    return 1
+
+
 FAULTS = [
     Fault("bit flip in a checkpoint, loaded", 1000, in_a_checkpoint),
+    Fault("damage in a snapshot of averages", 24, in_a_snapshot),
     Fault("bit flips in checkpoints, resumed to the end", 20, and_resumed),
 ]

@@ -17,6 +17,8 @@ from hub_stand_in import Handler, Hub, Repository, serve
 
 from diffusers_ict.commands import publish
 from diffusers_ict.hub.publish import BackgroundPublisher
+from diffusers_ict.hub.run_files import published_files
+from diffusers_ict.training.log import JSONLines
 
 from .children import Child, Ended, Lost, at_changes, in_child, kill_at, recorded
 from .compare import check_same
@@ -197,6 +199,48 @@ def _killed(shop: Workshop, place: Path, hub: HubAside, ended: Ended) -> int:
     return 1
 
 
+def link_outside(shop: Workshop, place: Path, number: int, random: Random) -> int:
+    """Put a link that leads out in the place of a random file: refused, nothing is sent; publish without it."""
+    out = copy(shop.whole(list(LOSSES)[number % len(LOSSES)]), place)
+    link = random.choice(sorted(published_files(out).values()))
+    link.rename(place / "kept")
+    link.symlink_to(place / "kept")
+    hub = HubAside(place / "hub")
+    ended = _publish(hub, place).wait().check(2)
+    if "is a link that leads out" not in ended.output:
+        raise Lost(f"the link {link.name} is not named: {ended.output}")
+    (place / "kept").replace(link)
+    _check_published(hub, place)
+    return 1
+
+
+def optional_work(shop: Workshop, place: Path, number: int, random: Random) -> int:
+    """Damage what only the card is made of, while training publishes at checkpoints: one warns, the run goes on."""
+    loss, name = list(LOSSES)[number % len(LOSSES)], ("README.md", "inspection.json")[number % 2]
+    whole, out = shop.whole(loss), place / "out"
+    hub = HubAside(place / "hub")
+
+    def body() -> int:
+        write = JSONLines.write
+
+        def writing(self: JSONLines, entry: dict) -> None:
+            write(self, entry)
+            (out / name).write_bytes(b"---\n[\xff" + random.randbytes(20))
+
+        JSONLines.write = writing  # type: ignore[method-assign]
+        own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint"]
+        return shop.train(loss, out, *own)
+
+    ended = Child(body, place, hub.environment(place)).wait().check(0)
+    if "could not be made, and the run goes on" not in ended.output:
+        raise Lost(f"nothing is said of {name}: {ended.output[-2000:]}")
+    (out / name).unlink()
+    check_same(whole.folder, out, ignore="^(recipe.yaml|README.md|pipeline.py)$")  # with its card
+    hub.end()
+    shop.check_alone()
+    return 1
+
+
 @functools.cache
 def _undisturbed(shop: Workshop) -> dict[str, int]:
     """How many requests and changes of files publishing makes."""
@@ -211,5 +255,7 @@ def _undisturbed(shop: Workshop) -> dict[str, int]:
 FAULTS = [
     Fault("SIGKILL in publishing, at a request", 18, killed_at_a_request),
     Fault("SIGKILL in publishing, at a change of a file", 12, killed_at_a_change),
+    Fault("a link out of the folder that is published", 12, link_outside),
+    Fault("a damaged README.md or inspection.json while training publishes", 6, optional_work),
     Fault("a fault of the Hub while training publishes", len(MISBEHAVIOURS), misbehaving),
 ]

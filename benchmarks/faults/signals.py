@@ -21,7 +21,7 @@ from .compare import check_same, content
 from .several import SHORT, _whole, train
 from .workshop import LOSSES, STEPS, Fault, Workshop
 
-ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 # A checkpoint of the step at which it was stopped takes the place of a regular one.
 CHECKPOINTS = r"^checkpoint-"
 LAUNCHED = "--quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
@@ -29,7 +29,7 @@ LAUNCHED = "--quiet --num_processes 1 --num_machines 1 --mixed_precision no --dy
 
 def to_the_process(shop: Workshop, place: Path, number: int, random: Random) -> int:
     """Send a signal after a random step: exit code 3 and a checkpoint of that very step; then go on to the end."""
-    loss, at, asking = list(LOSSES)[number % 3], random.randrange(1, STEPS - 1), ASKING[number // 3 % 3]
+    loss, at, asking = list(LOSSES)[number % 3], random.randrange(1, STEPS - 1), ASKING[number // 3 % len(ASKING)]
     whole = shop.whole(loss)
 
     def body() -> int:
@@ -47,6 +47,30 @@ def to_the_process(shop: Workshop, place: Path, number: int, random: Random) -> 
     _check_stopped(place / "out", at + 1)
     shop.finish(loss, place)
     _check_end(whole.folder, place / "out")
+    return 1
+
+
+def reader_gone(shop: Workshop, place: Path, number: int, random: Random) -> int:
+    """Close the pipe that a run prints into after a random step: it goes on to the same end."""
+    loss, at = list(LOSSES)[number % 3], random.randrange(STEPS - 1)
+
+    def body() -> int:
+        write, (reader, writer) = JSONLines.write, os.pipe()
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as in any Python
+        for stream in (1, 2):
+            os.dup2(writer, stream)
+        os.close(writer)
+
+        def writing(self: JSONLines, entry: dict) -> None:
+            write(self, entry)
+            if entry["step"] == at:
+                os.close(reader)
+
+        JSONLines.write = writing  # type: ignore[method-assign]
+        return shop.train(loss, place / "out")
+
+    in_child(body, place).check(0)
+    check_same(shop.whole(loss).folder, place / "out")
     return 1
 
 
@@ -140,7 +164,8 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 TARGETS = ("child", "launcher", "group")
 
 FAULTS = [
-    Fault("SIGTERM, SIGINT or SIGUSR1 to the process", 27, to_the_process),
+    Fault("SIGTERM, SIGINT, SIGUSR1 or SIGHUP to the process", 36, to_the_process),
+    Fault("the reader of what a run prints goes away", 9, reader_gone),
     *(Fault(f"SIGTERM, accelerate launch: {where}", 3, by_launcher(where, ACCELERATE, 1), 0) for where in TARGETS),
     *(
         Fault(f"SIGTERM, torchrun with 2 processes: {where}", 3, by_launcher(where, TORCHRUN, 2), 0)

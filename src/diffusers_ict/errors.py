@@ -10,6 +10,10 @@ class UserError(ValueError):
     """
 
 
+class LabelsError(UserError):
+    """Classes are wanted, and the labels of the data are missing or of no use; without them, it may do."""
+
+
 class TrainingDiverged(RuntimeError):
     """A loss, a weight or a moment is no longer finite. Programs print it and exit with 1."""
 

@@ -20,12 +20,13 @@ COMMENT = "<!--"  # ends a section of a card, wherever it stands
 MARKUP = re.compile(r"([\\`*|~$<&]|\](?=[(\[:])|(?<!\w)_|_(?!\w))")
 
 
-def visible(name: str, longest: int | None = None) -> str:
-    r"""A name in one line, with what nobody can see as escapes such as \n, \x1b or \u202e.
+def visible(name: object, longest: int | None = None) -> str:
+    r"""A name or a path in one line, with what nobody can see as escapes such as \n, \x1b or \u202e.
 
     Args:
         longest: how many characters are left of it at most.
     """
+    name = str(name)
     if longest is not None and len(name) > longest:
         name = name[: longest - 1] + "…"
     return "".join(char.encode("unicode_escape").decode() if _hidden(char) else char for char in name)
@@ -33,6 +34,11 @@ def visible(name: str, longest: int | None = None) -> str:
 
 def _hidden(char: str) -> bool:
     return unicodedata.category(char) in INVISIBLE and char not in JOINERS
+
+
+def operand(path: object) -> str:
+    """A path as a word of a command that no program takes for a flag, whatever it begins with."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def shell(words: Iterable[str]) -> str:

@@ -8,6 +8,7 @@ mends it. Exit codes: 0 nothing breaks sampling, 1 something does, 2 not a consi
 
 import argparse
 
+from ..names import visible
 from .program import argument, as_flags, program
 
 
@@ -18,7 +19,7 @@ def main(options: argparse.Namespace) -> int:
 
     findings = check_repository(options.repository)
     for finding in findings:
-        print(f"{finding.severity.value:6} {finding.topic}: {finding.text}")
+        print(f"{finding.severity.value:6} {finding.topic}: {visible(finding.text)}")
         if finding.remedy is not None:
             print(f"       {as_flags(finding.remedy)}")
     return 1 if any(finding.severity is Severity.ERROR for finding in findings) else 0

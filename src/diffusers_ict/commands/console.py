@@ -11,6 +11,7 @@ import os
 import re
 import select
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -52,7 +53,10 @@ class Screen(io.TextIOWrapper):
 
 
 def guard_console() -> None:
-    """Let no error of standard output or standard error reach the program. Streams that others put there stay."""
+    """Let no error of standard output or standard error reach the program, and Ctrl-C show no traceback as Python ends.
+
+    Streams and hooks that others put there stay.
+    """
     for number in range(3):
         try:
             os.fstat(number)
@@ -61,6 +65,19 @@ def guard_console() -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is getattr(sys, f"__{name}__"):
             setattr(sys, name, _guarded(number, getattr(sys, name)))
+    for hook in ("excepthook", "unraisablehook"):
+        if getattr(sys, hook) is getattr(sys, f"__{hook}__"):
+            setattr(sys, hook, functools.partial(_unless_interrupted, getattr(sys, hook)))
+
+
+def _unless_interrupted(show: Callable[..., None], *what: Any) -> None:
+    """Show an error that nobody caught, but not Ctrl-C where a program has returned and Python itself ends.
+
+    Args:
+        what: as `sys.excepthook` and `sys.unraisablehook` get it.
+    """
+    if not issubclass(getattr(what[0], "exc_type", what[0]), KeyboardInterrupt):
+        show(*what)
 
 
 def _guarded(number: int, stream: io.TextIOWrapper | None) -> io.TextIOWrapper:

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from ..hub.metadata import check_license
-from ..names import shell
+from ..names import operand, shell, visible
 from .program import argument, as_flags, program
 
 
@@ -48,7 +48,7 @@ def main(options: argparse.Namespace) -> None:
             intermediate_sigmas=options.intermediate_sigmas,
         )
     save_converted(converted, options.output_dir, options.source, options.license)
-    print(f"Converted from {converted.origin} into {options.output_dir}.")
+    print(f"Converted from {visible(converted.origin)} into {visible(options.output_dir)}.")
     for note in (*converted.notes, *converted.advice):
         print(as_flags(note))
-    print(f"Next: {shell(['diffusers-ict', 'check', str(options.output_dir)])}")
+    print(f"Next: {shell(['diffusers-ict', 'check', operand(options.output_dir)])}")

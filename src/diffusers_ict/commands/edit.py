@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..data.settings import DataSettings
 from ..invocation import typed
+from ..names import visible
 from ..settings import ArgumentParser, add_flags
 from .program import run_program
 from .run_data import with_run_flags
@@ -48,4 +49,4 @@ def _edit(words: list[str]) -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     strip.save(options.output)
     count = f"{len(pictures)} picture{'s' if len(pictures) > 1 else ''}"
-    print(f"{options.output}: {count}, edited in {options.num_inference_steps} steps.")
+    print(f"{visible(options.output)}: {count}, edited in {options.num_inference_steps} steps.")

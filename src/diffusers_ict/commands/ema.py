@@ -11,7 +11,7 @@ Exit codes: 0 done, 2 the run has no snapshots or there is no such average, and 
 import argparse
 from pathlib import Path
 
-from ..names import shell
+from ..names import operand, shell
 from .program import argument, program
 
 
@@ -28,4 +28,4 @@ def main(options: argparse.Namespace) -> None:
 
     for name, distance in write_variants(options.folder, options.std, options.step):
         print(f"{name}: its profile is within {100 * distance:.2g} % of the exact one.")
-    print(f"Next: {shell(['diffusers-ict', 'evaluate', str(options.folder)])}")
+    print(f"Next: {shell(['diffusers-ict', 'evaluate', operand(options.folder)])}")

@@ -12,6 +12,7 @@ Exit codes: 0 written, 2 not written, and why.
 import argparse
 from pathlib import Path
 
+from ..names import visible
 from .program import argument, program
 
 WEIGHTS = argument("--weights", choices=("fp32", "fp16"), default="fp32", help="how weights are stored [fp32]")
@@ -37,4 +38,4 @@ def main(options: argparse.Namespace) -> None:
     with atomic_file(file) as temporary:
         temporary.write_bytes(exported.content)
     size = len(exported.content) / 1e6
-    print(f"Wrote {file}, {size:.1f} MB. It differs from the pipeline by at most {exported.difference:.2g}.")
+    print(f"Wrote {visible(file)}, {size:.1f} MB. It differs from the pipeline by at most {exported.difference:.2g}.")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..data.settings import DataSettings
 from ..invocation import typed
+from ..names import visible
 from ..settings import ArgumentParser, add_flags
 from .program import run_program
 from .run_data import with_run_flags
@@ -50,4 +51,4 @@ def _inspect(words: list[str]) -> None:
     print(
         f"Largest gap between neighbouring levels: {report['largest_gap']:.3g} at sigma {report['largest_gap_at']:.3g}."
     )
-    print(f"Written: {options.output_dir}")
+    print(f"Written: {visible(options.output_dir)}")

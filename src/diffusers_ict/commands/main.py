@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..settings import nearest
 from ..version import __version__
-from .console import guard_console
+from .program import run_program
 
 PROGRAMS = {
     "train": "train",
@@ -25,8 +25,10 @@ PROGRAMS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program that the first word names with the words after it; returns its exit code."""
-    guard_console()
-    words = list(sys.argv[1:] if argv is None else argv)
+    return run_program("diffusers-ict", lambda: _run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def _run(words: list[str]) -> int:
     name = words[0] if words else "--help"
     if name in PROGRAMS:
         return _module(name).main(words[1:])

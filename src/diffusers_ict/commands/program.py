@@ -59,9 +59,8 @@ def as_flags(message: str) -> str:
 
 
 def _shown(message: str) -> str:
-    """A message as it is printed: with flags, without credentials, and harmless to terminals."""
-    lines = scrubbed(as_flags(message)).split("\n")
-    return "\n".join(visible(LONG_WORD.sub(r"\1…\2", line)) for line in lines)
+    """A message as it is printed: in one line, with flags, without credentials, and harmless to terminals."""
+    return visible(LONG_WORD.sub(r"\1…\2", scrubbed(as_flags(message))))
 
 
 def run_program(name: str, body: Callable[[], int | None]) -> int:
@@ -88,8 +87,8 @@ def run_program(name: str, body: Callable[[], int | None]) -> int:
         code, sentence = 2, f"this command needs a package that is not installed: pip install {error.name}."
     except (MemoryError, RuntimeError, OSError) as error:
         code, sentence = _ended(error)
-    except KeyboardInterrupt:
-        code, sentence = 130, "interrupted."
+    except KeyboardInterrupt as error:
+        code, sentence = 130, f"interrupted; {error}." if str(error) else "interrupted."
     finally:
         warnings.formatwarning = plain
     print(f"{name}: {_shown(sentence)}", file=sys.stderr)
@@ -102,8 +101,8 @@ def _ended(error: MemoryError | RuntimeError | OSError) -> tuple[int, str]:
         which = "the GPU" if "CUDA" in str(error) else "this machine"
         return 4, (
             f"the memory of {which} is full ({first_line(error).partition('. ')[0].rstrip('.')}): lower the size of a "
-            "batch (`train_batch_size` with `gradient_accumulation_steps`, or `num_samples`) or the `resolution`, or "
-            "take a smaller network."
+            "batch (`train_batch_size` with `gradient_accumulation_steps`, or `batch_size`), `num_samples` or the "
+            "`resolution`, or take a smaller network."
         )
     if isinstance(error, TrainingDiverged):
         return 1, f"{error}."

@@ -2,26 +2,39 @@
 
     diffusers-ict publish my-model --hub_model_id someone/my-model
 
-Makes one commit with pipeline, variants, samples, recipe and model card, and none where nothing has changed. Text that
-people wrote into the card stays; --license replaces the licence that the card has. The card in the folder is renewed as
-well. --space adds a Space of static files, someone/my-model-demo: a page in which the visitor's browser draws with the
-model. The token is that of `hf auth login`, or HF_TOKEN. An upload that takes longer than --timeout is given up, and
-the next one does not send again what has arrived.
+Makes one commit with pipeline, variants, samples, recipe and model card, and none where nothing has changed, and says
+which files it added and changed; others in the repository stay. Text that people wrote into the card stays; --license
+replaces the licence that the card has. The card in the folder is renewed as well. --space adds a Space of static files,
+someone/my-model-demo: a page in which the visitor's browser draws with the model. The token is that of `hf auth login`,
+or HF_TOKEN. An upload that takes longer than --timeout is given up, and the next one does not send again what has
+arrived.
 Exit codes: 0 published, 2 not published.
 """
 
 import argparse
 import os
 import shutil
+import signal
 import sys
+import tempfile
 import threading
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..hub.metadata import check_license
 from ..invocation import message_name, typed
+from ..names import visible
+from .demo import ENDS
 from .program import argument, program
+
+if TYPE_CHECKING:
+    from ..hub.publish import Upload
+
+NAMED = 6  # files of a change that are named one by one
 
 
 @program(
@@ -40,46 +53,84 @@ def main(options: argparse.Namespace) -> None:
     if not 0 <= options.timeout <= threading.TIMEOUT_MAX:
         raise UserError(f"`timeout` must be at least 0 and finite, got {options.timeout}.")
     check_license(options.license)
-    from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.utils.logging import set_verbosity_error
 
-    from ..hub.publish import publish, space_of
+    from ..hub.publish import publish
     from ..web.build import make_space
 
     set_verbosity_error()  # the client tells of every repeated request
-    repo_id = options.hub_model_id
-    timer = threading.Timer(options.timeout, _give_up, [options])
+    with _scratch(options) as scratch:
+
+        def make_page(model: Path, license: str | None) -> Path:
+            make_space(model, scratch, license, repo_id=options.hub_model_id)
+            return scratch
+
+        model, *spaces = publish(
+            options.output_dir,
+            options.hub_model_id,
+            license=options.license,
+            private=options.hub_private_repo or None,
+            make_space=make_page if options.space else None,
+        )
+
+    _tell("Published at", model)
+    for space in spaces:
+        _tell("Draw with it at", space)
+
+
+def _tell(begin: str, upload: "Upload") -> None:
+    """Print where a repository is, and what changed there."""
+    print(begin, upload.address)
+    parts = {"added": upload.added, "changed": upload.changed}
+    what = " and ".join(f"{_counted(names)} {change}" for change, names in parts.items() if names)
+    print(f"  {what}: {upload.commit}" if what else "  nothing has changed")
+
+
+def _counted(names: list[str]) -> str:
+    """How many files these are, and what the first of them are called."""
+    more = ["..."] * (len(names) > NAMED)
+    listed = ", ".join([*map(visible, names[:NAMED]), *more])
+    return f"{len(names)} file{'s' * (len(names) > 1)} ({listed})"
+
+
+@contextmanager
+def _scratch(options: argparse.Namespace) -> Iterator[Path]:
+    """A folder for the page. However the program ends, it goes, and so does a copy that a run publishes.
+
+    After the time that is given, and by signals, the program ends at once: what hangs in threads or native code of the
+    client has no other end.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="publish-page-"))
+
+    def clean() -> None:
+        for folder in [scratch, options.output_dir][: 1 + options.remove_output_dir]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def give_up() -> None:
+        print(
+            f"{message_name(typed('publish'))}: {options.hub_model_id} was not published: the upload took longer than "
+            f"{options.timeout:g} seconds; "
+            "publish again with a larger --timeout, and files that have arrived are not sent again.",
+            file=sys.stderr,
+            flush=True,
+        )
+        clean()
+        os._exit(2)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        clean()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    heeded = [number for number in ENDS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in heeded}
+    timer = threading.Timer(options.timeout, give_up)
     timer.daemon = True
     timer.start()
     try:
-        address = publish(
-            options.output_dir,
-            repo_id,
-            license=options.license,
-            private=options.hub_private_repo or None,
-            make_space=partial(make_space, repo_id=repo_id) if options.space else None,
-        )
+        yield scratch
     finally:
         timer.cancel()
-        _remove_copy(options)
-    print(f"Published at {address}")
-    if options.space:
-        print(f"Draw with it at {ENDPOINT}/spaces/{space_of(repo_id)}")
-
-
-def _give_up(options: argparse.Namespace) -> None:
-    """End the program: what hangs in threads or native code of the client has no other end."""
-    print(
-        f"{message_name(typed('publish'))}: {options.hub_model_id} was not published: the upload took longer than "
-        f"{options.timeout:g} seconds; "
-        "publish again with a larger --timeout, and files that have arrived are not sent again.",
-        file=sys.stderr,
-        flush=True,
-    )
-    _remove_copy(options)
-    os._exit(2)
-
-
-def _remove_copy(options: argparse.Namespace) -> None:
-    if options.remove_output_dir:
-        shutil.rmtree(options.output_dir, ignore_errors=True)
+        clean()
+        for number, handler in before.items():
+            signal.signal(number, handler)

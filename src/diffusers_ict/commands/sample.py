@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from ..errors import UserError
+from ..names import visible
 from .program import argument, program
 
 
@@ -42,4 +43,4 @@ def main(options: argparse.Namespace) -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(options.output)
     steps = f"{options.num_inference_steps} step{'s' if options.num_inference_steps > 1 else ''}"
-    print(f"{options.output}: {options.num_samples} samples with {steps} in {taken:.1f} seconds.")
+    print(f"{visible(options.output)}: {options.num_samples} samples with {steps} in {taken:.1f} seconds.")

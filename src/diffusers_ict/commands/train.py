@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..files import portable
 from ..hub.metadata import RunMetadata
 from ..invocation import message_name, typed
-from ..names import shell
+from ..names import operand, shell, visible
 from ..settings import as_flag
 from ..training.default_size import default_levels
 from ..training.recipe import OF_THE_DATA, Recipe, parse
@@ -40,16 +40,16 @@ def _train(argv: Sequence[str] | None) -> None:
     from ..training.train import train
 
     failure = train(recipe)
-    folder = recipe.output_dir
+    folder = visible(recipe.output_dir)
     if not recipe.dry_run and os.environ.get("RANK", "0") == "0":
         print(f"The model is in {folder}: samples in {folder}/samples, plot in {folder}/training.png, model card in")
         print(f"{folder}/README.md. Next:")
-        for command in next_commands(recipe, _images_of(Path(folder))):
+        for command in next_commands(recipe, _images_of(Path(recipe.output_dir))):
             print(f"  {shell(['diffusers-ict', *command])}")
     if failure is not None:
-        again = shell(["diffusers-ict", "publish", folder, "--hub_model_id", recipe.hub_model_id])
+        again = shell(["diffusers-ict", "publish", operand(recipe.output_dir), "--hub_model_id", recipe.hub_model_id])
         name = message_name(typed("train"))
-        print(f"{name}: {failure} Everything is in {folder}; finish with {again}", file=sys.stderr)
+        print(f"{name}: {visible(failure)} Everything is in {folder}; finish with {again}", file=sys.stderr)
     elif recipe.push_to_hub and not recipe.dry_run:
         print(f"Published as {recipe.hub_model_id}.")
 
@@ -74,7 +74,7 @@ def next_commands(recipe: Recipe, images: int | None) -> list[list[str]]:
     few = [] if images is None or images >= FID_IMAGES else ["--metrics", "kid", "pr", "--num_samples", f"{images}"]
     name = re.sub(r"[^\w.-]+", "-", os.path.basename(os.path.abspath(folder))).strip("-.")  # that a repository can have
     return [
-        ["sample", folder],
-        ["evaluate", folder, *data, *few],
-        ["publish", folder, "--hub_model_id", recipe.hub_model_id or f"you/{name or 'my-model'}"],
+        ["sample", operand(folder)],
+        ["evaluate", operand(folder), *data, *few],
+        ["publish", operand(folder), "--hub_model_id", recipe.hub_model_id or f"you/{name or 'my-model'}"],
     ]

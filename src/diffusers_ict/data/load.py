@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ..class_names import normal
-from ..errors import UserError, first_line
+from ..errors import LabelsError, UserError, first_line
 from .dataset import Images, fingerprint_of
 from .npz import read_npz
 from .own_output import check_apart
@@ -58,8 +58,8 @@ def load_images(
         class_conditional: read labels too.
         accelerator: of its processes, one on each machine decodes, and the others read what it cached.
 
-    Images that are enlarged, an alpha channel that nobody asked for, a single class, and classes named like splits give
-    a warning.
+    Images that are enlarged, an alpha channel that nobody asked for, a single class, and sub-folders named like splits
+    give a warning.
 
     Raises:
         UserError: nothing there, no images, mixed channels, a broken file, labels missing or out of range, or settings
@@ -110,6 +110,8 @@ def _warn(images: Images, originals: Counter, settings: DataSettings) -> None:
     """Warn of what is probably not meant: enlarged images, an alpha channel that is trained, and a single class."""
     small = {picture: count for picture, count in originals.items() if min(picture[:2]) < images.shape[1]}
     least = min((min(picture[:2]) for picture in small), default=0)
+    top = Path(settings.train_data_dir) if settings.train_data_dir else None
+    folders = sorted(path.name for path in top.iterdir() if path.is_dir() and path.name[0] != ".") if top else []
     doubts = {
         f"{sum(small.values())} of {len(images)} images are smaller than `resolution` {settings.resolution} and are "
         f"enlarged; the smallest is {least}x{least}.": bool(small),
@@ -117,9 +119,9 @@ def _warn(images: Images, originals: Counter, settings: DataSettings) -> None:
         "on a `background`, or RGBA if this is meant.": images.shape[0] == 4 and settings.image_mode is None,
         "the data has a single class, so `class_conditional` has nothing to learn; give one sub-folder or label for "
         "each class, or leave it out.": images.num_classes == 1,
-        f"the classes are named like splits ({', '.join(images.class_names or ())}), and all are trained as classes; "
-        "give the folder of one split as `train_data_dir` if they are splits.": bool(settings.train_data_dir)
-        and {name.lower() for name in images.class_names or ("",)} <= SPLITS,
+        f"the sub-folders are named like splits ({', '.join(folders)}), and the images of all are read; give the "
+        "folder of one split as `train_data_dir` if they are splits.": len(folders) > 1
+        and {name.lower() for name in folders} <= SPLITS,
     }
     for doubt in (text for text, holds in doubts.items() if holds):
         warnings.warn(doubt, stacklevel=3)
@@ -138,22 +140,22 @@ def checked_labels(labels: Any, count: int, names: Sequence[str] | None) -> tupl
     """Labels of `count` images as int64 [count], and the number of classes: that of the names, or the largest plus one.
 
     Raises:
-        UserError: labels that are missing, no integers, too few or too many, or out of range.
+        LabelsError: labels that are missing, no integers, too few or too many, or out of range.
     """
     if labels is None:
-        raise UserError(
+        raise LabelsError(
             "classes need labels, and the data has none: a folder has one sub-folder for each class, or a metadata.csv "
             "with the columns file_name and label; other data have a column, which `label_column` names."
         )
     array = np.asarray(labels, object)
     odd = [list(array.shape)] if array.shape != (count,) else [label for label in array if type(label) is not int]
     if odd:
-        raise UserError(
+        raise LabelsError(
             f"labels must be one integer for each of the {count} images, got {odd[0]!r}; give another `label_column`."
         )
     least, most, limit = array.min(), array.max(), min(len(names or range(MOST_CLASSES)), MOST_CLASSES)
     if least < 0 or most >= limit:
-        raise UserError(
+        raise LabelsError(
             f"labels must lie within 0 and {limit - 1}, got {least} to {most}; leave out unlabelled images (often -1), "
             "and number the classes from 0."
         )

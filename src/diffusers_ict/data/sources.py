@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.compute as pc
 from huggingface_hub import metadata_load
 
-from ..errors import UserError, first_line
+from ..errors import LabelsError, UserError, first_line
 from .listed import find_list, read_labels
 from .own_output import check_not_written
 from .settings import DataSettings
@@ -75,7 +75,7 @@ def read_folder(settings: DataSettings, with_labels: bool) -> Stored:
     if not with_labels or len(beside) == len(files):
         return stored
     if beside:
-        raise UserError(
+        raise LabelsError(
             f"`class_conditional` takes each sub-folder of {folder} as a class, and {len(beside)} of {len(files)} "
             f"images, such as {beside[0].name}, lie in none: move them into one."
         )

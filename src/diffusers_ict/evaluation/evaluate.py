@@ -20,19 +20,19 @@ from ..data.load import load_images
 from ..data.own_output import check_apart
 from ..data.settings import DataSettings
 from ..data.sources import holds_images
-from ..errors import UserError
+from ..errors import LabelsError, UserError
 from ..files import check_writable, portable, public_name, staged_folder, write_json
 from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
 from ..hub.provenance import code_commit, hardware
 from ..invocation import command_words
-from ..names import shell
+from ..names import shell, visible
 from ..pipeline_consistency import ConsistencyPipeline, load_consistency
 from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
 from ..settings import check_bounds
 from ..version import __version__
-from .extractors import make_extractor
+from .extractors import WIDTHS, check_extractor, make_extractor
 from .features import Extraction, ImagesByNumber, Reference, measure_reference, read_reference
 from .report import PUBLISHED, plot_quality, table_lines
 from .samples import drawer, image_shape, labels_of, list_variants
@@ -96,7 +96,7 @@ def evaluate(
                 write_card(output_dir)
             except UserError as error:  # of another file, which is no reason to lose the report
                 warnings.warn(f"the report is written, but not into the model card: {error}", stacklevel=2)
-        print(f"Written: {output_dir / 'evaluation.json'}")
+        print(f"Written: {visible(output_dir / 'evaluation.json')}")
     accelerator.end_training()
     return report
 
@@ -137,12 +137,11 @@ def _evaluator(
     """Read the real images, or their statistics, after a check that all metrics can be computed, or a UserError."""
     cache = Path(settings.cache_dir or "~/.cache/diffusers-ict").expanduser()
     check_writable("cache_dir", cache)
-    extractor = make_extractor(settings.extractor, settings.extractor_weights, accelerator.device)
+    check_extractor(settings.extractor)
     if isinstance(subject, Images):
         count, shape, classes = len(subject), subject.shape, None
     else:
         count, shape, classes = settings.num_samples, image_shape(subject), subject.unet.config.num_class_embeds
-    extract = Extraction(extractor, accelerator, settings.batch_size, shape)
     wanted = [(metric, count) for metric in metrics]
     if settings.tune_sigmas is not None:
         wanted.append((METRICS[settings.tune_metric], settings.tune_samples or count))
@@ -150,21 +149,25 @@ def _evaluator(
     by_class = classes is not None and settings.labels == "data"
     if by_class and settings.reference is not None:
         raise UserError("`reference` does not say how frequent classes are: give the data, or `labels` uniform.")
-    images = None
+
+    def check_counts(real: int, widths: Sequence[int], extractor: str) -> None:
+        for metric, samples in wanted:
+            metric.check(min(samples, real), widths, extractor)
+
+    images, real = None, count
+    if settings.reference is None:
+        images = _real_images(settings, by_class, accelerator)
+        _check_alike(images.shape, shape)
+        real = len(images) * (1 + settings.flip_reference)
+    if widths := WIDTHS.get((settings.extractor, settings.extractor_weights)):
+        check_counts(real, widths, settings.extractor)  # before the weights are downloaded
+    extractor = make_extractor(settings.extractor, settings.extractor_weights, accelerator.device)
+    extract = Extraction(extractor, accelerator, settings.batch_size, shape)
     if settings.reference is not None:
         reference = read_reference(Path(settings.reference), extractor, keep)
-        real_shape, real = reference.description["shape"], reference.count
-    else:
-        images = load_images(settings, class_conditional=by_class, accelerator=accelerator)
-        real_shape, real = images.shape, len(images) * (1 + settings.flip_reference)
-    if tuple(real_shape) != shape:
-        (c, h, w), (channels, height, width) = real_shape, shape
-        raise UserError(
-            f"real images must be like the ones to be measured, {width}x{height} of {channels} channels, and are "
-            f"{w}x{h} of {c}; give `resolution`, `center_crop` and `image_mode` as in training."
-        )
-    for metric, samples in wanted:
-        metric.check(min(samples, real), extract.widths, extractor)
+        _check_alike(reference.description["shape"], shape)
+        real = reference.count
+    check_counts(real, extract.widths, extractor.name)
     label_source = images if by_class else None
     if isinstance(subject, ConsistencyPipeline):
         labels_of(subject, label_source, settings.seed)  # refuses other classes before anything is computed
@@ -173,6 +176,22 @@ def _evaluator(
         facts = {"dataset": name, "split": settings.dataset_split, "flipped": settings.flip_reference}
         reference = measure_reference(images, facts, extract, cache, keep)
     return Evaluator(settings, count, metrics, extract, reference, label_source)
+
+
+def _check_alike(real: Sequence[int], shape: Sequence[int]) -> None:
+    if tuple(real) != tuple(shape):
+        (c, h, w), (channels, height, width) = real, shape
+        raise UserError(
+            f"real images must be like the ones to be measured, {width}x{height} of {channels} channels, and are "
+            f"{w}x{h} of {c}; give `resolution`, `center_crop` and `image_mode` as in training."
+        )
+
+
+def _real_images(settings: EvaluationSettings, by_class: bool, accelerator: Accelerator) -> Images:
+    try:
+        return load_images(settings, class_conditional=by_class, accelerator=accelerator)
+    except LabelsError as error:
+        raise UserError(f"{str(error)[:-1]}; or draw every class equally often: `labels` uniform.") from error
 
 
 def _rows(
@@ -203,8 +222,9 @@ def _checked_metrics(
     """The metrics, after a check of the settings, before anything is read; `folder` is the model's, if it is local."""
     check_bounds(settings)
     for name in ("metrics", "steps", "variants"):
-        if getattr(settings, name) == []:
-            raise UserError(f"`{name}` needs at least one value, got none.")
+        values = getattr(settings, name)
+        if values is not None and not 0 < len(values) == len(set(values)):
+            raise UserError(f"`{name}` needs at least one value, and none twice, got {values or 'none'}.")
     if unknown := [name for name in settings.metrics if name not in METRICS]:
         raise UserError(f"`metrics` may be {', '.join(METRICS)}, got {unknown[0]}.")
     if bool(settings.data_name) == (settings.reference is not None):

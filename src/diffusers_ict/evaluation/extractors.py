@@ -24,6 +24,10 @@ INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
 DINOV2 = "facebook/dinov2-large"
+WIDTHS: dict[tuple[str, str | None], list[int]] = {
+    ("inception", None): [2048, 1008],
+    ("dinov2", None): [1024],
+}  # of what would be downloaded
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, in [0, 1]
 
 
@@ -65,6 +69,27 @@ class Extractor:
         return features.float().cpu(), None if logits is None else logits.float().cpu()
 
 
+def check_extractor(name: str) -> None:
+    """Check that there is an extractor of that name, before anything is read or downloaded.
+
+    Raises:
+        UserError: there is none, or something has to be installed first; says what.
+    """
+    if name == "inception" and importlib.util.find_spec("torch_fidelity") is None:
+        raise UserError(
+            "`extractor` inception needs torch-fidelity: pip install --no-deps torch-fidelity (without --no-deps it "
+            "brings torchvision, which may replace torch)."
+        )
+    if name == "dinov2" and importlib.util.find_spec("transformers") is None:
+        raise UserError("`extractor` dinov2 needs transformers: pip install transformers.")
+    if name in ("pixels", "inception", "dinov2"):
+        return
+    if Path(name).suffix not in (".py", ".pt2"):
+        raise UserError(f"`extractor` must be pixels, inception, dinov2, or a .py or .pt2 file, got {name}.")
+    if not Path(name).is_file():
+        raise UserError(f"there is no file {name} for `extractor`.")
+
+
 def make_extractor(name: str, weights: str | None = None, device: torch.device | str = "cpu") -> Extractor:
     """The extractor of that name.
 
@@ -75,19 +100,16 @@ def make_extractor(name: str, weights: str | None = None, device: torch.device |
         device: where it computes.
 
     Raises:
-        UserError: unknown, or something has to be installed or downloaded first; says what.
+        UserError: as `check_extractor`, or weights that cannot be downloaded or read.
     """
-    device, path = torch.device(device), Path(name)
+    check_extractor(name)
+    device = torch.device(device)
     if name == "pixels":
         return Extractor("raw pixels in [0, 1]", "none", "none", lambda x: x.flatten(1).float() / 255, device)
     if name in ("inception", "dinov2"):
         with told(f"loading the extractor {name}"):
             return (_inception if name == "inception" else _dinov2)(weights, device)
-    if path.suffix not in (".py", ".pt2"):
-        raise UserError(f"`extractor` must be pixels, inception, dinov2, or a .py or .pt2 file, got {name}.")
-    if not path.is_file():
-        raise UserError(f"there is no file {name} for `extractor`.")
-    return _from_file(path, device)
+    return _from_file(Path(name), device)
 
 
 def colour(images: Tensor) -> Tensor:
@@ -120,13 +142,8 @@ def _inception_class() -> Any:
     imported = "torch_fidelity" in sys.modules
     if not imported:
         package = importlib.util.find_spec("torch_fidelity")
-        if package is None:
-            raise UserError(
-                "`extractor` inception needs torch-fidelity: pip install --no-deps torch-fidelity (without --no-deps "
-                "it brings torchvision, which may replace torch)."
-            )
         bare = sys.modules["torch_fidelity"] = types.ModuleType("torch_fidelity")
-        bare.__path__ = list(package.submodule_search_locations or [])
+        bare.__path__ = list(package.submodule_search_locations or []) if package else []
     try:
         return importlib.import_module("torch_fidelity.feature_extractor_inceptionv3").FeatureExtractorInceptionV3
     finally:
@@ -149,8 +166,6 @@ def _inception_weights(path: str | None) -> dict[str, Tensor]:
 
 def _dinov2(weights: str | None, device: torch.device) -> Extractor:
     """The class token of DINOv2, for the FD-DINOv2 of Stein et al. (arXiv:2306.04675)."""
-    if importlib.util.find_spec("transformers") is None:
-        raise UserError("`extractor` dinov2 needs transformers: pip install transformers.")
     from transformers import Dinov2Model
 
     name = weights or DINOV2

@@ -165,7 +165,8 @@ def read_reference(path: Path, extractor: Extractor, keep: bool) -> Reference:
         )
     if keep and (reference.features is None or reference.features.features is None):
         raise UserError(
-            f"{path.name} holds mean and covariance alone, which fid needs; give the real images for other `metrics`."
+            f"{path.name} holds mean and covariance alone, which fid needs; for other `metrics`, give the "
+            "real images instead."
         )
     return reference
 

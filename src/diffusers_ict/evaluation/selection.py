@@ -38,11 +38,11 @@ class Metric:
     needs_logits: bool = False
     needs_features: bool = True
 
-    def check(self, images: int, widths: Sequence[int], extractor: Extractor) -> None:
+    def check(self, images: int, widths: Sequence[int], extractor: str) -> None:
         """Check that it can be computed from so many images, drawn or real.
 
         Args:
-            widths: numbers of features, and of logits where there are any, of an image.
+            widths: numbers of features, and of logits where there are any, of an image; extractor: its name.
 
         Raises:
             UserError: too few images, or no class probabilities.
@@ -54,7 +54,7 @@ class Metric:
                 "images, or remove it from `metrics`."
             )
         if self.needs_logits and len(widths) == 1:
-            raise UserError(f"the metric {self.name} needs class probabilities, which {extractor.name} does not give.")
+            raise UserError(f"the metric {self.name} needs class probabilities, which {extractor} does not give.")
 
 
 def _frechet(samples, reference, extractor, settings) -> Figures:

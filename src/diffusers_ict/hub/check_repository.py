@@ -13,7 +13,7 @@ from ..errors import UserError, first_line
 from ..files import read_text
 from ..formulas.preconditioning import DIFFUSION_SIGMA_DATA
 from ..formulas.time_embedding import fast_columns
-from ..names import shell
+from ..names import operand, shell
 from ..pipeline_consistency import ConsistencyPipeline, load_stock, variants_of
 from ..stock_key import STOCK_KEY
 from .card import read_card
@@ -175,6 +175,6 @@ def _card(repository: str) -> Finding:
 def _command(program: str, repository: str, words: str) -> str:
     """A command line of this package about a repository, of which all programs but `convert` need a copy on disk."""
     if program == "convert" or Path(repository).is_dir():
-        return f"diffusers-ict {program} {shell([repository])} {words}"
+        return f"diffusers-ict {program} {shell([operand(repository)])} {words}"
     model = repository.split("/")[-1]
     return f"hf download {shell([repository])} --local-dir {model} && diffusers-ict {program} {model} {words}"

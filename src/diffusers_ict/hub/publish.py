@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +24,9 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
+from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import get_session, validate_repo_id
+from huggingface_hub.utils.sha import git_hash
 
 from ..credentials import scrubbed
 from ..errors import UserError, first_line
@@ -49,6 +52,16 @@ SILENCE_SECONDS = 60.0  # of a Hub that takes a request and does not answer, or 
 
 class PublishError(UserError):
     """Publishing failed. The message says why and what to do in one sentence, and never holds the token."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What became of a repository: its address and that of the commit, and the files that it added and changed."""
+
+    address: str
+    commit: str
+    added: list[str]
+    changed: list[str]
 
 
 def check_push(repo_id: str | None, license: str | None) -> None:
@@ -104,17 +117,18 @@ def publish(
     *,
     license: str | None = None,
     private: bool | None = None,
-    make_space: Callable[[Path, Path, str | None], None] | None = None,
-) -> str:
+    make_space: Callable[[Path, str | None], Path] | None = None,
+) -> list[Upload]:
     """Upload a trained or converted model as one commit, or none if the repository already holds it.
 
-    The card is merged with the one of the repository, and renewed in the folder. Returns the address.
+    The card is merged with the one of the repository, and renewed in the folder. What the repository has beyond the
+    folder stays. Returns what changed in the model's repository, and then in the Space's, if there is one.
 
     Args:
         license: of the weights; wins over the licence that the cards in the folder and on the Hub have.
         private: of a repository that has to be created.
-        make_space: make_space(model, folder, license) writes the files of a static Space for a model into an empty
-            folder. The Space, `space_of(repo_id)`, is pushed before the model, whose card links to it.
+        make_space: make_space(model, license) writes the files of a static Space for a model, and returns the folder
+            that has nothing else. The Space, `space_of(repo_id)`, is pushed before the model, whose card links to it.
 
     Raises:
         UserError: a name that the Hub does not take, a folder without a model, or what `make_space` raises; nothing is
@@ -132,19 +146,19 @@ def publish(
             f"{folder} must be the output folder of a training run or a conversion; it has no model_index.json, or "
             "neither run.json with recipe.yaml nor conversion.json."
         )
-    card = renewed_card(folder, repo_id, license, space_id)
+    card, uploads = renewed_card(folder, repo_id, license, space_id), list[Upload]()
     if make_space is not None:
-        with tempfile.TemporaryDirectory(prefix="space-") as page:
-            make_space(folder, Path(page), ModelCard(card).data.license)
-            parts = {p.relative_to(page).as_posix(): p for p in Path(page).rglob("*") if p.is_file()}
-            _upload(parts, read_text(parts["README.md"]), space_of(repo_id), "space", private, license)
-    address = _upload({**files, "pipeline.py": PIPELINE.read_bytes()}, card, repo_id, "model", private, license)
+        page = make_space(folder, ModelCard(card).data.license)
+        parts = {p.relative_to(page).as_posix(): p for p in page.rglob("*") if p.is_file()}
+        uploads.append(_upload(parts, read_text(parts["README.md"]), space_of(repo_id), "space", private, license))
+    files["pipeline.py"] = PIPELINE.read_bytes()
+    uploads.insert(0, _upload(files, card, repo_id, "model", private, license))
     if os.access(folder, os.W_OK):
         try:
             write_text(folder / "README.md", card)
         except OSError as error:
             warnings.warn(f"{repo_id} was published, but the card in {folder} was not renewed: {error}.", stacklevel=2)
-    return address
+    return uploads
 
 
 def space_of(repo_id: str) -> str:
@@ -154,8 +168,8 @@ def space_of(repo_id: str) -> str:
 
 def _upload(
     files: Mapping[str, Path | bytes], card: str, repo_id: str, kind: str, private: bool | None, license: str | None
-) -> str:
-    """Create the repository, merge its card, and commit the files, by name. Returns the address of the repository."""
+) -> Upload:
+    """Create the repository, merge its card, and commit the files, by name."""
     api, space = HfApi(), kind == "space"
     with _told_in_one_sentence(repo_id):
         get_session().timeout = SILENCE_SECONDS  # the client waits for ever by default
@@ -164,17 +178,32 @@ def _upload(
         api.create_repo(repo_id, private=private, exist_ok=True, repo_type=kind, space_sdk=sdk)
         message = "Upload the page of a model" if space else "Upload consistency model"
         for attempt in range(ATTEMPTS):
-            parent = api.repo_info(repo_id, repo_type=kind).sha
-            contents = {**files, "README.md": _merged(card, repo_id, kind, api, license, parent).encode()}
+            before = api.repo_info(repo_id, repo_type=kind, files_metadata=True)
+            contents = {**files, "README.md": _merged(card, repo_id, kind, api, license, before.sha).encode()}
             # Not `upload_folder`, which may spread many files over several commits. Files that arrived stay there.
             operations = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
             try:
-                api.create_commit(repo_id, operations, commit_message=message, repo_type=kind, parent_commit=parent)
+                commit = api.create_commit(
+                    repo_id, operations, commit_message=message, repo_type=kind, parent_commit=before.sha
+                )
                 break
             except HfHubHTTPError as error:  # somebody edited the card while files were sent
                 if error.response.status_code not in MOVED or attempt == ATTEMPTS - 1:
                     raise
-    return f"{api.endpoint}/{'spaces/' * space}{repo_id}"
+        known = {file.rfilename: file for file in before.siblings or []}
+        added = [operation.path_in_repo for operation in operations if operation.path_in_repo not in known]
+        changed = [file.path_in_repo for file in operations if _differs(file, known.get(file.path_in_repo))]
+    return Upload(f"{api.endpoint}/{'spaces/' * space}{repo_id}", commit.commit_url, added, changed)
+
+
+def _differs(file: CommitOperationAdd, known: RepoSibling | None) -> bool:
+    """Whether a file has another content than the one of its name in the repository, if there is one."""
+    if known is None:
+        return False
+    if known.lfs is not None:
+        return known.lfs.sha256 != file.upload_info.sha256.hex()
+    with file.as_file() as opened:
+        return known.blob_id != git_hash(opened.read())
 
 
 def _merged(card: str, repo_id: str, kind: str, api: HfApi, license: str | None, revision: str | None) -> str:

@@ -9,6 +9,7 @@ from torch import nn
 from ..data import TrainingData
 from ..discriminator import ConsistencyDiscriminator
 from ..formulas.time_embedding import uses_fast_columns
+from ..names import visible
 from ..objectives.base import Objective
 from .recipe import Recipe
 from .unets import describe_dropout
@@ -39,7 +40,7 @@ def describe(
     """The lines that every run begins with: images, parameters, dropout, steps, and stages of the curriculum."""
     steps = recipe.max_train_steps
     lines = [
-        *(f"{title:<11} {text}" for title, text in data.overview().items()),
+        *(f"{title:<11} {visible(text)}" for title, text in data.overview().items()),
         f"parameters  {_describe_size(unet, discriminator)}",
         *([f"dropout     {describe_dropout(recipe, unet, objective)}"] if isinstance(unet, UNet2DModel) else []),
         f"steps       {steps} of {batch_size} images{_epochs(steps * batch_size, data.count)}",

@@ -300,7 +300,7 @@ def _resolve(
     if recipe.num_train_epochs is not None:
         if data.count is None:
             raise UserError(
-                "`num_train_epochs` needs a data set that says how many images it has: give `max_train_steps`."
+                "`num_train_epochs` needs a data set that says how many images it has: give `max_train_steps` instead."
             )
         steps = max(1, round(recipe.num_train_epochs * data.count / recipe.images_in_step(accelerator.num_processes)))
     beta1, beta2 = objective.betas

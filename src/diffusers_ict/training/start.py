@@ -8,7 +8,7 @@ from ..formulas.preconditioning import SIGMA_DATA
 from ..objectives import BUILT_IN, objective_class
 from ..objectives.base import Objective
 from ..scheduling_ict import ICTScheduler
-from .recipe import Recipe
+from .recipe import SHORT, Recipe
 
 ALIGN_STEPS = 500
 
@@ -38,7 +38,9 @@ def make_objective(recipe: Recipe, start: ConvertedModel | None) -> Objective:
     try:
         objective = objective_class(recipe.loss).from_settings(**recipe.objective)
     except ValueError as error:
-        raise UserError(re.sub(r"`(?!objective)(\w+)`", r"`objective` \1", str(error))) from error
+        flags = {name for flag, name in SHORT.items() if flag == name} | {"objective"}
+        told = re.sub(r"`(\w+)`", lambda name: name[0] if name[1] in flags else f"`objective` {name[1]}", str(error))
+        raise UserError(told) from error
     if start is None or not start.needs_alignment:
         return objective
     if "align_steps" not in objective.settings():

@@ -46,10 +46,13 @@ def train(
         TrainingDiverged: a loss or a tensor of the state is not finite; the checkpoints stay.
         TrainingStopped: by a signal, a time limit, or the end of its launcher, and a checkpoint of the last step is
             there; or another of its processes has died.
+        KeyboardInterrupt: outside the loop, or by the second Ctrl-C; it says which checkpoint is the newest.
     """
     try:
         with open_run(recipe, model, dataset, objective) as run:
             return _train_run(run)
+    except KeyboardInterrupt as error:  # as the model is written, or a second time
+        raise KeyboardInterrupt(describe_newest(Path(recipe.output_dir))) from error
     except RuntimeError as error:
         if not another_process_is_gone(error):
             raise
