@@ -1,6 +1,7 @@
 """Several processes: what DistributedDataParallel gives a run, and what is left when one of them dies."""
 
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from short_run import ICT, words
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diffusers_ict.processes import another_process_is_gone, synchronized
+from diffusers_ict.processes import lost_processes, synchronized
 
 
 def test_gradients_within_gradients_pass_through_the_wrapper_as_through_the_network(tmp_path):
@@ -40,10 +41,35 @@ def test_gradients_within_gradients_pass_through_the_wrapper_as_through_the_netw
         torch.distributed.destroy_process_group()
 
 
+CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer")
+
+
 def test_errors_of_messages_are_told_from_others():
-    assert another_process_is_gone(RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by peer"))
-    assert another_process_is_gone(torch.distributed.DistBackendError("NCCL communicator was aborted"))
-    assert not another_process_is_gone(RuntimeError("CUDA out of memory"))
+    assert lost_processes(CLOSED) == "another process of the run is gone"
+    assert "is gone" in lost_processes(torch.distributed.DistBackendError("NCCL communicator was aborted"))
+    assert lost_processes(RuntimeError("DataLoader worker (pid 7) is killed")) == "a process that loads data is gone"
+    assert lost_processes(RuntimeError("CUDA out of memory")) is None
+
+
+def test_lost_processes_are_named_by_their_ranks(monkeypatch):
+    monkeypatch.setattr("diffusers_ict.processes.PATIENCE_SECONDS", 0.1)
+    here, own = platform.node(), os.getpid()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive:
+        dead = subprocess.Popen([sys.executable, "-c", ""])  # not waited for, so that it stays a zombie
+        os.waitid(os.P_PID, dead.pid, os.WEXITED | os.WNOWAIT)
+        for peers, told in (
+            ([own, alive.pid, dead.pid], "process 2 of the run is gone"),
+            ([dead.pid, own, alive.pid, dead.pid], "processes [0, 3] of the run are gone"),
+            ([own, alive.pid, alive.pid], "another process of the run is gone"),
+            ([own, alive.pid], "process 1 of the run is gone"),  # it may be about to end
+        ):
+            monkeypatch.setattr("diffusers_ict.processes.PEERS", [(here, pid) for pid in peers])
+            assert lost_processes(CLOSED) == told
+        elsewhere = [(here, own), ("elsewhere", dead.pid), ("elsewhere", alive.pid)]
+        monkeypatch.setattr("diffusers_ict.processes.PEERS", elsewhere)
+        assert lost_processes(CLOSED) == "another process of the run is gone"
+        alive.communicate(b"\n", timeout=60)
+    dead.wait(timeout=60)
 
 
 @pytest.mark.slow
@@ -69,5 +95,5 @@ def test_a_process_that_dies_ends_the_others_within_a_minute_with_a_sentence(vic
     processes[victim].kill()
     _, errors = launcher.communicate(timeout=60)
     assert launcher.returncode != 0
-    assert "train_ict.py: another process of the run is gone; there is no checkpoint; the same command with" in errors
+    assert f"train_ict.py: process {victim} of the run is gone; there is no checkpoint; the same command with" in errors
     assert not any(process.is_running() for process in processes.values())

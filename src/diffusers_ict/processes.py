@@ -2,18 +2,23 @@
 
 import importlib.util
 import os
+import platform
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, DistributedType
+from accelerate.utils import DataLoaderConfiguration, DistributedType, gather_object
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import UserError, first_line
 
+PEERS: list[tuple[str, int]] = []  # (machine, process id) of each process of the run, by rank
+PATIENCE_SECONDS = 2.0  # for a process to be seen as gone whose connections are
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
@@ -38,6 +43,7 @@ def make_accelerator(mixed_precision: str | None, report_to: str | None, folder:
             "`mixed_precision` fp16 does not exist on CPUs, where accelerate would compute in float32; use bf16 or no."
         )
     check_processes(accelerator)
+    PEERS[:] = gather_object([(platform.node(), os.getpid())]) if accelerator.num_processes > 1 else []
     return accelerator
 
 
@@ -105,7 +111,30 @@ def synchronized(net: nn.Module, last: bool) -> AbstractContextManager:
     return nullcontext() if last or not isinstance(net, DistributedDataParallel) else net.no_sync()
 
 
-def another_process_is_gone(error: RuntimeError) -> bool:
-    """Whether an error says that a process has died: one of the run, by gloo or NCCL, or one that loads data."""
+def lost_processes(error: RuntimeError) -> str | None:
+    """Which processes have died where an error says that some have, of the run, by gloo or NCCL, or of its data.
+
+    Those on this machine are named by their ranks. Of two processes the other one is meant, wherever it ran.
+    """
     words = str(error)
-    return isinstance(error, torch.distributed.DistError) or "gloo" in words or "DataLoader worker" in words
+    if "DataLoader worker" in words:
+        return "a process that loads data is gone"
+    if not (isinstance(error, torch.distributed.DistError) or "gloo" in words):
+        return None
+    here, own = platform.node(), os.getpid()
+    others = [rank for rank, peer in enumerate(PEERS) if peer != (here, own)]
+    near = [rank for rank in others if PEERS[rank][0] == here]
+    lost, deadline = others if len(others) == 1 else [], time.monotonic() + PATIENCE_SECONDS
+    while near and not lost and time.monotonic() < deadline:
+        lost = [rank for rank in near if _is_gone(PEERS[rank][1])]
+        time.sleep(0.05)
+    if not lost:
+        return "another process of the run is gone"
+    return f"process {lost[0]} of the run is gone" if len(lost) == 1 else f"processes {lost} of the run are gone"
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -14,7 +14,7 @@ from ..data.draw import FAKES, GENERATOR, REALS
 from ..errors import TrainingDiverged, TrainingStopped
 from ..formulas.preconditioning import boundary
 from ..objectives.base import Objective, consistency_pair
-from ..processes import another_process_is_gone, synchronized
+from ..processes import lost_processes, synchronized
 from .captured import Captured, can_capture, captured_step
 from .checkpoint import describe_newest
 from .ema import move_towards
@@ -54,10 +54,9 @@ def train(
     except KeyboardInterrupt as error:  # as the model is written, or a second time
         raise KeyboardInterrupt(describe_newest(Path(recipe.output_dir))) from error
     except RuntimeError as error:
-        if not another_process_is_gone(error):
+        if (lost := lost_processes(error)) is None:
             raise
-        folder = Path(recipe.output_dir)
-        raise TrainingStopped(f"another process of the run is gone; {describe_newest(folder)}") from error
+        raise TrainingStopped(f"{lost}; {describe_newest(Path(recipe.output_dir))}") from error
 
 
 def _train_run(run: Run) -> str | None:
