@@ -84,6 +84,19 @@ def test_every_panel_shows_something_and_what_is_outside_is_counted(name):
     assert ("N" in drawn) == name.startswith("N at")
 
 
+def test_no_legend_lies_over_curves_or_names(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, target: drawn.append(figure))
+    plot_losses_by_sigma(LOGS["stages"], tmp_path / "losses.png")
+    for figure in (*drawn, training_figure(LOGS["stages"], LEVELS), training_figure(LOGS["augmented once"], LEVELS)):
+        figure.canvas.draw()
+        legends = [axes.get_legend().get_window_extent() for axes in figure.axes if axes.get_legend()]
+        others = [axes.get_window_extent() for axes in figure.axes]
+        others += [text.get_window_extent() for axes in figure.axes for text in (*axes.texts, axes.xaxis.label)]
+        assert legends
+        assert not any(legend.overlaps(other) for legend in legends for other in others if other.width)
+
+
 def test_a_wild_start_and_spikes_do_not_squeeze_the_rest_and_are_named():
     panel = training_figure(LOGS["spikes and a wild start"], LEVELS).axes[0]
     bottom, top = panel.get_ylim()
@@ -129,13 +142,13 @@ def test_pictures_are_written_and_none_of_an_empty_log(tmp_path):
 
 
 def test_the_log_holds_the_learning_rate_of_each_step_also_when_resumed(flags, tmp_path):
-    own = [*ICT, *flags, "--lr_scheduler", "cosine", "--lr_warmup_steps", 4, "--max_train_steps", 12]
+    own = [*ICT, *flags, "--lr_scheduler", "cosine", "--lr_warmup_steps", 2, "--max_train_steps", 6]
     assert run(*own, "--output_dir", tmp_path / "whole") == 0
     resumed = ["--resume_from_checkpoint", tmp_path / "whole" / "checkpoint-5", "--output_dir", tmp_path / "resumed"]
     assert run(*own, *resumed) == 0
-    expected = [1e-3 * (k / 4 if k < 4 else (1 + math.cos(math.pi * (k - 4) / 8)) / 2) for k in range(12)]
+    expected = [1e-3 * (k / 2 if k < 2 else (1 + math.cos(math.pi * (k - 2) / 4)) / 2) for k in range(6)]
     for name, first in (("whole", 0), ("resumed", 5)):
         entries = read_log(tmp_path / name / "log.jsonl")
-        assert [entry["step"] for entry in entries] == list(range(first + 1, 13))
+        assert [entry["step"] for entry in entries] == list(range(first + 1, 7))
         assert [entry["learning_rate"] for entry in entries] == pytest.approx(expected[first:], abs=1e-12)
         assert len(training_figure(entries, LEVELS).axes) >= 3

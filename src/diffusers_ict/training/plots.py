@@ -93,7 +93,7 @@ def _figure(
     if bands:
         _name_stages(panels[0], stages, key, symbol)
     panels[-1].set(xlabel="optimizer step")
-    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     figure.align_ylabels(panels)
     return figure
 
@@ -123,15 +123,16 @@ def _shade(panel: Any, stages: list[Entries]) -> None:
 
 
 def _name_stages(panel: Any, stages: list[Entries], key: str, symbol: str) -> None:
-    """A line of names above the bands, and one of how the loss changed within each that has entries enough."""
+    """A line of names above the bands, and above the loss one of its change within each that has entries enough."""
     bounds = _bounds(stages, panel)
     changes = [_change([entry["loss_unweighted"] for entry in stage]) for stage in stages]
     rows = [(symbol, [f"{stage[0][key]:g}" for stage in stages])]
-    if any(changes):
+    legend = panel.get_legend() is not None  # of another panel than that of the loss; the names stand above it
+    if any(changes) and not legend:
         rows.insert(0, ("loss", changes))
     style = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "fontsize": 8}
     for row, (title, names) in enumerate(rows):
-        above = 7 + 11 * row
+        above = 7 + 11 * row + 15 * legend
         panel.annotate(title, (bounds[0], 1), (-6, above), ha="right", fontweight="bold", **style)
         for name, start, end in zip(names, bounds, bounds[1:]):
             if (end - start) / (bounds[-1] - bounds[0]) > 0.011 * len(name):  # else it would run into the next one
@@ -139,10 +140,12 @@ def _name_stages(panel: Any, stages: list[Entries], key: str, symbol: str) -> No
 
 
 def _change(losses: list[float]) -> str:
-    """The last quarter against the first, as in "-12 %"; "" for few entries."""
+    """The last quarter against the first, as in "-12 %"; "" for few entries, and for losses that are not above 0."""
     quarter = len(losses) // 4
-    before = median(losses[:quarter]) if quarter >= 2 else 0
-    return f"{100 * (median(losses[-quarter:]) / before - 1):+.0f} %".replace("-", "\N{MINUS SIGN}") if before else ""
+    if quarter < 2 or min(losses) <= 0:
+        return ""
+    change = median(losses[-quarter:]) / median(losses[:quarter]) - 1
+    return f"{100 * change:+.0f} %".replace("-", "\N{MINUS SIGN}")
 
 
 def _are_few(stages: list[Entries]) -> bool:
@@ -254,8 +257,8 @@ def _plot_discriminator(panel: Any, stages: list[Entries]) -> None:
 
 
 def _plot_augmentation(panel: Any, stages: list[Entries]) -> None:
-    for name, style in (("augment_r", "-"), ("augment_tau", "--")):
-        _curve(panel, stages, name, linestyle=style, color=BLUE)
+    for name, style, color in (("augment_r", "-", BLUE), ("augment_tau", "--", ORANGE)):
+        _curve(panel, stages, name, linestyle=style, color=color)
     panel.set(ylabel="r and tau")
     _legend(panel)
     strength = panel.twinx()
