@@ -12,7 +12,6 @@ from short_run import run
 from diffusers_ict import karras_sigmas
 from diffusers_ict.commands import inspect_model
 from diffusers_ict.evaluation import inspection
-from diffusers_ict.training.loss_by_sigma import switches
 
 
 def gaussian(variance):
@@ -64,14 +63,6 @@ def test_copies_are_told_from_new_samples():
     assert indices[100:].tolist() == list(range(100))
     by_hand = np.linalg.norm(training.numpy()[:, None] - training.numpy()[None], axis=-1) + 1e9 * np.eye(200)
     assert typical == pytest.approx(np.sort(by_hand.min(1))[99], rel=1e-3)
-
-
-def test_switches_are_where_n_or_the_stage_changes():
-    entries = [{"step": s, "num_levels": n} for s, n in ((1, 11), (2, 11), (3, 21), (4, 41), (5, 41))]
-    assert switches(entries) == [(3, 21), (4, 41)]
-    staged = [{"step": s, "stage": n, "ratio": 0.5} for s, n in ((1, -1), (2, -1), (3, 0), (4, 1))]
-    assert switches(staged) == [(3, 0), (4, 1)]
-    assert switches([{"step": 1, "fraction": 0.5}, {"step": 2, "fraction": 0.6}]) == []
 
 
 @pytest.mark.slow

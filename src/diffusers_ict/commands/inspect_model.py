@@ -39,7 +39,7 @@ def _inspect(words: list[str]) -> None:
     from ..evaluation.inspection import inspect
     from ..files import check_writable
     from ..training.log import read_log
-    from ..training.loss_by_sigma import plot_losses_by_sigma
+    from ..training.plots import plot_losses_by_sigma
 
     check_writable("output_dir", options.output_dir)
     features = (options.extractor, options.extractor_weights)

@@ -47,3 +47,8 @@ def make_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, learning_rat
         num_training_steps=recipe.max_train_steps,
         last_epoch=first_step - 1,
     )
+
+
+def rate_of(schedule: LambdaLR, step: int) -> float:
+    """The learning rate of optimizer step `step` (from 0), without waiting for the device that may hold it."""
+    return float(schedule.base_lrs[0] * schedule.lr_lambdas[0](step))

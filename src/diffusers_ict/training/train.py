@@ -19,6 +19,7 @@ from .captured import Captured, can_capture, captured_step
 from .checkpoint import describe_newest
 from .ema import move_towards
 from .interruption import Interruption
+from .optimization import rate_of
 from .outputs import export_run, is_due, is_sample_step, publish_run, push_run, sample_run, save_run, snapshot_run
 from .recipe import Recipe
 from .run import Run, open_run
@@ -148,6 +149,7 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
         sampling = stopping is None and is_sample_step(recipe, step)
         if sampling or saving or is_due(step, recipe.logging_steps):
             places = run.places_in_stream() if saving else None
+            metrics.add_figures({"learning_rate": rate_of(run.schedules[0], step)})
             metrics.write(step + 1, objective.mean_weight(step, total_steps), objective.schedule(step, total_steps))
             if accelerator.is_main_process:
                 if saving:
