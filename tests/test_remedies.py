@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from accelerate.state import AcceleratorState
 from conftest import ONE_LEVEL, TINY, make_unet, write_npz
+from datasets import Dataset
+from diffusers import DDPMPipeline, DDPMScheduler
 from evaluated import arguments
 from PIL import Image
 from safetensors.torch import save_file
@@ -51,6 +53,21 @@ def listed(base: Path) -> Words:
 def arrays(base: Path, **more: np.ndarray) -> Words:
     np.savez(base / "many.npz", images=np.zeros((4, 8, 8), np.uint8), **more)
     return ["--dataset_name", base / "many.npz"]
+
+
+def parquet(base: Path) -> Words:
+    (base / "parts").mkdir(exist_ok=True)
+    pictures = [Image.new("L", (8, 8)), Image.new("L", (8, 8), 9)]
+    Dataset.from_dict({"image": pictures, "label": [0, 1]}).to_parquet(base / "parts" / "train.parquet")
+    return ["--dataset_name", base / "parts"]
+
+
+STREAM = ["--streaming", "--shuffle_buffer", 4]
+
+
+def ddpm(place: Path) -> Path:
+    DDPMPipeline(make_unet().eval(), DDPMScheduler()).save_pretrained(place)
+    return place
 
 
 def lpips(base: Path) -> Path:
@@ -144,6 +161,31 @@ TRAINING: dict[str, tuple[Callable[[Path], Words], str, Words | Callable[[Words]
         "or use --metric l2",
         lambda words: [*words[:-1], "l2"],
     ),
+    "a network of other channels": (
+        lambda base: [*folder(base, MIXED), "--image_mode", "RGB", "--model_config_name_or_path", base / "1.json"],
+        "or convert the images with --image_mode",
+        lambda words: [*words, "--image_mode", "L"],
+    ),
+    "a stream without names of classes": (
+        lambda base: [*parquet(base), *STREAM, "--class_conditional"],
+        "or leave --streaming out",
+        lambda words: [*words[:2], words[-1]],
+    ),
+    "a stream of a folder of images": (
+        lambda base: [*folder(base, TWO), "--streaming"],
+        "a folder of images is read without it",
+        lambda words: words[:-1],
+    ),
+    "epochs of a stream": (
+        lambda base: [*parquet(base), *STREAM, "--num_train_epochs", 1],
+        "give --max_train_steps instead",
+        lambda words: words[:-2],  # which the test gives
+    ),
+    "a diffusion model": (
+        lambda base: [*arrays(base), "--pretrained_model_name_or_path", ddpm(base / "ddpm"), "--loss", "ict"],
+        "--loss must be ect, or act with --objective consistency=ect",
+        lambda words: [*words[:-1], "ect", "--align_steps", 4],
+    ),
     "a long alignment": (
         lambda base: [*arrays(base), "--loss", "ect", "--align_steps", 8],
         "lower --align_steps",
@@ -168,7 +210,9 @@ def test_a_run_begins_after_what_was_advised(name, tmp_path, monkeypatch, capsys
         AcceleratorState._reset_state(reset_partial_state=True)
         channels = 3 if "RGB" in words else 4 if "RGBA" in words else 1
         own = ["--train_batch_size", 1] * ("--train_batch_size" not in words)
-        own += ["--max_train_steps", 8, "--model_config_name_or_path", tmp_path / f"{channels}.json"]
+        own += ["--max_train_steps", 8]
+        if not {"--model_config_name_or_path", "--pretrained_model_name_or_path"} & {*map(str, words)}:
+            own += ["--model_config_name_or_path", tmp_path / f"{channels}.json"]
         return train.main([*map(str, [*own, *words, "--output_dir", tmp_path / "out"])])
 
     assert code(words) == 2

@@ -256,6 +256,6 @@ FAULTS = [
     Fault("SIGKILL in publishing, at a request", 18, killed_at_a_request),
     Fault("SIGKILL in publishing, at a change of a file", 12, killed_at_a_change),
     Fault("a link out of the folder that is published", 12, link_outside),
-    Fault("a damaged README.md or inspection.json while training publishes", 6, optional_work),
+    Fault("a damaged README.md or inspection.json while training publishes", 6, optional_work, 0),
     Fault("a fault of the Hub while training publishes", len(MISBEHAVIOURS), misbehaving),
 ]
