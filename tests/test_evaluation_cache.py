@@ -58,7 +58,7 @@ def test_features_are_kept_only_where_a_metric_needs_them(fakes, tmp_path, capsy
     (kept,) = (tmp_path / "cache").glob("reference-*.safetensors")
     assert sorted(load_file(kept)) == ["covariance", "mean"]
     shared = [fakes, "--reference", kept, *arguments(fakes, tmp_path, "--output_dir", tmp_path / "out")[3:]]
-    refused(capsys, "holds mean and covariance alone, which fid needs; give the real images", *shared)
+    refused(capsys, "holds mean and covariance alone, which fid needs; for other --metrics, give", *shared)
     every = figures(fakes, tmp_path)
     assert every[0]["metrics"]["frechet"] == pytest.approx(fid[0]["metrics"]["frechet"], rel=1e-9)
     assert sorted(load_file(kept)) == ["covariance", "features", "mean"]
