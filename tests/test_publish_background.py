@@ -9,8 +9,8 @@ import pytest
 from hub_client import NAME, SCRIPTS, client, connect, digits_flags, push, save_converted
 from hub_stand_in import Fault
 
-from diffusers_ict.hub import publish
-from diffusers_ict.hub.publish import BackgroundPublisher
+from diffusers_ict.hub import background
+from diffusers_ict.hub.background import BackgroundPublisher
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def place(tmp_path, monkeypatch) -> Path:
     """The folder of temporary files of this process and those that it starts."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
-    monkeypatch.setattr(publish.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(background.tempfile, "tempdir", str(tmp_path / "temporary"))
     return tmp_path / "temporary"
 
 
@@ -52,7 +52,7 @@ def test_what_fails_is_told_at_the_end_in_one_sentence_about_the_folder_of_the_r
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     if fault == "full disk":
-        monkeypatch.setattr(publish.shutil, "copy2", full)
+        monkeypatch.setattr(background.shutil, "copy2", full)
     if fault == "damage":
         (folder / "conversion.json").write_text(json.dumps({"origin": "lacks the rest"}))
     publisher = BackgroundPublisher(folder, NAME)
@@ -69,7 +69,7 @@ def test_what_fails_is_told_at_the_end_in_one_sentence_about_the_folder_of_the_r
 LEAVES = """
 import os, signal, sys
 from pathlib import Path
-from diffusers_ict.hub.publish import BackgroundPublisher
+from diffusers_ict.hub.background import BackgroundPublisher
 folder, end, seconds = sys.argv[1:]
 BackgroundPublisher.timeout = float(seconds)
 publisher = BackgroundPublisher(Path(folder), "someone/my-digits")
@@ -105,7 +105,7 @@ def test_an_upload_outlives_a_program_that_is_killed_in_bounded_time_and_removes
 TRAIN = """
 import sys
 from diffusers_ict.commands import train
-from diffusers_ict.hub.publish import BackgroundPublisher
+from diffusers_ict.hub.background import BackgroundPublisher
 BackgroundPublisher.timeout = 20.0
 sys.exit(train.main(sys.argv[1:]))
 """

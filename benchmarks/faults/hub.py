@@ -16,7 +16,7 @@ from hub_stand_in import FAULTS as MISBEHAVIOURS
 from hub_stand_in import Handler, Hub, Repository, serve
 
 from diffusers_ict.commands import publish
-from diffusers_ict.hub.publish import BackgroundPublisher
+from diffusers_ict.hub.background import BackgroundPublisher
 from diffusers_ict.hub.run_files import published_files
 from diffusers_ict.training.log import JSONLines
 

@@ -29,7 +29,8 @@ from ..data.sampler import StepSampler, batches_of, step_loader
 from ..data.stream import StreamedImages
 from ..errors import TrainingStopped, UserError
 from ..files import write_text
-from ..hub.publish import BackgroundPublisher, check_push
+from ..hub.background import BackgroundPublisher
+from ..hub.publish import check_push
 from ..objectives import BUILT_IN, objective_class
 from ..objectives.act import ACT
 from ..objectives.base import Objective
