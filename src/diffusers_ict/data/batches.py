@@ -1,14 +1,16 @@
 """The batches of a run: images of the loader, and what is drawn for each of them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..formulas.augmentation import NUM_UNIFORM
+from ..formulas.posterior_mean import posterior_mean
 from .draw import Draw
+from .references import References
 from .stream import StreamedImages
 from .transform import to_unit
 
@@ -22,6 +24,7 @@ class Batch:
         sigma, sigma_next: noise levels of each sample's pair, float64 [B] (float32 on MPS).
         uniform: uniform numbers for augmentation, [B, NUM_UNIFORM], or None.
         dropout_seed: of this micro batch.
+        mean: posterior means of the noisier points, [B, C, H, W], or None.
     """
 
     x: Tensor
@@ -31,6 +34,12 @@ class Batch:
     sigma_next: Tensor
     uniform: Tensor | None
     dropout_seed: int
+    mean: Tensor | None = None
+
+    def with_mean_of(self, references: Tensor, labels: Tensor | None) -> "Batch":
+        """This batch with the posterior means among itself and references [n, C, H, W] with labels [n] or None."""
+        mean = posterior_mean(self.x, self.noise, self.sigma_next, references, self.labels, labels)
+        return replace(self, mean=mean)
 
 
 @dataclass
@@ -46,6 +55,7 @@ class Batches:
         rank, ranks: which of how many processes this is.
         random_flip: mirror half of the images.
         augmented: draw uniform numbers for augmentation, too.
+        references: images among which the targets of a step are averaged, or None.
     """
 
     images: Iterator[dict[str, Any]]
@@ -55,6 +65,7 @@ class Batches:
     ranks: int = 1
     random_flip: bool = False
     augmented: bool = False
+    references: References | None = None
 
     @property
     def parts(self) -> int:
@@ -70,8 +81,10 @@ class Batches:
         """
         flips = draw.flips() if self.random_flip else None
         uniform = draw.augmentation_uniform(NUM_UNIFORM) if self.augmented else None
+        references = None if self.references is None else self.references.step(draw)
         for number in range(self.rank, self.parts * self.ranks, self.ranks):
-            yield self._micro_batch(number, draw, sigma, sigma_next, flips, uniform)
+            batch = self._micro_batch(number, draw, sigma, sigma_next, flips, uniform)
+            yield batch if references is None else batch.with_mean_of(*references)
 
     def _micro_batch(
         self, number: int, draw: Draw, sigma: Tensor, sigma_next: Tensor, flips: Tensor | None, uniform: Tensor | None

@@ -13,8 +13,8 @@ from ..formulas.noise_schedule import level_dtype
 
 # One stream for each kind of randomness, so that a new kind does not change the others. Never renumber.
 PERMUTATION, FLIP, PAIR, NOISE, DROPOUT, INIT, VALIDATION, AUGMENTATION, EVALUATION, SHARD, BLOCK_ORDER = range(11)
-# The players of a step, whose draws are independent: the generator, and D's fakes and its real images.
-GENERATOR, FAKES, REALS = range(3)
+# The players of a step, whose draws are independent: the generator, D's fakes and its real images, and the references.
+GENERATOR, FAKES, REALS, REFERENCES = range(4)
 BLOCK = 16  # samples whose noise is drawn together
 
 

@@ -62,12 +62,15 @@ def collate(batch: Any) -> dict[str, torch.Tensor]:
     return batch if isinstance(batch, dict) else default_collate(batch)
 
 
-def step_loader(dataset: Dataset, sampler: StepSampler, accelerator: Accelerator, num_workers: int = 0) -> DataLoader:
+def step_loader(
+    dataset: Dataset, sampler: StepSampler, accelerator: Accelerator, num_workers: int = 0, sharded: bool = True
+) -> DataLoader:
     """A loader of this process's micro batches, on its device: accelerate hands them out in turn, and fetches ahead.
 
     Args:
         dataset: any map-style one of {"x": [C, H, W], "label": int}, or without labels.
         num_workers: processes that call it ahead of time; none for a data set that lies on a GPU.
+        sharded: else every process gets all of them, where the data set lies.
     """
     on_host = getattr(dataset, "device", torch.device("cpu")).type == "cpu"
     num_workers = num_workers if on_host else 0
@@ -81,7 +84,7 @@ def step_loader(dataset: Dataset, sampler: StepSampler, accelerator: Accelerator
         persistent_workers=num_workers > 0,
         generator=torch.Generator().manual_seed(seed % 2**63),  # the global one stays as it is
     )
-    return accelerator.prepare(loader)
+    return accelerator.prepare(loader) if sharded else loader
 
 
 def batches_of(loader: DataLoader) -> Iterator[dict[str, Any]]:

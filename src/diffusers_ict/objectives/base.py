@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..formulas.dropout import reuse_masks
 from ..formulas.noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, karras_sigmas
+from ..formulas.posterior_mean import towards_mean
 from ..formulas.preconditioning import ConsistencyFunction, per_image
 from ..settings import check_bounds, setting
 
@@ -47,6 +48,7 @@ def consistency_pair(
     class_labels: Tensor | None = None,
     *,
     teacher: ConsistencyFunction | Callable | None = None,
+    mean: Tensor | None = None,
 ) -> Pair:
     """Evaluate student and teacher on one noise ray. iCT (arXiv:2310.14189) Eq. 6, CT Eq. 10.
 
@@ -57,9 +59,13 @@ def consistency_pair(
         class_labels: [B] or None.
         teacher: the function that gives the target; by default f itself, in the mode f is in, without gradient. It
             drops the same units; a network of its own that drops out must be prepared by `share_dropout`.
+        mean: `posterior_mean` of the noisier points, [B, C, H, W]; the cleaner ones then lie on the way to it, instead
+            of on the way to x.
     """
     noisier = x + per_image(sigma_next, x) * noise
     cleaner = x + per_image(sigma, x) * noise
+    if mean is not None:
+        cleaner = towards_mean(cleaner, x, mean, sigma, sigma_next)
     student = f(noisier, sigma_next, class_labels)
     with reuse_masks(), torch.no_grad():
         target = (teacher or f)(cleaner, sigma, class_labels)

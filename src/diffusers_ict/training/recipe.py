@@ -44,6 +44,11 @@ class Recipe(RunSettings, DataSettings):
         "augment_signal augment_tau augment_horizon discriminator_beta1 discriminator_beta2 discriminator_time_weight, "
         "and those of its consistency",
     )
+    reference_batch_size: int = setting(
+        0,
+        "images of each step among which the target is averaged, those of the same class: less variance; 0 is off",
+        at_least=0,
+    )
     intermediate_sigmas: list[float] = setting([0.821], "noise levels between sampling steps, in order of use")
 
     # The images, beside the data settings.
@@ -123,6 +128,8 @@ class Recipe(RunSettings, DataSettings):
         self.check_publishing()
         if not self.intermediate_sigmas:
             raise UserError("`intermediate_sigmas` must name the second noise level of two steps, got none.")
+        if self.reference_batch_size and self.streaming:
+            raise UserError("`reference_batch_size` needs images that are read in any order: leave `streaming` out.")
         if self.gradient_checkpointing and self.torch_compile:
             raise UserError(
                 "`gradient_checkpointing` computes passes again, which a graph cannot: leave it or `torch_compile` out."

@@ -25,6 +25,7 @@ from ..data.draw import FAKES, GENERATOR, REALS, Draw
 from ..data.load import load_images
 from ..data.map_dataset import MapDataset
 from ..data.own_output import check_apart
+from ..data.references import open_references
 from ..data.sampler import StepSampler, batches_of, step_loader
 from ..data.stream import StreamedImages
 from ..errors import TrainingStopped, UserError
@@ -151,7 +152,7 @@ def open_run(
     batch_size = recipe.images_in_step(accelerator.num_processes)
     recipe = _resolve(recipe, accelerator, objective, own_objective, data)
     check_curriculum(objective, recipe.max_train_steps)
-    _check_objective(objective, scheduler, recipe.max_train_steps, data, batch_size)
+    _check_objective(objective, scheduler, recipe.max_train_steps, data, batch_size, recipe.reference_batch_size)
 
     saved = find_checkpoint(recipe)
     networks = _open_networks(recipe, accelerator, objective, scheduler, data, model, start, saved)
@@ -322,8 +323,17 @@ def _resolve(
 
 
 def _check_objective(
-    objective: Objective, scheduler: ICTScheduler, total_steps: int, data: TrainingData, batch_size: int
+    objective: Objective,
+    scheduler: ICTScheduler,
+    total_steps: int,
+    data: TrainingData,
+    batch_size: int,
+    references: int,
 ) -> None:
+    if data.count is not None and references > data.count:
+        raise UserError(
+            f"`reference_batch_size` must be at most {data.count}, the images of the data, got {references}."
+        )
     if data.count is not None and batch_size > data.count:
         raise UserError(
             f"a batch must not be larger than the data: {batch_size} images a step (batch x accumulation x processes) "
@@ -356,6 +366,10 @@ def _open_batches(
             images = batches_of(step_loader(data, sampler, accelerator, recipe.dataloader_num_workers))
         rank, ranks = accelerator.process_index, accelerator.num_processes
         opened[role] = Batches(images, size, micro_batch_size, rank, ranks, recipe.random_flip, augmented)
+    if recipe.reference_batch_size and not isinstance(data, StreamedImages):
+        opened[GENERATOR].references = open_references(
+            data, recipe.seed, recipe.reference_batch_size, steps, accelerator, recipe.random_flip
+        )
     return opened
 
 

@@ -92,9 +92,9 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
 
     def learn(batch: Batch, denoising: bool) -> Tensor:
         """Add the gradient of a micro batch: outputs at neighbouring levels must agree, and D take them for real."""
-        teacher = boundary if denoising else networks.f_teacher
+        teacher, mean = (boundary, None) if denoising else (networks.f_teacher, batch.mean)
         levels = batch.sigma, batch.sigma_next
-        pair = consistency_pair(networks.f, batch.x, batch.noise, *levels, batch.labels, teacher=teacher)
+        pair = consistency_pair(networks.f, batch.x, batch.noise, *levels, batch.labels, teacher=teacher, mean=mean)
         with nullcontext() if adversary is None else adversary.judging():
             # lambda(sigma_i) d(student, target), or L_G with ACT
             loss = objective.loss(pair) if adversary is None else adversary.generator_loss(pair, batch)
