@@ -9,22 +9,19 @@ The consistency part is any `Objective`: CT as published, or iCT. All losses are
 conditions on the noise level they were mapped back from.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import softplus
 
-from ..formulas.noise_schedule import act_num_levels, karras_ramp, level_dtype
-from ..formulas.preconditioning import c_noise
-from . import objective_class
+from ..formulas.noise_schedule import karras_ramp, level_dtype
+from .adversarial import Adversarial, discriminator_logits
 from .base import Objective, Pair, bounded
-from .ct import CT
 
 
 @dataclass(frozen=True)
@@ -56,13 +53,6 @@ class AdversarialWeight:
     def __call__(self, sigma: Tensor) -> Tensor:
         """lambda_N of noise levels [B]: float32 [B]."""
         return self.w * self.rising(sigma)
-
-
-def discriminator_logits(
-    discriminator: Callable, images: Tensor, sigma: Tensor, class_labels: Tensor | None = None
-) -> Tensor:
-    """D's logits in float32: images [B, C, H, W] in [-1, 1], sigma [B] -> [B]; > 0 means real."""
-    return discriminator(images, c_noise(sigma), class_labels).float()
 
 
 def generator_loss(logits_fake: Tensor) -> Tensor:
@@ -152,14 +142,12 @@ SIGNALS = {"penalty": 0.05, "sign": 0.6}  # what drives the augmentation, and th
 
 
 @dataclass(frozen=True)
-class ACT(Objective):
+class ACT(Adversarial):
     """A consistency objective with a discriminator beside it: CT as published, or any other.
 
     Attributes:
-        consistency: compares the outputs of a pair; its levels are those of the adversarial term.
         adversarial_weight, adversarial_weight_mid: w and w_mid of `AdversarialWeight`.
         discriminator_time_weight: weight D's losses by noise level too, as for ImageNet and LSUN.
-        discriminator_beta1, discriminator_beta2: of D's RAdam.
         r1_gamma, r1_interval: weight of the gradient penalty, and steps between two of them.
         augment: augment what D sees (ACT-Aug).
         augment_signal: that drives the strength: "penalty", R1 as in ACT, or "sign", the mean sign of D's logits on
@@ -178,11 +166,9 @@ class ACT(Objective):
     )
     betas: ClassVar[tuple[float, float]] = (0.0, 0.99)
 
-    consistency: Objective = CT(levels=act_num_levels)
     adversarial_weight: float = 0.3
     adversarial_weight_mid: float = 0.3
     discriminator_time_weight: bool = False
-    discriminator_beta1: float = bounded(0.0, at_least=0, below=1)
     discriminator_beta2: float = bounded(0.9318, at_least=0, below=1)
     r1_gamma: float = bounded(10.0, at_least=0)
     r1_interval: int = bounded(16, at_least=1)
@@ -197,40 +183,6 @@ class ACT(Objective):
             raise ValueError(f"`augment_signal` must be one of {', '.join(SIGNALS)}, got {self.augment_signal}.")
         AdversarialWeight(self.adversarial_weight, self.adversarial_weight_mid)
 
-    @classmethod
-    def from_settings(cls, /, consistency: str = "ct", **settings: Any) -> "ACT":
-        """As of any objective; `consistency` is the name of a loss, and settings that are not ACT's are that one's.
-
-        Raises:
-            ValueError: also for a consistency term that there is not.
-        """
-        names = {item.name for item in dataclasses.fields(cls)}
-        ours = {name: value for name, value in settings.items() if name in names}
-        theirs = {name: value for name, value in settings.items() if name not in names}
-        try:
-            term = objective_class(consistency)
-        except (KeyError, TypeError):
-            term = ACT
-        if issubclass(term, ACT):
-            raise ValueError(f"`consistency` must be a loss without a discriminator, such as ct, got {consistency}.")
-        try:
-            objective = term.from_settings(**theirs)
-        except ValueError as error:
-            raise ValueError(
-                str(error).replace(" can have ", f" can have {', '.join(sorted(names))} (ACT), ")
-            ) from error
-        if isinstance(objective, CT):
-            objective = dataclasses.replace(objective, levels=act_num_levels)
-        return super().from_settings(consistency=objective, **ours)  # type: ignore[return-value]
-
-    def settings(self) -> dict[str, Any]:
-        """Those of ACT and of its consistency term, whose name is `consistency`."""
-        name = type(self.consistency).__module__.rpartition(".")[2]
-        return {**self.consistency.settings(), **super().settings(), "consistency": name}
-
-    def to(self, device: torch.device | str) -> "ACT":
-        return dataclasses.replace(self, consistency=self.consistency.to(device))
-
     @property
     def weight(self) -> AdversarialWeight:
         """lambda_N."""
@@ -240,33 +192,3 @@ class ACT(Objective):
         """The strength of the augmentation at the beginning of a run; None without augmentation."""
         tau = SIGNALS[self.augment_signal] if self.augment_tau is None else self.augment_tau
         return AdaptiveStrength(tau, self.augment_horizon, device) if self.augment else None
-
-    # The consistency term decides all that an objective decides; the discriminator is a player of its own.
-
-    @property
-    def stage_name(self) -> tuple[str, str] | None:  # type: ignore[override]
-        return self.consistency.stage_name
-
-    def check_images(self, shape: tuple[int, int, int]) -> None:
-        self.consistency.check_images(shape)
-
-    def sample_pair(self, uniform: Tensor, step: int, total_steps: int) -> tuple[Tensor, Tensor]:
-        return self.consistency.sample_pair(uniform, step, total_steps)
-
-    def distance(self, pair: Pair) -> Tensor:
-        return self.consistency.distance(pair)
-
-    def weighting(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-        return self.consistency.weighting(sigma, sigma_next)
-
-    def teacher_decay(self, step: int, total_steps: int) -> float | None:
-        return self.consistency.teacher_decay(step, total_steps)
-
-    def denoises(self, step: int, total_steps: int) -> bool:
-        return self.consistency.denoises(step, total_steps)
-
-    def schedule(self, step: int, total_steps: int) -> dict[str, float]:
-        return self.consistency.schedule(step, total_steps)
-
-    def mean_weight(self, step: int, total_steps: int) -> float:
-        return self.consistency.mean_weight(step, total_steps)

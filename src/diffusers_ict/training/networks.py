@@ -13,15 +13,19 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..discriminator import ConsistencyDiscriminator
 from ..formulas.dropout import share_dropout
 from ..formulas.preconditioning import ConsistencyFunction
-from ..objectives.act import ACT
+from ..objectives.adversarial import Adversarial
 from ..objectives.base import Objective
 from ..processes import distributed, in_precision
 from ..scheduling_ict import ICTScheduler
+from .act import ACTAdversary
 from .adversary import Adversary
 from .captured import can_capture
 from .ema import TRACKED_STDS, Average, exponential_average, power_average
 from .optimization import make_optimizer, make_schedule
 from .recipe import Recipe
+from .relativistic import RelativisticAdversary
+
+ADVERSARIES: dict[str, type[Adversary]] = {"ACT": ACTAdversary, "Relativistic": RelativisticAdversary}
 
 
 @dataclass
@@ -32,7 +36,7 @@ class Networks:
         unet: the student; net: the student as its training passes call it; optimizer: of its weights.
         teacher: CT's EMA teacher; None where the student is its own teacher.
         f: the consistency function around `net`; f_student: around the student alone; f_teacher: around the teacher.
-        adversary: ACT's discriminator, or None.
+        adversary: the discriminator of an adversarial objective, or None.
         averages: EMAs by decay; powers: the averages that snapshots are taken of, by standard deviation.
     """
 
@@ -81,10 +85,13 @@ def prepare_networks(
     stds = () if recipe.ema_snapshot_steps is None else TRACKED_STDS
     powers = {std: power_average(unet, std) for std in stds}
     adversary = None
-    if discriminator is not None and isinstance(objective, ACT):
+    if discriminator is not None and isinstance(objective, Adversarial):
         discriminator.to(memory_format=layout)
         rate = recipe.discriminator_learning_rate or recipe.learning_rate
-        adversary = Adversary(accelerator, objective, discriminator, rate, recipe.torch_compile, capture)
+        adversary = ADVERSARIES[type(objective).__name__](
+            accelerator, objective, discriminator, rate, recipe.torch_compile, capture,
+            objective.first_step(recipe.max_train_steps),
+        )  # fmt: skip
     if recipe.torch_compile:
         for network in (unet, teacher) if teacher is not None else (unet,):
             network.compile(fullgraph=True)

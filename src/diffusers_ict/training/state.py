@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ..data import TrainingData
 from ..data.stream import StreamedImages
 from ..errors import TrainingDiverged, UserError
-from ..objectives.act import AdaptiveStrength
 from . import checkpoint
 from .checkpoint import Checkpoint
 from .ema import Average
@@ -27,7 +26,7 @@ class RunState:
         optimizers: by name, over named parameters.
         averages: of the weights, by name.
         scaler: loss scale of fp16, or None.
-        strength: of ACT's augmentation, or None.
+        memory: of the adversary beside its networks, with `state()` and `load_state()`, or None.
         stream: images that are streamed, or None.
     """
 
@@ -35,7 +34,7 @@ class RunState:
     optimizers: dict[str, torch.optim.Optimizer]
     averages: dict[str, Average]
     scaler: Any = None
-    strength: AdaptiveStrength | None = None
+    memory: Any = None
     stream: StreamedImages | None = None
 
     def save(
@@ -61,8 +60,8 @@ class RunState:
         state: dict[str, Any] = {"step": step, "train_seconds": train_seconds, **facts}
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
-        if self.strength is not None:
-            state["augmentation"] = self.strength.state()
+        if self.memory is not None:
+            state["adversary"] = self.memory.state()
         return checkpoint.save(folder, step, Checkpoint(state, tensors), keep)
 
     def load(self, saved: Checkpoint) -> None:
@@ -82,8 +81,8 @@ class RunState:
         # Both begin anew in a run that goes on with changes.
         if self.scaler is not None and "scaler" in saved.state:
             self.scaler.load_state_dict(saved.state["scaler"])
-        if self.strength is not None and "augmentation" in saved.state:
-            self.strength.load_state(saved.state["augmentation"])
+        if self.memory is not None and "adversary" in saved.state:
+            self.memory.load_state(saved.state["adversary"])
         if self.stream is not None and "stream" in saved.state:
             self.stream.seek(saved.state["stream"])
 
@@ -142,6 +141,6 @@ def state_of(networks: Networks, accelerator: Accelerator, data: TrainingData) -
         optimizers["discriminator_optimizer"] = adversary.optimizer.optimizer
     averages = {f"ema_{number}": average for number, average in enumerate(networks.averages.values())}
     averages |= {f"power_{number}": average for number, average in enumerate(networks.powers.values())}
-    strength = None if adversary is None else adversary.strength
+    memory = None if adversary is None else adversary.memory
     stream = data if isinstance(data, StreamedImages) else None
-    return RunState(modules, optimizers, averages, accelerator.scaler, strength, stream)
+    return RunState(modules, optimizers, averages, accelerator.scaler, memory, stream)
