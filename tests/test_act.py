@@ -107,10 +107,10 @@ def test_neither_networks_step_gives_the_other_a_gradient(tmp_path):
     from accelerate import Accelerator
 
     from diffusers_ict.data.batches import Batch
-    from diffusers_ict.training.adversary import Adversary
+    from diffusers_ict.training.act import ACTAdversary
 
     unet = make_unet()
-    adversary = Adversary(Accelerator(), ACT(), make_discriminator())
+    adversary = ACTAdversary(Accelerator(), ACT(), make_discriminator())
     pair = make_pair(unet)
     x = torch.randn(6, 1, 8, 8)
     batch = Batch(x, None, torch.randn_like(x), pair.sigma, pair.sigma_next, None, 0)

@@ -57,7 +57,8 @@ def test_alone_an_image_is_its_own_mean_and_the_pair_is_the_usual_one():
 
     usual = consistency_pair(f, x, noise, sigma, sigma_next)
     averaged = consistency_pair(f, x, noise, sigma, sigma_next, mean=x)
-    assert torch.equal(usual.student, averaged.student) and torch.equal(usual.target, averaged.target)
+    assert torch.equal(usual.student, averaged.student)
+    assert torch.equal(usual.target, averaged.target)
 
 
 def test_the_cleaner_point_lies_on_the_way_to_the_mean():

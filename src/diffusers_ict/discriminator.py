@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from diffusers import ModelMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D, get_down_block
 from torch import Tensor, nn
 
@@ -23,6 +24,8 @@ class ConsistencyDiscriminator(ModelMixin, ConfigMixin):
             CIFAR-10 network of the paper's 41.6 M parameters.
         attention_head_dim, norm_num_groups, norm_eps, act_fn, freq_shift, flip_sin_to_cos: as in UNet2DModel.
         norm_out: a group normalisation before the logit.
+        normalized: whether there is any normalisation. Without, the last convolution of each residual block begins at
+            zero (R3GAN, arXiv:2501.05441, Sec. 3).
         num_class_embeds: number of classes, or None.
 
     Raises:
@@ -48,6 +51,7 @@ class ConsistencyDiscriminator(ModelMixin, ConfigMixin):
         norm_out: bool = True,
         num_class_embeds: int | None = None,
         time_embedding_type: str = "positional",
+        normalized: bool = True,
     ) -> None:
         super().__init__()
         smallest = POOLED * 2 ** (len(block_out_channels) - 1)
@@ -83,6 +87,8 @@ class ConsistencyDiscriminator(ModelMixin, ConfigMixin):
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, last, eps=norm_eps) if norm_out else nn.Identity()
         self.conv_act = nn.SiLU()
         self.logit = nn.Linear(last * POOLED**2, 1)
+        if not normalized:
+            _without_normalisation(self)
 
     def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W] in [-1, 1], timesteps 250 ln(sigma) [B], labels [B] -> logits [B]; > 0 means real.
@@ -102,3 +108,14 @@ class ConsistencyDiscriminator(ModelMixin, ConfigMixin):
         hidden = self.conv_act(self.conv_norm_out(self.mid_block(hidden, embedding)))
         pooled = nn.functional.adaptive_avg_pool2d(hidden, POOLED)
         return self.logit(pooled.flatten(1)).squeeze(1)
+
+
+def _without_normalisation(discriminator: nn.Module) -> None:
+    """Take every group normalisation out, and let residual blocks begin as the identity, which keeps the scale."""
+    for module in list(discriminator.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.GroupNorm):
+                setattr(module, name, nn.Identity())
+        if isinstance(module, ResnetBlock2D):
+            nn.init.zeros_(module.conv2.weight)
+            nn.init.zeros_(module.conv2.bias)

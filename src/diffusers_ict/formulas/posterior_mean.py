@@ -16,8 +16,9 @@ def posterior_mean(
 ) -> Tensor:
     """E[image | x + sigma z] where the image is x or one of the references of its class, all equally likely.
 
-    That is sum_j a_j x_j with a = softmax_j(-|x + sigma z - x_j|^2 / (2 sigma^2)). The target of stable target fields (Xu et al.,
-    arXiv:2302.00670); stable consistency tuning (Wang et al., arXiv:2410.18958) has it for consistency models.
+    That is sum_j a_j x_j with a = softmax_j(-|x + sigma z - x_j|^2 / (2 sigma^2)). The target of stable target fields
+    (Xu et al., arXiv:2302.00670); stable consistency tuning (Wang et al., arXiv:2410.18958) has it for consistency
+    models.
     Without references of its class it is x, bit for bit.
 
     Args:
@@ -41,7 +42,7 @@ def posterior_mean(
 
 
 def towards_mean(cleaner: Tensor, x: Tensor, mean: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
-    """x + sigma z moved to where the probability flow leads: x_t + (r - t) / t (x_t - mean), with t, r = sigma_next, sigma.
+    """x + sigma z moved to where the probability flow leads: x_t + (r - t) / t (x_t - mean); t, r = sigma_next, sigma.
 
     Args:
         cleaner: x + sigma z, [B, C, H, W]; x: the image; mean: its `posterior_mean` at sigma_next.

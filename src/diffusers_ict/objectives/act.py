@@ -184,6 +184,10 @@ class ACT(Adversarial):
         AdversarialWeight(self.adversarial_weight, self.adversarial_weight_mid)
 
     @property
+    def augmented(self) -> bool:  # type: ignore[override]
+        return self.augment
+
+    @property
     def weight(self) -> AdversarialWeight:
         """lambda_N."""
         return AdversarialWeight(self.adversarial_weight, self.adversarial_weight_mid)

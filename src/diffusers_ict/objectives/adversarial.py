@@ -33,6 +33,7 @@ class Adversarial(Objective):
     """
 
     normalized: ClassVar[bool] = True
+    augmented: ClassVar[bool] = False  # whether what D sees is augmented
 
     consistency: Objective = CT(levels=act_num_levels)
     discriminator_beta1: float = bounded(0.0, at_least=0, below=1)

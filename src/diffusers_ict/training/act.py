@@ -23,7 +23,9 @@ class ACTAdversary(Adversary):
         self.act, self.memory = act, act.strength(accelerator.device)
         # The generator asks the network itself: around it, DistributedDataParallel would wait for gradients of D.
         self.judge, self.student = in_precision(self.model, accelerator), in_precision(self.net, accelerator)
-        self.learn = {penalised: self.captured(partial(self._learn, penalised=penalised)) for penalised in (False, True)}
+        self.learn = {
+            penalised: self.captured(partial(self._learn, penalised=penalised)) for penalised in (False, True)
+        }
 
     def generator_loss(self, pair: Pair, batch: Batch) -> Tensor:
         logits = discriminator_logits(self.judge, self._seen(pair.student, batch), batch.sigma_next, batch.labels)

@@ -51,6 +51,10 @@ class Networks:
     averages: dict[float, Average]
     powers: dict[float, Average]
 
+    def adversary_at(self, step: int) -> Adversary | None:
+        """The discriminator that takes part in an optimizer step, counted from 0, or None."""
+        return self.adversary if self.adversary is not None and step >= self.adversary.first_step else None
+
 
 def config_of(net: nn.Module) -> dict[str, Any]:
     """The config of a network: that of diffusers' models is a mapping, others have objects or none."""
@@ -110,9 +114,10 @@ def configs_of(networks: Networks, constants: dict[str, float]) -> dict[str, dic
 
 
 def make_schedules(recipe: Recipe, networks: Networks, first_step: int) -> list[LambdaLR]:
-    """Of the learning rates, from optimizer step `first_step` (from 0) on."""
+    """Of the learning rates, from optimizer step `first_step` (from 0) on; that of D counts the steps of D."""
     schedules = [make_schedule(recipe, networks.optimizer.optimizer, recipe.learning_rate, first_step)]
     if networks.adversary is not None:
         rate = recipe.discriminator_learning_rate or recipe.learning_rate
-        schedules.append(make_schedule(recipe, networks.adversary.optimizer.optimizer, rate, first_step))
+        its_first = max(0, first_step - networks.adversary.first_step)
+        schedules.append(make_schedule(recipe, networks.adversary.optimizer.optimizer, rate, its_first))
     return schedules

@@ -95,13 +95,11 @@ class RelativisticAdversary(Adversary):
             fake = f(batch.x + per_image(level, batch.x) * batch.noise, level, batch.labels).float()
         count = math.ceil(len(batch.x) * objective.penalized)
         moved = [images[:count] + objective.epsilon * other.noise[:count] for images in (batch.x, fake)]
-        parted = [len(batch.x), len(fake), count, count]
-        levels, labels = (
-            None if values is None else torch.cat([values, values, values[:count], values[:count]])
-            for values in (level, batch.labels)
-        )
-        logits = discriminator_logits(self.net, torch.cat([batch.x, fake, *moved]), levels, labels)
-        real, made, near_real, near_made = logits.split(parted)
+        every = torch.arange(len(batch.x), device=level.device)
+        judged = torch.cat([every, every, every[:count], every[:count]])
+        labels = None if batch.labels is None else batch.labels[judged]
+        logits = discriminator_logits(self.net, torch.cat([batch.x, fake, *moved]), level[judged], labels)
+        real, made, near_real, near_made = logits.split([len(every), len(every), count, count])
         r1, r2 = (
             gradient_penalty(near, at[:count], objective.gamma, objective.epsilon)
             for near, at in ((near_real, real), (near_made, made))

@@ -20,7 +20,7 @@ from diffusers import UNet2DModel
 from ..data.settings import DataSettings
 from ..errors import UserError
 from ..hub.run_files import run_contents
-from ..objectives.act import ACT
+from ..objectives.adversarial import Adversarial
 from ..objectives.base import Objective
 from . import checkpoint
 from .checkpoint import Checkpoint
@@ -87,7 +87,7 @@ def decisive(
         **(objective.settings() if own_objective is None else {}),
         "objective": own_objective,
         "images in a step": batch_size,
-        **(fakes if isinstance(objective, ACT) else {}),
+        **(fakes if isinstance(objective, Adversarial) else {}),
         "data": data,
         **configs,
     }

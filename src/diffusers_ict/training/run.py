@@ -33,7 +33,7 @@ from ..files import write_text
 from ..hub.background import BackgroundPublisher
 from ..hub.publish import check_push
 from ..objectives import BUILT_IN, objective_class
-from ..objectives.act import ACT
+from ..objectives.adversarial import Adversarial
 from ..objectives.base import Objective
 from ..pipeline_consistency import ConsistencyPipeline
 from ..processes import make_accelerator
@@ -227,7 +227,7 @@ def _open_networks(
             f"`push_to_hub` needs a model of diffusers, a ModelMixin whose repository others can load, got "
             f"{type(unet).__name__}: leave it out."
         )
-    discriminator = build_discriminator(recipe, unet) if isinstance(objective, ACT) else None
+    discriminator = build_discriminator(recipe, unet, objective) if isinstance(objective, Adversarial) else None
     for note in () if start is None else start.notes:
         accelerator.print(note)
     batch_size = recipe.images_in_step(accelerator.num_processes)
@@ -306,7 +306,7 @@ def _resolve(
             )
         steps = max(1, round(recipe.num_train_epochs * data.count / recipe.images_in_step(accelerator.num_processes)))
     beta1, beta2 = objective.betas
-    if isinstance(objective, ACT):
+    if isinstance(objective, Adversarial):
         recipe = dataclasses.replace(
             recipe,
             discriminator_learning_rate=recipe.discriminator_learning_rate or recipe.learning_rate,
@@ -352,9 +352,10 @@ def _open_batches(
     recipe: Recipe, accelerator: Accelerator, objective: Objective, data: TrainingData, steps: range
 ) -> dict[int, Batches]:
     """The micro batches of each player."""
-    augmented = isinstance(objective, ACT) and objective.augment
-    sizes = {GENERATOR: recipe.train_batch_size}
-    if isinstance(objective, ACT):
+    augmented, its_steps, sizes = False, steps, {GENERATOR: recipe.train_batch_size}
+    if isinstance(objective, Adversarial):
+        augmented, first = objective.augmented, objective.first_step(recipe.max_train_steps)
+        its_steps = range(max(first, steps.start), max(first, steps.stop))
         sizes |= dict.fromkeys((FAKES, REALS), recipe.discriminator_micro_batch)
     opened = {}
     for role, micro_batch_size in sizes.items():
@@ -362,7 +363,9 @@ def _open_batches(
         if isinstance(data, StreamedImages):
             images = streamed(data, micro_batch_size, accelerator.device)
         else:
-            sampler = StepSampler(recipe.seed, role, len(data), size, micro_batch_size, steps)
+            sampler = StepSampler(
+                recipe.seed, role, len(data), size, micro_batch_size, steps if role == GENERATOR else its_steps
+            )
             images = batches_of(step_loader(data, sampler, accelerator, recipe.dataloader_num_workers))
         rank, ranks = accelerator.process_index, accelerator.num_processes
         opened[role] = Batches(images, size, micro_batch_size, rank, ranks, recipe.random_flip, augmented)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..errors import TrainingDiverged, TrainingStopped
 from ..formulas.preconditioning import boundary
 from ..objectives.base import Objective, consistency_pair
 from ..processes import lost_processes, synchronized
+from .adversary import Adversary
 from .captured import Captured, can_capture, captured_step
 from .checkpoint import describe_newest
 from .ema import move_towards
@@ -85,12 +87,12 @@ def _train_run(run: Run) -> str | None:
 def _train_steps(run: Run, interruption: Interruption) -> None:
     """The training loop, from the first step of the run to its last, or to the one that is interrupted."""
     recipe, accelerator, metrics, objective = run.recipe, run.accelerator, run.metrics, run.objective
-    networks, optimizer, adversary = run.networks, run.networks.optimizer, run.networks.adversary
+    networks, optimizer = run.networks, run.networks.optimizer
     total_steps = recipe.max_train_steps
     if run.steps.start and is_sample_step(recipe, run.steps.start - 1) and accelerator.is_main_process:
         sample_run(run, run.steps.start)  # the checkpoint came first, and the run may have ended before its samples
 
-    def learn(batch: Batch, denoising: bool) -> Tensor:
+    def learn(batch: Batch, denoising: bool, adversary: Adversary | None) -> Tensor:
         """Add the gradient of a micro batch: outputs at neighbouring levels must agree, and D take them for real."""
         teacher, mean = (boundary, None) if denoising else (networks.f_teacher, batch.mean)
         levels = batch.sigma, batch.sigma_next
@@ -101,20 +103,22 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
             accelerator.backward(loss.mean() / recipe.gradient_accumulation_steps)
         return loss.detach()
 
-    learn_from: dict[bool, Callable[[Batch], Tensor]]
-    learn_from = {denoising: partial(learn, denoising=denoising) for denoising in (False, True)}
+    kinds = set(product((False, True), (None, networks.adversary)))
+    learn_from: dict[Any, Callable[[Batch], Tensor]] = {
+        kind: partial(learn, denoising=kind[0], adversary=kind[1]) for kind in kinds
+    }
     update_weights: Callable[[], object] = optimizer.step
     if can_capture(recipe, accelerator):
-        learn_from = {denoising: Captured(function) for denoising, function in learn_from.items()}
+        learn_from = {kind: Captured(function) for kind, function in learn_from.items()}
         update_weights = captured_step(optimizer)
 
     for step in run.steps:
         # ------------------------------------------------------------ the generator
-        denoising = objective.denoises(step, total_steps)
+        denoising, adversary = objective.denoises(step, total_steps), networks.adversary_at(step)
         for part, batch in enumerate(run.micro_batches(GENERATOR, step), 1):
             torch.manual_seed(batch.dropout_seed)
             with synchronized(networks.net, last=part == recipe.gradient_accumulation_steps):
-                loss = learn_from[denoising](batch)
+                loss = learn_from[denoising, adversary](batch)
             metrics.add_losses(step, loss, batch.sigma_next)
         if recipe.max_grad_norm is not None:
             limit = recipe.max_grad_norm * objective.mean_weight(step, total_steps)
@@ -132,7 +136,7 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
             fakes, reals = run.micro_batches(FAKES, step), run.micro_batches(REALS, step)
             parts, images = recipe.gradient_accumulation_steps, sum(b.batch_size for b in run.batches.values())
             metrics.add_figures(adversary.update(networks.f_student, fakes, reals, step, parts, images))
-        for schedule in run.schedules:
+        for schedule in run.schedules[: 1 if adversary is None else 2]:
             schedule.step()
 
         # ------------------------------------------------------------ log, checkpoint, samples
