@@ -6,8 +6,10 @@
     python benchmarks/compare.py --trials benchmarks/runs/fashion32_trials.yaml --output ...   # settings to choose from
 
 Each method is timed for a few steps, given as many steps as fit into the seconds, trained, and sampled with one and two
-steps. The peer is diffusers' own training script (diffusers_step.py), at as many steps as iCT: with the weights that it
-publishes, and with its averaged ones. Writes OUTPUT.json (figures and how they came about), OUTPUT.md and OUTPUT.png.
+steps. Seconds are those in which a processor worked for the run, so that other work beside it does not count, and those
+of each run are measured again: pin the program to one core (taskset -c 1) for methods to be compared at equal cost. The
+peer is diffusers' own training script (diffusers_step.py), at as many steps as iCT: with the weights that it publishes,
+and with its averaged ones. Writes OUTPUT.json (figures and how they came about), OUTPUT.md and OUTPUT.png.
 """
 
 import argparse
@@ -54,6 +56,7 @@ COSTS = "--model_config_name_or_path --train_batch_size --loss consistency augme
 def arguments() -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--data", help="what train_ict.py takes as --dataset_name [the digits of scikit-learn]")
+    parser.add_argument("--held_out", help="data that no run sees: says how near images are to those of training")
     parser.add_argument("--image_column"), parser.add_argument("--label_column")
     parser.add_argument("--resolution", type=int)
     parser.add_argument("--methods", nargs="+", help="some of the methods, by name [all]")
@@ -90,35 +93,45 @@ def value_of(flag: str, flags: list[str]) -> str | None:
     return given[-1] if given else None
 
 
-def run(flags: list[str], threads: int, program: Path) -> list[dict]:
-    """Train in a process of its own; the entries of its log."""
+def run(flags: list[str], threads: int, program: Path) -> tuple[list[dict], float]:
+    """Train in a process of its own: the entries of its log, and the seconds in which a processor worked for it."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TQDM_DISABLE": "1"}
-    command = [sys.executable, str(program), *flags]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=DAY)
-    if done.returncode:
-        raise SystemExit(f"a run failed: {' '.join(flags)}\n{done.stderr[-2000:]}")
     output = Path(flags[flags.index("--output_dir") + 1])
-    return read_log(output / "log.jsonl")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    said = output.with_name(f"{output.name}.txt")
+    with said.open("w") as told:
+        process = subprocess.Popen([sys.executable, str(program), *flags], env=environment, stdout=told, stderr=told)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"a run failed: {' '.join(flags)}\n{said.read_text()[-2000:]}")
+    return read_log(output / "log.jsonl"), used.ru_utime + used.ru_stime
 
 
-def steps_for(flags: list[str], options: argparse.Namespace, work: Path, threads: int, program: Path) -> int:
-    """How many steps fit into the seconds, from the median speed after warming up.
+def cost_of(
+    flags: list[str], options: argparse.Namespace, work: Path, threads: int, program: Path
+) -> tuple[float, float]:
+    """Seconds of a processor: those of a step, and those of a run besides.
 
     Remembered in the work folder for all methods whose steps cost the same, so that they take equally many.
     """
     cost = [program.stem, *(f"{flag.strip('-')} {value}" for flag in COSTS if (value := value_of(flag, flags)))]
     folder = work / ("calibrate " + ", ".join(cost).replace("/", "_"))
-    known = work / f"{folder.name}.steps"
+    known = work / f"{folder.name}.json"
     if not known.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        flags = [*flags, "--max_train_steps", str(options.calibration_steps), "--output_dir", str(folder)]
-        log = run(flags, threads, program)
-        speed = float(np.median([entry["images_per_second"] for entry in log[len(log) // 3 :]]))
-        known.write_text(str(max(int(options.seconds * speed / int(value_of("--train_batch_size", flags) or 64)), 16)))
-    return int(known.read_text())
+        used = {}
+        for steps in (options.calibration_steps // 3, options.calibration_steps):
+            shutil.rmtree(folder, ignore_errors=True)
+            tried = [*flags, "--max_train_steps", str(steps), "--output_dir", str(folder)]
+            used[steps] = run(tried, threads, program)[1]
+        (few, least), (many, most) = used.items()
+        step = (most - least) / (many - few)
+        known.write_text(json.dumps([step, most - many * step]))
+    step, besides = json.loads(known.read_text())
+    return step, besides
 
 
-def train(flags: list[str], folder: Path, steps: int, threads: int, program: Path) -> list[dict]:
+def train(flags: list[str], folder: Path, steps: int, threads: int, program: Path) -> tuple[list[dict], float]:
     """One run of the comparison, taken up again where an earlier call was stopped."""
     flags = [*flags, "--max_train_steps", str(steps), "--checkpointing_steps", str(max(steps // 8, 1))]
     if list_checkpoints(folder):
@@ -136,7 +149,7 @@ class Comparison:
         work: folder of the runs.
         common: flags of every run.
         real: features of all images.
-        steps: of each method.
+        costs: of each method, seconds of a step and of a run besides.
     """
 
     options: argparse.Namespace
@@ -146,17 +159,22 @@ class Comparison:
     device: str
     extract: Extractor
     real: Tensor
-    steps: dict[str, int] = field(default_factory=dict)
+    costs: dict[str, tuple[float, float]] = field(default_factory=dict)
+    held_out: Tensor | None = None
 
     def plan(self) -> None:
-        """Find the steps of each method: those that fit into the seconds; the peer takes as many as iCT."""
+        """Measure what each method costs; the peer takes as many steps as iCT."""
         own = [name for name in self.options.methods if name != PEER or "iCT" not in self.options.methods]
         for name in own:  # one after another: those that cost the same are measured once
-            self.steps[name] = steps_for(
+            self.costs[name] = cost_of(
                 self.flags_of(name), self.options, self.work, self.threads, self.program_of(name)
             )
         if PEER in self.options.methods:
-            self.steps.setdefault(PEER, self.steps.get("iCT", 0))
+            self.costs.setdefault(PEER, self.costs.get("iCT", (1.0, 0.0)))
+
+    def steps(self, method: str) -> int:
+        """Those that fit into the seconds."""
+        return max(16, int(self.options.seconds / self.costs[method][0]))
 
     def flags_of(self, method: str) -> list[str]:
         return [*self.common, *self.options.methods[method]]
@@ -173,16 +191,24 @@ class Comparison:
         folder = self.work / f"{method}, seed {seed}"
         done = self.work / f"{folder.name}.json"
         if not done.exists():
-            steps = self.steps[method]
+            steps = self.steps(method)
             flags = [*self.flags_of(method), "--seed", str(seed)]
-            log = train(flags, folder, steps, self.threads, self.program_of(method))
+            log, used = train(flags, folder, steps, self.threads, self.program_of(method))
             shared = {"seed": seed, "steps": steps, "train_seconds": log[-1]["train_seconds"]}
+            shared["worked_seconds"] = used - self.costs[method][1]
             shared["augment_p"] = max(entry.get("augment_p", 0.0) for entry in log)
             if start := value_of("--pretrained_model_name_or_path", flags):
                 shared["start_seconds"] = read_log(Path(start) / "log.jsonl")[-1]["train_seconds"]
             rows = []
             for name, pipeline in models_of(method, folder).items():
-                measured = (pipeline.to(self.device), folder / "grid", self.extract, self.real, self.options.samples)
+                measured = (
+                    pipeline.to(self.device),
+                    folder / "grid",
+                    self.extract,
+                    self.real,
+                    self.options.samples,
+                    self.held_out,
+                )
                 rows.append({"method": name, **shared, "results": evaluate(*measured)})
             done.write_text(json.dumps(rows))
             print(done.read_text(), flush=True)
@@ -213,8 +239,13 @@ def main() -> None:
     extract, extractor = load_extractor(options.features, images, device)
     real = extract(images.pixels)
     comparison = Comparison(options, work, common, max(1, cores // options.jobs), device, extract, real)
+    if options.held_out:
+        unseen = load_images(
+            dataset_name=options.held_out, resolution=options.resolution, class_conditional=True, **named
+        )
+        comparison.held_out = extract(unseen.pixels)
     comparison.plan()
-    print("steps:", comparison.steps, flush=True)
+    print("steps:", {name: comparison.steps(name) for name in options.methods}, flush=True)
     with ThreadPoolExecutor(options.jobs) as pool:
         jobs = [(method, seed) for seed in options.seeds for method in options.methods]
         rows = [row for rows in pool.map(lambda job: comparison.rows(*job), jobs) for row in rows]

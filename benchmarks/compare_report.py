@@ -16,7 +16,9 @@ def grouped(report: dict) -> dict[str, list[dict]]:
 def lines_of(report: dict) -> list[str]:
     """Markdown: mean over the seeds, and each seed's Frechet distance."""
     columns = ["method", "steps", "Frechet 1 step", "2 steps", "precision 1 / 2", "recall 1 / 2", "each seed, 1 step"]
-    columns += ["2 steps"]
+    columns += ["2 steps", "seconds"]
+    compared = any("nearer" in row["results"]["1"] for row in report["rows"])
+    columns += ["nearer 1 / 2"] * compared
     started = any("start_seconds" in row for row in report["rows"])  # then what the start took is to be counted
     if started:
         columns += ["minutes", "with the start's"]
@@ -29,6 +31,10 @@ def lines_of(report: dict) -> list[str]:
         each = [", ".join(f"{row['results'][s]['frechet']:.3g}" for row in rows) for s in ("1", "2")]
         pairs = [" / ".join(mean(metric, ".2f")) for metric in ("precision", "recall")]
         cells.append([method, str(rows[0]["steps"]), *mean("frechet", ".3g"), *pairs, *each])
+        cells[-1].append(
+            ", ".join(f"{row['worked_seconds']:.0f}" for row in rows) if "worked_seconds" in rows[0] else ""
+        )
+        cells[-1] += [" / ".join(mean("nearer", ".2f"))] * compared
         if started:
             minutes = np.mean([row["train_seconds"] for row in rows]) / 60
             cells[-1] += [f"{minutes:.3g}", f"{minutes + rows[0].get('start_seconds', 0.0) / 60:.3g}"]

@@ -50,15 +50,35 @@ def draw(pipeline: DiffusionPipeline, steps: int, count: int, seed: int) -> Tens
     return torch.cat(parts)
 
 
-def evaluate(pipeline: DiffusionPipeline, grid: Path, extract: Extractor, real: Tensor, count: int) -> dict:
-    """The figures by number of steps, as a string; writes GRID-1.png and GRID-2.png with 64 samples each."""
+def nearest(points: Tensor, among: Tensor) -> Tensor:
+    """The distance of each point to the nearest of others: [n, d], [m, d] -> [n]."""
+    return torch.cat([torch.cdist(part, among.double()).amin(1) for part in points.double().split(500)])
+
+
+def evaluate(
+    pipeline: DiffusionPipeline,
+    grid: Path,
+    extract: Extractor,
+    real: Tensor,
+    count: int,
+    held_out: Tensor | None = None,
+) -> dict:
+    """The figures by number of steps, as a string; writes GRID-1.png and GRID-2.png with 64 samples each.
+
+    Args:
+        real, held_out: features of the images that were trained on, and of others: with these, `nearer` is the share of
+            samples that are nearer to an image of training than half of the others are.
+    """
     out = {}
+    usual = None if held_out is None else nearest(held_out[:5000], real).median()
     for steps in (1, 2):
         images = draw(pipeline, steps, count, seed=1234)
         fake = extract(images)
         measures = coverage_measures(real[:5000], fake[:5000])
         out[f"{steps}"] = {"frechet": frechet_distance(real, fake)}
         out[f"{steps}"] |= {name: measures[name] for name in ("precision", "recall")}
+        if usual is not None:
+            out[f"{steps}"]["nearer"] = (nearest(fake[:5000], real) < usual).double().mean().item()
         first = images[:64].permute(0, 2, 3, 1).numpy() / 255
         image_grid(first, 16, zoom=2).save(f"{grid}-{steps}.png")
     return out
