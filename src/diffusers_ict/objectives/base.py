@@ -31,12 +31,14 @@ class Pair:
         student: f_theta(x + sigma_next z, sigma_next), [B, C, H, W], carries the gradient.
         target: f_theta-(x + sigma z, sigma), [B, C, H, W], no gradient.
         sigma, sigma_next: the less and the more noisy level, [B].
+        x: the image, where it is known, [B, C, H, W].
     """
 
     student: Tensor
     target: Tensor
     sigma: Tensor
     sigma_next: Tensor
+    x: Tensor | None = None
 
 
 def consistency_pair(
@@ -69,7 +71,7 @@ def consistency_pair(
     student = f(noisier, sigma_next, class_labels)
     with reuse_masks(), torch.no_grad():
         target = (teacher or f)(cleaner, sigma, class_labels)
-    return Pair(student, target, sigma, sigma_next)
+    return Pair(student, target, sigma, sigma_next, x)
 
 
 bounded = partial(setting, help="")  # a field of an objective whose number has bounds

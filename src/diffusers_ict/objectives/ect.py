@@ -39,6 +39,8 @@ class ECT(Objective):
         align_steps: steps of the alignment, before stage 0.
         p_mean, p_std: of ln(t).
         huber_c: constant of the pseudo-Huber distance; 0 for the norm of the difference, as for CIFAR-10.
+        adaptive_weight: weigh a pair by 1 / d(target, x) instead, the distance of its target from the image: ADCM (Bai et
+            al., arXiv:2510.17266) Eq. 11. Pairs whose r is sigma_min, such as those of the alignment, keep 1 / (t - r).
         k, b: of n(t), which makes the relative gap larger at small t.
         sigma_min, sigma_max: ends of the noise levels.
     """
@@ -58,6 +60,7 @@ class ECT(Objective):
     p_mean: float = -1.1
     p_std: float = bounded(2.0, above=0)
     huber_c: float = bounded(0.0, at_least=0, below=1e6)
+    adaptive_weight: bool = False
     k: float = bounded(8.0, above=-1)
     b: float = 1.0
     _: KW_ONLY
@@ -100,6 +103,20 @@ class ECT(Objective):
 
     def weighting(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         return ict_weighting(sigma, sigma_next)
+
+    def mean_weight(self, step: int, total_steps: int) -> float:
+        """As of any objective; 1 with adaptive weights, which are not known before the outputs."""
+        return 1.0 if self.adaptive_weight else super().mean_weight(step, total_steps)
+
+    def loss(self, pair: Pair) -> Tensor:
+        """As of any objective, or with adaptive weights."""
+        if not self.adaptive_weight or pair.x is None:
+            return super().loss(pair)
+        distance = self.distance(pair)
+        # 1e-3 keeps the weight finite, where few pixels make the target's distance small.
+        adaptive = 1 / (pseudo_huber(pair.target, pair.x, self.huber_c) + 1e-3)
+        by_gap = self.weighting(pair.sigma, pair.sigma_next).to(distance.dtype)
+        return torch.where(pair.sigma > 1.001 * self.sigma_min, adaptive, by_gap) * distance
 
     def schedule(self, step: int, total_steps: int) -> dict[str, float]:
         """The stage, and r / t at large t."""
