@@ -192,7 +192,7 @@ def test_adaptive_weights_divide_by_the_distance_of_the_target_from_the_image():
     student, target, x = torch.full((2, 1, 2, 2), 3.0), torch.full((2, 1, 2, 2), 1.0), torch.zeros(2, 1, 2, 2)
     pair = Pair(student, target, torch.tensor([1.0, 0.002]), torch.tensor([1.5, 0.502]), x)
     objective = ECTObjective(adaptive_weight=True)
-    # d(student, target) = |2 * (1, 1, 1, 1)| = 4, d(target, x) = 2; the second pair has r = sigma_min and 1 / (t - r) = 2.
+    # d(student, target) = |2 (1, 1, 1, 1)| = 4 and d(target, x) = 2; the second pair has r = sigma_min, t - r = 1/2.
     assert objective.loss(pair).tolist() == pytest.approx([4 / (2 + 1e-3), 8])
     assert objective.mean_weight(0, 100) == 1
     assert ECTObjective().loss(pair).tolist() == pytest.approx([8, 8])

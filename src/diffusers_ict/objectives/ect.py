@@ -39,8 +39,8 @@ class ECT(Objective):
         align_steps: steps of the alignment, before stage 0.
         p_mean, p_std: of ln(t).
         huber_c: constant of the pseudo-Huber distance; 0 for the norm of the difference, as for CIFAR-10.
-        adaptive_weight: weigh a pair by 1 / d(target, x) instead, the distance of its target from the image: ADCM (Bai et
-            al., arXiv:2510.17266) Eq. 11. Pairs whose r is sigma_min, such as those of the alignment, keep 1 / (t - r).
+        adaptive_weight: weigh a pair by 1 / d(target, x) instead, the distance of its target from the image: ADCM (Bai
+            et al., arXiv:2510.17266) Eq. 11. Pairs whose r is sigma_min, as in the alignment, keep 1 / (t - r).
         k, b: of n(t), which makes the relative gap larger at small t.
         sigma_min, sigma_max: ends of the noise levels.
     """
