@@ -10,7 +10,7 @@ from hub_client import NAME, SCRIPTS, client, push
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler, zero_fast_columns
 from diffusers_ict.commands import check_repository, convert, main
-from diffusers_ict.pipeline_consistency import load_consistency
+from diffusers_ict.loading import load_consistency
 
 CARD = """---
 license: mit
@@ -187,7 +187,7 @@ def test_a_diffusion_model_in_half_precision_is_converted(tmp_path):
 
 
 def test_of_several_variants_one_is_chosen_only_where_there_is_no_other(tmp_path):
-    from diffusers_ict.pipeline_consistency import variants_of
+    from diffusers_ict.loading import variants_of
 
     (tmp_path / "unet").mkdir()
     for name, known in (

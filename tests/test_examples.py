@@ -16,7 +16,7 @@ from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import edit, sample
 from diffusers_ict.commands.main import main as program
 from diffusers_ict.hub.card import renewed_card
-from diffusers_ict.pipeline_consistency import load_consistency
+from diffusers_ict.loading import load_consistency
 
 README = (ROOT / "README.md").read_text()
 

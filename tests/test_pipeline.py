@@ -82,6 +82,32 @@ def test_with_the_gaussian_oracle_samples_equal_the_closed_form():
     torch.testing.assert_close(twice, gaussian_f(noised, 0.821, 0.1).float(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [0.5, 1.5])
+def test_guidance_leads_away_from_the_guide_by_the_scale(scale):
+    pipeline = ConsistencyPipeline(GaussianNet(variance=0.1), ICTScheduler(clip_denoised=False))
+    pipeline.set_progress_bar_config(disable=True)
+    guide, z = GaussianNet(variance=0.05), torch.randn(500, 2, 4, 4)
+
+    def guided_f(x, sigma):
+        good, bad = (gaussian_f(x, sigma, variance) for variance in (0.1, 0.05))
+        return bad + scale * (good - bad)
+
+    asked = {"latents": z, "output_type": "latent", "guide": guide, "guidance_scale": scale}
+    once = pipeline(500, **asked).images
+    torch.testing.assert_close(once, guided_f(80 * z.double(), 80.0).float(), rtol=1e-4, atol=1e-5)
+    twice = pipeline(500, num_inference_steps=2, generator=torch.Generator().manual_seed(3), **asked).images
+    again = torch.randn(500, 2, 4, 4, generator=torch.Generator().manual_seed(3))
+    noised = once.double() + math.sqrt(0.821**2 - 0.002**2) * again
+    torch.testing.assert_close(twice, guided_f(noised, 0.821).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_guidance_scale_of_one_asks_no_guide():
+    pipeline = make_pipeline()
+    plain = images(pipeline, 2)
+    assert np.array_equal(images(pipeline, 2, guidance_scale=1, guide=None), plain)
+    assert np.array_equal(images(pipeline, 2, guidance_scale=1.0, guide=GaussianNet()), plain)
+
+
 def test_numbers_of_numpy_and_torch_are_those_of_python():
     pipeline = make_pipeline()
     expected = images(pipeline, 2, height=4, width=16)
@@ -247,6 +273,9 @@ def test_variants_are_saved_and_loaded(tmp_path):
         ({"generator": [0, 1]}, "generator must be a torch.Generator or a list of them, got 0"),
         ({"callback_steps": 0}, "callback_steps must be a positive"),
         ({"callback_on_step_end_tensor_inputs": ["prompt"]}, "'latents' only"),
+        *(({"guidance_scale": wrong}, "guidance_scale must be a positive number") for wrong in (0, -1, True, "2")),
+        ({"guidance_scale": 2}, "needs a guide"),
+        ({"guidance_scale": 2, "guide": GaussianNet()}, "the guide must have in_channels 1"),
     ],
 )
 def test_bad_arguments_get_one_sentence(arguments, message):

@@ -18,6 +18,7 @@ from .formulas.noise_schedule import (
 )
 from .formulas.preconditioning import ConsistencyFunction, c_noise, c_out, c_skip, denoise, scale_input
 from .formulas.time_embedding import fast_columns, hold_fast_columns, uses_fast_columns, zero_fast_columns
+from .loading import load_stock
 from .objectives.act import (
     ACT,
     AdaptiveStrength,
@@ -33,7 +34,7 @@ from .objectives.ct import CT
 from .objectives.ect import ECT
 from .objectives.ict import ICT
 from .objectives.lpips import LPIPS
-from .pipeline_consistency import ConsistencyPipeline, load_stock
+from .pipeline_consistency import ConsistencyPipeline
 from .pipeline_consistency_edit import (
     ConsistencyColorizePipeline,
     ConsistencyDenoisePipeline,

@@ -1,11 +1,8 @@
 """ConsistencyPipeline: one- and few-step sampling, saved in a form that stock diffusers loads."""
 
 import os
-import re
 import types
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import diffusers
@@ -20,12 +17,10 @@ from diffusers import (
 )
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
-from huggingface_hub import list_repo_files
-from torch import Tensor
+from torch import Tensor, nn
 
-from .arguments import integer, positive
+from .arguments import integer, number, positive
 from .class_names import class_numbers, drawn_classes, load_class_names, save_class_names
-from .errors import UserError, foreign_line
 from .scheduling_ict import ICTScheduler
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -34,9 +29,6 @@ Callback = Callable[..., dict | None] | None
 # Since diffusers 0.40 the old name warns.
 DTYPE = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 40) else "torch_dtype"
 P = TypeVar("P", bound="ConsistencyPipelineBase")
-D = TypeVar("D", bound=DiffusionPipeline)
-# unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors and its shorter forms; of groups, the variant
-WEIGHTS = re.compile(r"unet/[^/.]+(?:\.([^/.]+?))?(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)")
 
 
 class ConsistencyPipelineBase(ConsistencyModelPipeline):
@@ -135,6 +127,8 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         generator: Generators,
         after_step: Callable[[int, Tensor, Tensor], Tensor],
         edit: Callable[[Tensor], Tensor] = lambda estimate: estimate,
+        guide: nn.Module | None = None,
+        guidance_scale: float = 1.0,
     ) -> Tensor:
         """Evaluate, edit, and add noise again, through the levels that are set: CM, Algorithms 1 and 4.
 
@@ -143,12 +137,16 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
             labels: int64 [B], or None.
             after_step: called with (step, timestep, sample); what it returns is the sample.
             edit: called with the clipped estimate; what it returns is the estimate.
+            guide: a network that the estimate is moved away from, by `guidance_scale`.
         """
         timesteps = self.scheduler.timesteps
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, t in enumerate(timesteps):
                 scaled = self.scheduler.scale_model_input(sample, t).to(self.dtype)
                 output = self.unet(scaled, t, class_labels=labels, return_dict=False)[0]
+                if guide is not None:  # f_guide + scale (f - f_guide), for f is linear in what its network gives
+                    other = guide(scaled, t, class_labels=labels, return_dict=False)[0]
+                    output = torch.lerp(other.float(), output.float(), guidance_scale)
                 # The sample stays in float32 whatever the network computes in.
                 estimate = edit(self.scheduler.estimate(output.float(), sample))
                 sample = after_step(step, t, self.scheduler.renoise(estimate, generator))
@@ -256,6 +254,8 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
         width: int | None = None,
         callback_on_step_end: Callback = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        guidance_scale: float = 1.0,
+        guide: nn.Module | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw images: Algorithm 1 of Consistency Models (arXiv:2303.01469).
 
@@ -275,10 +275,15 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
             callback_on_step_end: callback(pipe, step, timestep, {"latents": ...}) after each step; a "latents" entry in
                 the dictionary it returns replaces the sample.
             callback_on_step_end_tensor_inputs: which tensors it is handed; only "latents" exists.
+            guidance_scale: w of f_guide + w (f - f_guide), which leads away from what a worse network draws:
+                autoguidance (arXiv:2406.02507) Eq. 2, for one step at a time. 1 is off; 1 to 1.5 are usual.
+            guide: that network, at twice the evaluations: an earlier average of the same training, such as
+                `UNet2DModel.from_pretrained(folder, subfolder="unet", variant="ema995")`, or a smaller network.
 
         Raises:
             ValueError: an argument out of range or of a wrong shape; the message says what is allowed.
         """
+        guide = self._guide(guidance_scale, guide)
         height, width = self._image_size(height, width)
         batch_size, callback_steps = positive("batch_size", batch_size), positive("callback_steps", callback_steps)
         if timesteps is not None and sigmas is not None:
@@ -297,69 +302,21 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
                 callback(step, t, sample)
             return sample
 
-        return self._output(self._sample(sample, labels, generator, after_step), output_type, return_dict)
+        return self._output(
+            self._sample(sample, labels, generator, after_step, guide=guide, guidance_scale=guidance_scale),
+            output_type,
+            return_dict,
+        )
 
-
-def variants_of(repository: str) -> list[str | None]:
-    """The variants of its UNet's weights that a repository holds; None, for those that are no variant, comes first.
-
-    Raises:
-        Exception: of the Hub's client, which raises many kinds, where a repository is there and cannot be listed.
-    """
-    folder = Path(repository)
-    names = (f"unet/{path.name}" for path in folder.glob("unet/*")) if folder.is_dir() else list_repo_files(repository)
-    found = {match[1] for name in names if (match := WEIGHTS.fullmatch(name))}
-    return sorted(found, key=lambda variant: (variant is not None, variant))
-
-
-def _load(kind: type[D], repository: str, variant: str | None = None) -> D:
-    """A pipeline with float32 weights; where a repository has variants only, such as fp16, with the first of them."""
-    local = Path(repository).is_dir()
-    if variant is None and local:
-        variant = next(iter(variants_of(repository)), None)
-    try:
-        return kind.from_pretrained(repository, variant=variant)
-    except Exception:
-        if local or variant is not None:
-            raise
-        with suppress(Exception):  # the first error tells more than that of a Hub that does not answer
-            variant = next(iter(variants_of(repository)), None)
-        if variant is None:
-            raise
-    return kind.from_pretrained(repository, variant=variant)
-
-
-def load_pipeline(repository: str) -> DiffusionPipeline:
-    """A repository, by path or Hub id, as stock diffusers loads it, or a UserError."""
-    try:
-        return _load(DiffusionPipeline, repository)
-    except Exception as error:  # damaged files raise what they like
-        raise UserError(f"stock diffusers cannot load {repository}: {foreign_line(error)}") from error
-
-
-def load_stock(repository: str) -> ConsistencyModelPipeline:
-    """A consistency repository, by path or Hub id, as stock diffusers loads it.
-
-    Raises:
-        UserError: nothing to be loaded, or another kind of pipeline.
-    """
-    stock = load_pipeline(repository)
-    if not isinstance(stock, ConsistencyModelPipeline):
-        raise UserError(f"{repository} must hold a ConsistencyModelPipeline, and holds a {type(stock).__name__}.")
-    return stock
-
-
-def load_consistency(repository: str, variant: str | None = None) -> ConsistencyPipeline:
-    """A consistency repository, by path or Hub id, as this package loads it, without a progress bar, or a UserError."""
-    try:
-        pipeline = _load(ConsistencyPipeline, repository, variant)
-    except Exception as error:  # damaged files raise what they like
-        reason, known = foreign_line(error), [variant]
-        with suppress(Exception):  # a Hub that does not answer says less than the error
-            known = variants_of(repository) if variant is not None else known
-        if variant not in known:
-            allowed = ", ".join(filter(None, known)) or "left out, as there is none"
-            reason = f"`variant` may be {allowed}, got {variant}."
-        raise UserError(f"no consistency pipeline could be loaded from {repository}: {reason}") from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    def _guide(self, scale: float, guide: nn.Module | None) -> nn.Module | None:
+        """The guide that is to be asked, where the samples are; None where guidance is off."""
+        if not (number(scale) or 0) > 0:
+            raise ValueError(f"guidance_scale must be a positive number, got {scale!r}.")
+        if scale == 1:
+            return None
+        if guide is None:
+            raise ValueError(f"guidance_scale {scale} needs a guide: an earlier average of the same training, say.")
+        for name in ("in_channels", "out_channels", "num_class_embeds"):
+            if getattr(guide.config, name) != (own := getattr(self.unet.config, name)):
+                raise ValueError(f"the guide must have {name} {own} as the model, got {getattr(guide.config, name)}.")
+        return guide.to(self._execution_device, self.dtype)

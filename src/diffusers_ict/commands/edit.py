@@ -39,7 +39,7 @@ def _edit(words: list[str]) -> None:
     options, data = with_run_flags(parser, words, DataSettings)
     from ..evaluation.edits import edit_strip, read_pictures
     from ..files import check_writable
-    from ..pipeline_consistency import load_consistency
+    from ..loading import load_consistency
     from ..processes import best_device
 
     check_writable("output", options.output.parent)

@@ -28,7 +28,7 @@ WEIGHTS = argument("--weights", choices=("fp32", "fp16"), default="fp32", help="
 def main(options: argparse.Namespace) -> None:
     """Export as the flags say."""
     from ..files import atomic_file, check_writable, public_name
-    from ..pipeline_consistency import load_consistency
+    from ..loading import load_consistency
     from ..web.onnx import make_onnx
 
     check_writable("output_dir", options.output_dir)

@@ -32,7 +32,7 @@ def main(options: argparse.Namespace) -> None:
             raise UserError(f"`{name}` must be at least 1, got {given}.")
     from ..evaluation.samples import sample_sheet
     from ..files import check_writable
-    from ..pipeline_consistency import load_consistency
+    from ..loading import load_consistency
     from ..processes import best_device
 
     check_writable("output", options.output.parent)

@@ -13,7 +13,8 @@ from ..formulas.preconditioning import DIFFUSION_SIGMA_DATA
 from ..formulas.time_embedding import fast_columns
 from ..hub.fetch import fetch_file
 from ..hub.metadata import ConversionMetadata
-from ..pipeline_consistency import ConsistencyPipeline, load_pipeline
+from ..loading import load_pipeline
+from ..pipeline_consistency import ConsistencyPipeline
 from ..scheduling_ict import ICTScheduler
 from ..trial import check_config
 from . import act_release, diffusion, openai_layout

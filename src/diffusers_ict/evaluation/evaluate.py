@@ -26,8 +26,9 @@ from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
 from ..hub.provenance import code_commit, hardware
 from ..invocation import command_words
+from ..loading import load_consistency
 from ..names import shell, visible
-from ..pipeline_consistency import ConsistencyPipeline, load_consistency
+from ..pipeline_consistency import ConsistencyPipeline
 from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
 from ..settings import check_bounds

@@ -17,7 +17,8 @@ from ..formulas.noise_schedule import karras_sigmas
 from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
 from ..image_grid import as_pictures, labelled_blocks
-from ..pipeline_consistency import ConsistencyPipeline, load_consistency
+from ..loading import load_consistency
+from ..pipeline_consistency import ConsistencyPipeline
 from ..processes import best_device
 from .extractors import make_extractor
 from .metrics import centred, neighbour_distances

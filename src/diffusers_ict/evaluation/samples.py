@@ -12,7 +12,8 @@ from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
 from ..errors import UserError, first_line
 from ..image_grid import as_pictures, classes_in_turn
-from ..pipeline_consistency import ConsistencyPipeline, variants_of
+from ..loading import variants_of
+from ..pipeline_consistency import ConsistencyPipeline
 
 AT_ONCE = 250  # samples of one call of the network
 

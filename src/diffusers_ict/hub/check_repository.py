@@ -13,8 +13,9 @@ from ..errors import UserError, first_line
 from ..files import read_text
 from ..formulas.preconditioning import DIFFUSION_SIGMA_DATA
 from ..formulas.time_embedding import fast_columns
+from ..loading import load_stock, variants_of
 from ..names import operand, shell
-from ..pipeline_consistency import ConsistencyPipeline, load_stock, variants_of
+from ..pipeline_consistency import ConsistencyPipeline
 from ..stock_key import STOCK_KEY
 from .card import read_card
 from .fetch import fetch_file

@@ -15,9 +15,10 @@ from ..hub.card import TEMPLATES, merge, read_card, sealed
 from ..hub.fetch import fetch_file
 from ..hub.metadata import RunMetadata
 from ..hub.run_files import read_recipe
+from ..loading import load_consistency
 from ..names import LONGEST, markdown, visible
 from ..objectives import objective_class
-from ..pipeline_consistency import ConsistencyPipeline, load_consistency
+from ..pipeline_consistency import ConsistencyPipeline
 from .onnx import make_onnx
 from .runtime import runtime_archive, unpack_runtime
 from .server import files_of
