@@ -20,6 +20,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -61,16 +62,16 @@ def main(options: argparse.Namespace) -> None:
     set_verbosity_error()  # the client tells of every repeated request
     with _scratch(options) as scratch:
 
-        def make_page(model: Path, license: str | None) -> Path:
-            make_space(model, scratch, license, repo_id=options.hub_model_id)
-            return scratch
+        def make_page(model: Path, license: str | None, folder: Path) -> Path:
+            make_space(model, folder, license, repo_id=options.hub_model_id)
+            return folder
 
         model, *spaces = publish(
             options.output_dir,
             options.hub_model_id,
             license=options.license,
             private=options.hub_private_repo or None,
-            make_space=make_page if options.space else None,
+            make_space=None if scratch is None else partial(make_page, folder=scratch),
         )
 
     _tell("Published at", model)
@@ -94,16 +95,17 @@ def _counted(names: list[str]) -> str:
 
 
 @contextmanager
-def _scratch(options: argparse.Namespace) -> Iterator[Path]:
-    """A folder for the page. However the program ends, it goes, and so does a copy that a run publishes.
+def _scratch(options: argparse.Namespace) -> Iterator[Path | None]:
+    """A folder for the page, if one is published. However the program ends, it goes, as does a copy of a run's folder.
 
     After the time that is given, and by signals, the program ends at once: what hangs in threads or native code of the
     client has no other end.
     """
-    scratch = Path(tempfile.mkdtemp(prefix="publish-page-"))
+    scratch = Path(tempfile.mkdtemp(prefix="publish-page-")) if options.space else None
+    temporary = [*([] if scratch is None else [scratch]), *[options.output_dir] * options.remove_output_dir]
 
     def clean() -> None:
-        for folder in [scratch, options.output_dir][: 1 + options.remove_output_dir]:
+        for folder in temporary:
             shutil.rmtree(folder, ignore_errors=True)
 
     def give_up() -> None:
