@@ -22,7 +22,7 @@ from timing import DEVICE, in_turns, median_ratio, once, process_seconds
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.data.load import load_images
 from diffusers_ict.training import checkpoint
-from diffusers_ict.training.run import open_run
+from diffusers_ict.training.opening import open_run
 from diffusers_ict.training.unets import read_config
 
 

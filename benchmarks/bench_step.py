@@ -19,9 +19,9 @@ from diffusers_ict.discriminator import ConsistencyDiscriminator
 from diffusers_ict.training import train
 from diffusers_ict.training.interruption import Interruption
 from diffusers_ict.training.log import Metrics
+from diffusers_ict.training.opening import open_run
 from diffusers_ict.training.optimization import make_optimizer
 from diffusers_ict.training.recipe import Recipe, find_shipped
-from diffusers_ict.training.run import open_run
 from diffusers_ict.training.unets import read_config
 
 METHODS = {

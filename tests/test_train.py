@@ -19,7 +19,7 @@ from diffusers_ict import ICT as ICT_OBJECTIVE
 from diffusers_ict import ConsistencyPipeline, ICTScheduler, fast_columns
 from diffusers_ict.data.dataset import Images
 from diffusers_ict.training import checkpoint, log, train, unets
-from diffusers_ict.training import run as runs
+from diffusers_ict.training import opening as runs
 from diffusers_ict.training.log import read_log
 from diffusers_ict.training.samples import make_pipeline, sample_picture
 

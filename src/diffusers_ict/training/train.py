@@ -21,10 +21,11 @@ from .captured import Captured, can_capture, captured_step
 from .checkpoint import describe_newest
 from .ema import move_towards
 from .interruption import Interruption
+from .opening import open_run
 from .optimization import rate_of
 from .outputs import export_run, is_due, is_sample_step, publish_run, push_run, sample_run, save_run, snapshot_run
 from .recipe import Recipe
-from .run import Run, open_run
+from .run import Run
 
 
 def train(
