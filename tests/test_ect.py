@@ -190,6 +190,7 @@ def test_the_teacher_is_left_out_of_the_alignment_and_nothing_changes(loss, flag
 
 def test_adaptive_weights_divide_by_the_distance_of_the_target_from_the_image():
     student, target, x = torch.full((2, 1, 2, 2), 3.0), torch.full((2, 1, 2, 2), 1.0), torch.zeros(2, 1, 2, 2)
+    x[1] = 1
     pair = Pair(student, target, torch.tensor([1.0, 0.002]), torch.tensor([1.5, 0.502]), x)
     objective = ECTObjective(adaptive_weight=True)
     # d(student, target) = |2 (1, 1, 1, 1)| = 4 and d(target, x) = 2; the second pair has r = sigma_min, t - r = 1/2.

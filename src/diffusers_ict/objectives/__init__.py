@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .base import Objective
 
 # The choices of `--loss`, and the class in the file of that name. No import: `--help` lists them without torch.
-BUILT_IN = {"ict": "ICT", "ect": "ECT", "ct": "CT", "act": "ACT", "relativistic": "Relativistic"}
+BUILT_IN = {"ict": "ICT", "ect": "ECT", "ct": "CT", "act": "ACT", "relativistic": "Relativistic", "adcm": "ADCM"}
 
 
 def objective_class(loss: str) -> "type[Objective]":

@@ -79,6 +79,18 @@ class Adversarial(Objective):
     # The consistency term decides all that an objective decides.
 
     @property
+    def memory(self) -> Any:  # type: ignore[override]
+        return self.consistency.memory
+
+    def rebuilds_after(self, step: int, total_steps: int) -> bool:
+        return self.consistency.rebuilds_after(step, total_steps)
+
+    def rebuild(
+        self, f: Callable, x: Tensor, noise: Tensor, class_labels: Tensor | None, total: Callable[[Tensor], Tensor]
+    ) -> None:
+        self.consistency.rebuild(f, x, noise, class_labels, total)
+
+    @property
     def stage_name(self) -> tuple[str, str] | None:  # type: ignore[override]
         return self.consistency.stage_name
 

@@ -88,6 +88,7 @@ class Objective(ABC):
         betas: of RAdam, as published.
         stage_name: the entry of `schedule` that numbers its stages, and its symbol in plots; or None.
         further_settings: those of `from_settings` that are no fields.
+        memory: what changes as a run goes on, which checkpoints hold, with `state()` and `load_state()`; or None.
     """
 
     method: ClassVar[str | None] = None
@@ -97,6 +98,7 @@ class Objective(ABC):
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     stage_name: ClassVar[tuple[str, str] | None] = None
     further_settings: ClassVar[tuple[str, ...]] = ()
+    memory: Any = None
 
     def __post_init__(self) -> None:
         if dataclasses.is_dataclass(self):
@@ -160,6 +162,21 @@ class Objective(ABC):
         """Whether sigma is sigma_min in all pairs of step k of K. Then f is the identity, and no teacher is asked."""
         return False
 
+    def rebuilds_after(self, step: int, total_steps: int) -> bool:
+        """Whether `rebuild` is called after step k (from 0) of K."""
+        return False
+
+    def rebuild(  # noqa: B027 - most choose nothing while they train
+        self, f: Callable, x: Tensor, noise: Tensor, class_labels: Tensor | None, total: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Change what the objective keeps in its `memory`, by a batch of the step.
+
+        Args:
+            f: the teacher's consistency function.
+            x, noise: [B, C, H, W]; class_labels: [B] or None.
+            total: adds up a tensor over all processes.
+        """
+
     def schedule(self, step: int, total_steps: int) -> dict[str, float]:
         """The state of the curriculum at step k of K, by names for the log; {} if nothing changes."""
         return {}
@@ -208,9 +225,7 @@ class GridObjective(Objective):
     def sample_pair(self, uniform: Tensor, step: int, total_steps: int) -> tuple[Tensor, Tensor]:
         """Neighbours (sigmas[i], sigmas[i + 1]), i drawn from p(i) by inverting its cumulative sums."""
         sigmas, cumulative = _table(self, self.num_levels(step, total_steps), uniform.dtype, uniform.device)
-        # The last sum is 1 up to rounding; no uniform number may fall beyond it.
-        pairs = torch.searchsorted(cumulative, uniform, right=True).clamp(max=len(sigmas) - 2)
-        return sigmas[pairs], sigmas[pairs + 1]
+        return neighbours(sigmas, cumulative, uniform)
 
     def schedule(self, step: int, total_steps: int) -> dict[str, float]:
         """N(k)."""
@@ -220,6 +235,17 @@ class GridObjective(Objective):
         """sum_i p(i) lambda(sigma_i)."""
         sigmas = self.grid(step, total_steps)
         return (self.pair_probabilities(sigmas) * self.weighting(sigmas[:-1], sigmas[1:])).sum().item()
+
+
+def neighbours(sigmas: Tensor, cumulative: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Pairs (sigmas[i], sigmas[i + 1]), i drawn by inverting cumulative probabilities.
+
+    Args:
+        sigmas: ascending, [N]; cumulative: of the N - 1 pairs; uniform: in [0, 1), [B].
+    """
+    # The last sum is 1 up to rounding; no uniform number may fall beyond it.
+    pairs = torch.searchsorted(cumulative, uniform, right=True).clamp(max=len(sigmas) - 2)
+    return sigmas[pairs], sigmas[pairs + 1]
 
 
 def _fields(objective: Any) -> list[dataclasses.Field]:

@@ -40,7 +40,8 @@ class ECT(Objective):
         p_mean, p_std: of ln(t).
         huber_c: constant of the pseudo-Huber distance; 0 for the norm of the difference, as for CIFAR-10.
         adaptive_weight: weigh a pair by 1 / d(target, x) instead, the distance of its target from the image: ADCM (Bai
-            et al., arXiv:2510.17266) Eq. 11. Pairs whose r is sigma_min, as in the alignment, keep 1 / (t - r).
+            et al., arXiv:2510.17266) Eq. 11. Pairs whose r is sigma_min, as in the alignment, keep
+            1 / (t - r) where it is less.
         k, b: of n(t), which makes the relative gap larger at small t.
         sigma_min, sigma_max: ends of the noise levels.
     """
@@ -113,10 +114,11 @@ class ECT(Objective):
         if not self.adaptive_weight or pair.x is None:
             return super().loss(pair)
         distance = self.distance(pair)
-        # 1e-3 keeps the weight finite, where few pixels make the target's distance small.
+        # 1e-3 keeps it finite where few pixels make the target's distance small.
         adaptive = 1 / (pseudo_huber(pair.target, pair.x, self.huber_c) + 1e-3)
         by_gap = self.weighting(pair.sigma, pair.sigma_next).to(distance.dtype)
-        return torch.where(pair.sigma > 1.001 * self.sigma_min, adaptive, by_gap) * distance
+        at_the_end = pair.sigma < 1.001 * self.sigma_min
+        return torch.where(at_the_end, torch.minimum(adaptive, by_gap), adaptive) * distance
 
     def schedule(self, step: int, total_steps: int) -> dict[str, float]:
         """The stage, and r / t at large t."""

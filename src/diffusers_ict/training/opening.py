@@ -85,7 +85,7 @@ def open_run(
 
     saved = find_checkpoint(recipe)
     networks = _open_networks(recipe, accelerator, objective, scheduler, data, model, start, saved)
-    state = state_of(networks, accelerator, data)
+    state = state_of(networks, accelerator, data, objective)
     configs = configs_of(networks, unusual_constants(scheduler))
     facts = decisive(recipe, objective, own_objective, data.fingerprint(), batch_size, configs)
     identity = Identity(facts, circumstances(recipe, accelerator))

@@ -1,6 +1,6 @@
 """The state of a run, as written to a checkpoint and read from it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..data import TrainingData
 from ..data.stream import StreamedImages
 from ..errors import TrainingDiverged, UserError
+from ..objectives.base import Objective
 from . import checkpoint
 from .checkpoint import Checkpoint
 from .ema import Average
@@ -26,7 +27,7 @@ class RunState:
         optimizers: by name, over named parameters.
         averages: of the weights, by name.
         scaler: loss scale of fp16, or None.
-        memory: of the adversary beside its networks, with `state()` and `load_state()`, or None.
+        memories: of the adversary and the objective, with `state()` and `load_state()`, by name.
         stream: images that are streamed, or None.
     """
 
@@ -34,7 +35,7 @@ class RunState:
     optimizers: dict[str, torch.optim.Optimizer]
     averages: dict[str, Average]
     scaler: Any = None
-    memory: Any = None
+    memories: dict[str, Any] = field(default_factory=dict)
     stream: StreamedImages | None = None
 
     def save(
@@ -60,8 +61,7 @@ class RunState:
         state: dict[str, Any] = {"step": step, "train_seconds": train_seconds, **facts}
         if self.scaler is not None:
             state["scaler"] = self.scaler.state_dict()
-        if self.memory is not None:
-            state["adversary"] = self.memory.state()
+        state |= {name: memory.state() for name, memory in self.memories.items()}
         return checkpoint.save(folder, step, Checkpoint(state, tensors), keep)
 
     def load(self, saved: Checkpoint) -> None:
@@ -81,8 +81,8 @@ class RunState:
         # Both begin anew in a run that goes on with changes.
         if self.scaler is not None and "scaler" in saved.state:
             self.scaler.load_state_dict(saved.state["scaler"])
-        if self.memory is not None and "adversary" in saved.state:
-            self.memory.load_state(saved.state["adversary"])
+        for name in self.memories.keys() & saved.state.keys():
+            self.memories[name].load_state(saved.state[name])
         if self.stream is not None and "stream" in saved.state:
             self.stream.seek(saved.state["stream"])
 
@@ -130,7 +130,7 @@ def load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def state_of(networks: Networks, accelerator: Accelerator, data: TrainingData) -> RunState:
+def state_of(networks: Networks, accelerator: Accelerator, data: TrainingData, objective: Objective) -> RunState:
     """Everything of a run that a checkpoint holds."""
     modules, optimizers = {"unet": networks.unet}, {"optimizer": networks.optimizer.optimizer}
     if networks.teacher is not None:
@@ -141,6 +141,7 @@ def state_of(networks: Networks, accelerator: Accelerator, data: TrainingData) -
         optimizers["discriminator_optimizer"] = adversary.optimizer.optimizer
     averages = {f"ema_{number}": average for number, average in enumerate(networks.averages.values())}
     averages |= {f"power_{number}": average for number, average in enumerate(networks.powers.values())}
-    memory = None if adversary is None else adversary.memory
+    both = {"adversary": getattr(adversary, "memory", None), "objective_memory": objective.memory}
+    memories = {name: memory for name, memory in both.items() if memory is not None}
     stream = data if isinstance(data, StreamedImages) else None
-    return RunState(modules, optimizers, averages, accelerator.scaler, memory, stream)
+    return RunState(modules, optimizers, averages, accelerator.scaler, memories, stream)

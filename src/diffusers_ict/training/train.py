@@ -128,6 +128,9 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
         optimizer.zero_grad(set_to_none=False)  # a captured step finds them where they are
         for average in (*networks.averages.values(), *networks.powers.values()):
             average.update()
+        if objective.rebuilds_after(step, total_steps):
+            total = partial(accelerator.reduce, reduction="sum")
+            objective.rebuild(networks.f_teacher, batch.x, batch.noise, batch.labels, total)
         decay = objective.teacher_decay(step, total_steps)
         if networks.teacher is not None and decay is not None:
             move_towards(list(networks.teacher.parameters()), list(networks.unet.parameters()), decay)
