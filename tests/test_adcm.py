@@ -15,7 +15,7 @@ from diffusers_ict.training.log import read_log
 from diffusers_ict.training.recipe import Recipe
 from diffusers_ict.training.start import make_objective
 
-VARIANCE, TRADE_OFF = 0.25, 0.05
+VARIANCE, TRADE_OFF = 0.25, 0.001
 # Images and noise that have the exact moments of a Gaussian: variances 1/4 and 1, and no covariance.
 X = torch.tensor([0.5, 0.5, -0.5, -0.5], dtype=torch.float64).view(4, 1, 1, 1)
 Z = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64).view(4, 1, 1, 1)
