@@ -79,7 +79,7 @@ class Adversarial(Objective):
     # The consistency term decides all that an objective decides.
 
     @property
-    def memory(self) -> Any:  # type: ignore[override]
+    def memory(self) -> Any:
         return self.consistency.memory
 
     def rebuilds_after(self, step: int, total_steps: int) -> bool:
