@@ -13,7 +13,7 @@ from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation.evaluate import evaluate
 from diffusers_ict.evaluation.settings import EvaluationSettings
 from diffusers_ict.formulas.noise_schedule import act_num_levels, ct_num_levels
-from diffusers_ict.objectives import BUILT_IN, objective_class
+from diffusers_ict.objectives import BUILT_IN
 from diffusers_ict.training.recipe import SHIPPED, Recipe, parse
 from diffusers_ict.training.start import make_objective
 from diffusers_ict.training.unets import read_config
@@ -71,7 +71,7 @@ def test_what_is_left_out_is_what_was_published():
     assert (ect.p_mean, ect.p_std, ect.huber_c, ect.betas) == (-1.1, 2.0, 0.0, (0.9, 0.999))
     assert objective("--loss", "act", "--objective", "consistency=ict").consistency == ICT()
     assert objective("--objective", "huber_c=0.06", "s1=40") == ICT(s1=40, huber_c=0.06)
-    assert [objective_class(loss).dropout for loss in BUILT_IN] == [0.3, 0.2, 0.0, 0.0]
+    assert [objective("--loss", loss).dropout for loss in BUILT_IN] == [0.3, 0.2, 0.0, 0.0, 0.0, 0.3]
 
 
 def test_settings_of_the_method_add_up_and_belong_to_their_loss(tmp_path):

@@ -159,7 +159,7 @@ def test_a_new_loss_is_one_file_and_one_line(flags, tmp_path):
     package = shutil.copytree(ROOT / "src" / "diffusers_ict", tmp_path / "src" / "diffusers_ict")
     (package / "objectives" / "squared.py").write_text(LOSS)
     listing = package / "objectives" / "__init__.py"
-    listing.write_text(listing.read_text().replace('"act": "ACT"}', '"act": "ACT", "squared": "Squared"}'))
+    listing.write_text(listing.read_text().replace('"act": "ACT"', '"act": "ACT", "squared": "Squared"'))
     program = "import sys; from diffusers_ict.commands.train import main; sys.exit(main(sys.argv[1:]))"
     own = [*flags, "--loss", "squared", "--objective", "scale=3", "--max_train_steps", "5"]
 

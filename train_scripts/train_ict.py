@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train a consistency model from images: iCT, ECT, CT or ACT.
+"""Train a consistency model from images: iCT, ECT, CT, ACT and others.
 
 accelerate launch --quiet train_scripts/train_ict.py --train_data_dir my_images --resolution 64 --output_dir my-model
 

@@ -31,3 +31,29 @@ data="--train_data_dir $runs/train --image_mode RGB --class_conditional"
   --objective align_steps=$((steps / 10)) stage_steps=$((steps * 9 / 50)) --max_train_steps "$steps" \
   --learning_rate 1e-3 --lr_scheduler cosine --ema_decays 0.999 --ema_snapshot_steps $((steps / 20)) \
   --checkpointing_steps $((steps / 20)) --license cc-by-4.0 --output_dir "$run" --resume_from_checkpoint latest
+
+# Measured on images that no run has seen, beside the DDPM with 50 steps.
+[ -e "$runs/classifier.pt2" ] || $python benchmarks/features.py "$runs/train" "$runs/classifier.pt2"
+$python train_scripts/evaluate.py "$run" --train_data_dir "$runs/test" --image_mode RGB --class_conditional \
+  --extractor "$runs/classifier.pt2" --metrics fid kid is pr --num_samples "${SAMPLES:-5000}" --steps 1 2
+$python -m diffusers_ict inspect "$run" --train_data_dir "$runs/train" --image_mode RGB --class_conditional
+
+# What is kept: the published weights in half precision, what the card shows, and the card.
+mkdir -p "$card/samples"
+for file in recipe.yaml run.json evaluation.json evaluation.png training.png; do
+  cp "$run/$file" "$card"
+done
+cp "$(ls "$run"/samples/step-*.png | tail -n 1)" "$card/samples"
+$python -c "
+import sys
+from pathlib import Path
+import torch
+from diffusers_ict import ConsistencyPipeline
+from diffusers_ict.hub.card import write_card
+ConsistencyPipeline.from_pretrained(sys.argv[1]).to(torch.float16).save_pretrained(sys.argv[2])
+write_card(Path(sys.argv[2]))" "$run" "$card"
+for count in 1 2; do
+  $python -m diffusers_ict sample "$card" --num_samples 40 --num_inference_steps $count --output "$card/samples/$count-step.png"
+done
+$python benchmarks/measure.py "$card" --data "$runs/train" --start "$ddpm" --samples "${MEASURED:-2000}" \
+  --output "$results/avatars"

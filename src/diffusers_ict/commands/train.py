@@ -1,4 +1,4 @@
-"""Train a consistency model from images: iCT, ECT, CT or ACT.
+"""Train a consistency model from images: iCT, ECT, CT, ACT and others.
 
     diffusers-ict train --train_data_dir my_images --resolution 64 --output_dir my-model
     accelerate launch --quiet -m diffusers_ict train --train_data_dir my_images ...         # on several GPUs

@@ -35,7 +35,7 @@ class Recipe(RunSettings, DataSettings):
     config: str | None = setting(None, "YAML file of settings, or the name of a shipped recipe; flags win over it")
 
     # The objective.
-    loss: str = setting("ict", "method: iCT, ECT, CT, or ACT", choices=tuple(BUILT_IN))
+    loss: str = setting("ict", "method", choices=tuple(BUILT_IN))
     objective: dict[str, Any] = setting(
         {},
         "settings of the method [as published, l2 for CT]. ict: s0 s1 p_mean p_std huber_c; ct: s0 s1 mu0 metric "
