@@ -15,13 +15,12 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DiffusionPipeline
 from features import features as classifier_features
-from features import fit_classifier
+from features import fit_classifier, labelled_images
 from provenance import parser_of, provenance, table, write_report
 from torch import Tensor
 
 from diffusers_ict import ConsistencyPipeline
 from diffusers_ict.data.dataset import Images
-from diffusers_ict.data.load import load_images
 from diffusers_ict.evaluation import coverage_measures, frechet_distance
 from diffusers_ict.evaluation.extractors import make_extractor
 from diffusers_ict.image_grid import image_grid
@@ -123,9 +122,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = "train_data_dir" if Path(options.data).is_dir() else "dataset_name"
-    mode = "RGB" if Path(options.data).is_dir() else None
-    images = load_images(**{name: options.data}, resolution=options.resolution, image_mode=mode, class_conditional=True)
+    images = labelled_images(options.data, options.resolution)
     extract, features = load_extractor(options.features, images, device)
     pipeline = ConsistencyPipeline.from_pretrained(options.model, variant=options.variant).to(device)
     options.output.parent.mkdir(parents=True, exist_ok=True)
