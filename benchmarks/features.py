@@ -6,6 +6,7 @@ Distances between its features order models of the same data. They are not FID, 
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -79,11 +80,17 @@ class Exported(nn.Module):
         return found, self.net[-1](found)
 
 
-def main(data: str, file: str) -> None:
-    """Fit on labelled images, and export."""
+def labelled_images(data: str, resolution: int | None = None):
+    """The images, with labels, of a folder of colour pictures, or of what train_ict.py takes as --dataset_name."""
     from diffusers_ict.data.load import load_images
 
-    images = load_images(dataset_name=data, class_conditional=True)
+    named = {"train_data_dir": data, "image_mode": "RGB"} if Path(data).is_dir() else {"dataset_name": data}
+    return load_images(**named, resolution=resolution, class_conditional=True)
+
+
+def main(data: str, file: str) -> None:
+    """Fit on labelled images, and export."""
+    images = labelled_images(data)
     net = fit_classifier(images.pixels, images.labels)
     batch = {0: torch.export.Dim("n", max=2**20)}
     torch.export.save(torch.export.export(Exported(net), (images.pixels[:2],), dynamic_shapes=(batch,)), file)
