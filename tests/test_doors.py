@@ -87,7 +87,10 @@ def test_two_processes_tell_bad_input_once_and_a_quiet_launcher_adds_nothing(tmp
         (["--objective", "s3=1"], "--objective of ICT can have s0, s1, p_mean, p_std, huber_c, got s3"),
         (["--objective", "s1=1"], "--s1 must be at least --s0, got s1 1 and s0 2"),
         (["--resume_from_checkpoint", "nowhere/checkpoint-1"], "it does not exist or has no manifest"),
-        (["--pretrained_model_name_or_path", "nowhere"], "path: stock diffusers cannot load nowhere"),
+        (
+            ["--pretrained_model_name_or_path", "nowhere"],
+            "path: stock diffusers cannot load nowhere: there is no such folder",
+        ),
         (["--intermediate_sigmas", 100], "--intermediate_sigmas: must be different numbers"),
         (["--intermediate_sigmas", 0.01], "choose an intermediate sigma in that range"),
         (["--loss", "act", "--objective", "adversarial_weight=1.2"], "0 < w_mid <= w <= 1"),

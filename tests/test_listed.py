@@ -91,7 +91,7 @@ def test_a_tar_of_webdataset_is_read_and_other_archives_have_remedies_that_work(
                 entry.size = len(content)
                 tar.addfile(entry, io.BytesIO(content))
     shard = str(tmp_path / "shard.tar")
-    images = load_images(dataset_name=shard, class_conditional=True, label_column="cls")
+    images = load_images(dataset_name=shard, class_conditional=True)
     assert images.pixels[:, 0, 0, 0].tolist() == [0, 1, 2]
     assert images.labels.tolist() == [0, 1, 0]
     array = images.pixels[:, 0].numpy()

@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import select
 import subprocess
 import sys
 import time
@@ -319,3 +320,15 @@ def test_every_file_that_can_be_run_answers_help_and_does_no_work(path, tmp_path
         assert end.value.code in (0, None)
         assert capfd.readouterr().out.startswith("usage: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_lines_in_a_pipe_are_there_when_they_are_printed():
+    code = "from diffusers_ict.commands.console import guard_console; guard_console(); "
+    code += "import sys; print('first'); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert select.select([process.stdout], [], [], 60)[0]
+            assert os.read(process.stdout.fileno(), 100) == b"first\n"
+        finally:
+            process.stdin.close()
+            process.wait(60)

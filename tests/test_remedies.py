@@ -1,6 +1,8 @@
 """Advice that a sentence gives is followed, on the same input, and helps: it neither leads in a circle nor nowhere."""
 
+import ast
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_lpips import weights as lpips_weights
 
+import diffusers_ict
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import evaluate, train
 from diffusers_ict.errors import UserError
@@ -289,3 +292,19 @@ def test_statistics_without_features_and_classes_are_completed_as_advised(model,
     assert evaluate.main([*words, "--labels", "uniform", "--metrics", "kid"]) == 2
     assert "for other --metrics, give the real images instead" in capsys.readouterr().err
     assert evaluate.main([*plain, "--labels", "uniform", "--metrics", "kid"]) == 0
+
+
+def test_words_in_backticks_are_settings_because_programs_show_them_as_flags():
+    settings, said = set(), set()
+    for file in Path(diffusers_ict.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            match node:
+                case ast.arg(arg=name) | ast.AnnAssign(target=ast.Name(id=name)):
+                    settings.add(name)
+                case ast.Constant(value=str(text)) if text.startswith("--"):
+                    settings.add(text[2:])
+                case ast.Call(func=ast.Name(id="UserError" | "LabelsError") | ast.Attribute(attr="warn")):
+                    texts = (each.value for each in ast.walk(node) if isinstance(each, ast.Constant))
+                    said |= {word for text in texts for word in re.findall(r"`(\w+)`", str(text))}
+    assert len(said) > 50
+    assert said <= settings

@@ -150,7 +150,7 @@ def test_a_folder_of_parquet_files_is_read_and_a_stream_that_breaks_is_said(parq
     assert sorted(x[:, 0, 0, 0].tolist()) == [7 * n for n in range(36)]
     assert labels.equal((x[:, 0, 0, 0] >= 7 * 18).long())
     for change, message in (
-        ({"label_column": "id"}, "must be a column of `ClassLabel`"),
+        ({"label_column": "id"}, "must be a column of type ClassLabel"),
         ({"dataset_split": "test"}, "opened"),
     ):
         with pytest.raises(UserError, match=message):
@@ -174,7 +174,9 @@ def test_a_resumed_run_on_a_copy_of_its_stream_is_the_uninterrupted_one(streamed
     assert "--num_train_epochs needs a data set that says how many" in capsys.readouterr().err
     assert not whole.exists()
     assert run(*streamed, "--output_dir", whole) == 0
-    assert "3 shards, shuffled in blocks of 10 images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "3 shards, shuffled in blocks of 10 images" in printed
+    assert "8x8, 10 L in the first block" in printed
     streamed += ["--dataset_name", shutil.copytree(parquet, tmp_path / "elsewhere" / "data")]
     assert run(*streamed, "--output_dir", parts, "--resume_from_checkpoint", whole / "checkpoint-15") == 0
     ours, theirs = final_tensors(parts), final_tensors(whole)

@@ -12,6 +12,7 @@ from .errors import UserError, foreign_line
 from .pipeline_consistency import ConsistencyPipeline
 
 D = TypeVar("D", bound=DiffusionPipeline)
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors and its shorter forms; of groups, the variant
 WEIGHTS = re.compile(r"unet/[^/.]+(?:\.([^/.]+?))?(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)")
 
@@ -31,6 +32,8 @@ def variants_of(repository: str) -> list[str | None]:
 def _load(kind: type[D], repository: str, variant: str | None = None) -> D:
     """A pipeline with float32 weights; where a repository has variants only, such as fp16, with the first of them."""
     local = Path(repository).is_dir()
+    if not local and not HUB_ID.fullmatch(repository):
+        raise FileNotFoundError("there is no such folder, and an id on the Hub is user/name.")
     if variant is None and local:
         variant = next(iter(variants_of(repository)), None)
     try:

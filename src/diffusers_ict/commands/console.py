@@ -90,6 +90,6 @@ def _guarded(number: int, stream: io.TextIOWrapper | None) -> io.TextIOWrapper:
         io.BufferedWriter(Console(number, "w", closefd=False)),
         stream.encoding,
         "backslashreplace",
-        line_buffering=stream.line_buffering,
+        line_buffering=True,  # into a file or a pipe, too: who follows a long run there sees each line as it is printed
         write_through=stream.write_through,
     )

@@ -20,10 +20,10 @@ from .program import argument, program
     __doc__,
     argument("model", help="folder or Hub id of a consistency pipeline"),
     argument("--variant", help="weights other than the published ones, such as ema9999"),
-    argument("--num_samples", type=int, default=60, help="[60]"),
+    argument("--num_samples", type=int, default=60, help="how many in all [60]"),
     argument("--num_inference_steps", type=int, default=2, help="network evaluations of each sample [2]"),
-    argument("--seed", type=int, default=0, help="[0]"),
-    argument("--output", type=Path, default=Path("samples.png"), help="[samples.png]"),
+    argument("--seed", type=int, default=0, help="of the noise [0]"),
+    argument("--output", type=Path, default=Path("samples.png"), help="file of the picture [samples.png]"),
 )
 def main(options: argparse.Namespace) -> None:
     """Draw and save the picture: columns of one class each, with its name."""

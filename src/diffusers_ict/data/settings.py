@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 class DataSettings:
     """Which images, and how they are read; the fields are the arguments of `load_images`."""
 
-    dataset_name: str | None = setting(None, "Hub data set, save_to_disk folder, or .parquet, .arrow or .npz file")
+    dataset_name: str | None = setting(
+        None, "Hub data set, save_to_disk folder, or .parquet, .arrow, .tar or .npz file"
+    )
     dataset_config_name: str | None = setting(None, "configuration of the Hub data set")
     dataset_split: str = setting("train", "split of the Hub data set")
     train_data_dir: str | None = setting(None, "folder of images; one sub-folder for each class if class-conditional")

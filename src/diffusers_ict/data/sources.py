@@ -157,7 +157,7 @@ def open_dataset(settings: DataSettings, streaming: bool = False) -> Any:
             return datasets.load_dataset(builder, data_files=name, split=split, streaming=streaming)
         if path.is_file():
             raise UserError(
-                "`dataset_name` must be a Hub data set, a folder of `save_to_disk`, or a file .parquet, .arrow, .tar "
+                "`dataset_name` must be a Hub data set, a folder of save_to_disk, or a file .parquet, .arrow, .tar "
                 f"(WebDataset) or .npz, got {name}: unpack an archive and give its folder as `train_data_dir`, and "
                 "save an array with numpy.savez."
             )
@@ -189,7 +189,7 @@ def with_columns(data: Any, settings: DataSettings, with_labels: bool) -> Any:
     """A data set, streamed or not, with the columns "image", undecoded, and "label", where it is wanted and there.
 
     Images are a column of images, or else of encoded files, which other programs store as plain bytes, or as {"bytes",
-    "path"}. Labels are a `ClassLabel`, or else a column called label, labels or class.
+    "path"}. Labels are a `ClassLabel`, or else a column called label, labels, class or cls (WebDataset).
 
     Raises:
         UserError: a column is missing, ambiguous or of the wrong type.
@@ -204,7 +204,7 @@ def with_columns(data: Any, settings: DataSettings, with_labels: bool) -> Any:
         )
     columns, label = {image: "image"}, None
     if with_labels:
-        named = [name for name in ("label", "labels", "class") if name in types and name != image]
+        named = [name for name in ("label", "labels", "class", "cls") if name in types and name != image]
         label = pick(types, "label_column", settings.label_column, classes or named)
     if label is not None:
         columns[label] = "label"

@@ -101,7 +101,7 @@ class StreamedImages:
         return {
             "images": f"{count} of {shape}, {self.num_classes or 'no'} classes",
             "streamed": f"{self.data.num_shards} shards, shuffled in blocks of {self.buffer} images",
-            "originals": self.examples.overview()["originals"],
+            "originals": f"{self.examples.overview()['originals']} in the first block",
         }
 
     def to(self, device: torch.device | str) -> "StreamedImages":
@@ -214,8 +214,8 @@ def _open(settings: DataSettings, with_labels: bool) -> Opened:
     names = class_names_of(data)
     if with_labels and names is None:
         raise UserError(
-            "the labels of a stream must be a column of `ClassLabel`, which says how many classes there are: name one "
-            "by `label_column`, or leave `streaming` out."
+            "the labels of a stream must be a column of type ClassLabel, which says how many classes there are: name "
+            "one by `label_column`, or leave `streaming` out."
         )
     count = getattr((data.info.splits or {}).get(settings.dataset_split), "num_examples", None) or None
     return data, None if names is None else len(names), names, count
