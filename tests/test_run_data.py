@@ -114,3 +114,10 @@ def test_what_a_run_says_next_can_be_pasted(beside, capsys):
     assert publish.endswith("--hub_model_id you/a-model-of-HOME")
     stayed = next_commands(Recipe(dataset_name=data, output_dir="m"), 50_000)[1]
     assert stayed == ["evaluate", "m"], "the folder itself says the rest"
+
+
+def test_the_alpha_that_a_run_learnt_is_meant_and_gives_no_second_warning(beside, capsys):
+    facts = json.loads((beside / "run.json").read_text())
+    (beside / "run.json").write_text(json.dumps({**facts, "shape": [4, *facts["shape"][1:]]}))
+    evaluated(beside.name)
+    assert "--image_mode RGBA" in capsys.readouterr().out.splitlines()[0]

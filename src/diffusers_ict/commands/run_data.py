@@ -54,7 +54,13 @@ def _run_flags(parser: ArgumentParser, given: dict[str, Any]) -> list[str]:
         raise UserError(
             f"the images of this run, {source}, are not where you are: give `train_data_dir` or `dataset_name`."
         )
+    if source is not None and "image_mode" in known - left_out and _channels(folder) == 4:
+        chosen["image_mode"] = "RGBA"  # which the run was warned of, and nobody else has to be
     return [word for name, value in chosen.items() for word in as_flag(name, value)]
+
+
+def _channels(folder: Path) -> int | None:
+    return RunMetadata.read(folder).shape[0] if (folder / RunMetadata.file_name).is_file() else None
 
 
 def _on_the_hub(folder: Path) -> bool:
