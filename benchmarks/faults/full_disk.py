@@ -15,6 +15,7 @@ from .compare import check_same
 from .workshop import LOSSES, Fault, Workshop
 
 NEW_NAMES, REMOUNT = 0x10020000, 32  # CLONE_NEWUSER | CLONE_NEWNS, MS_REMOUNT
+REFUSED = ("open", "mkdir")  # changes that a full disk has no room for
 NO_DISK = 77  # exit code: the system does not let users mount a disk of memory
 PLENTY = "size=1g,nr_inodes=10000"
 
@@ -82,12 +83,13 @@ def refusing(shop: Workshop, place: Path, number: int, random: Random) -> int:
     """Refuse every new file, folder and content from some change on; then go on with room."""
     loss = list(LOSSES)[number % len(LOSSES)]
     whole = shop.whole(loss)
-    first = random.randrange(len(whole.changes))
+    needy = [number for number, (kind, _) in enumerate(whole.changes) if kind in REFUSED]
+    first = random.randrange(needy[-1] + 1)  # later changes need no room
 
     def full(count: int, kind: str, path: str) -> None:
         if count >= first and kind == "write":
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-        if count >= first and kind in ("open", "mkdir"):
+        if count >= first and kind in REFUSED:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     def body() -> int:

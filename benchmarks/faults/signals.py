@@ -34,6 +34,7 @@ def to_the_process(shop: Workshop, place: Path, number: int, random: Random) -> 
 
     def body() -> int:
         write = JSONLines.write
+        signal.signal(asking, signal.SIG_DFL)  # not ignored, as below `nohup`; the run sets its own
 
         def writing(self: JSONLines, entry: dict) -> None:
             write(self, entry)
