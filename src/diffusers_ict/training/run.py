@@ -1,5 +1,6 @@
 """A run: everything that a training loop needs."""
 
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from .networks import Networks
 from .recipe import Recipe
 from .resume import Identity
 from .state import RunState
+
+SECONDS_OF_GLOO = 0.5  # for its threads to end what they do
 
 
 @dataclass
@@ -93,3 +96,7 @@ class Run:
             self.accelerator.end_training()
         if self.lock is not None:
             self.lock.release()
+        if self.accelerator.num_processes > 1:
+            # The threads of gloo let go of Python's tensors after a collective has ended, for which they need the lock
+            # of the interpreter. Destroying DistributedDataParallel holds that lock and waits for the threads.
+            time.sleep(SECONDS_OF_GLOO)
