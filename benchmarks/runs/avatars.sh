@@ -42,9 +42,9 @@ data="--train_data_dir $runs/train --image_mode RGB --class_conditional"
 
 # Measured on images that no run has seen, beside the DDPM with 50 steps.
 [ -e "$runs/classifier.pt2" ] || $python benchmarks/features.py "$runs/train" "$runs/classifier.pt2"
-$python train_scripts/evaluate.py "$run" --train_data_dir "$runs/test" --image_mode RGB --class_conditional \
+$python train_scripts/evaluate.py "$run" --train_data_dir "$runs/test" --image_mode RGB \
   --extractor "$runs/classifier.pt2" --metrics fid kid is pr --num_samples "${SAMPLES:-5000}" --steps 1 2
-$python -m diffusers_ict inspect "$run" --train_data_dir "$runs/train" --image_mode RGB --class_conditional
+$python -m diffusers_ict inspect "$run" --train_data_dir "$runs/train" --image_mode RGB
 
 # What is kept: the published weights in half precision, what the card shows, and the card.
 mkdir -p "$card/samples"
