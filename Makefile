@@ -23,8 +23,8 @@ demo: .venv/installed ## train on the digits of scikit-learn, sample, measure: t
 	rm -rf runs/digits
 	$(BIN)/python examples/demo_digits.py --output_dir runs/digits
 
-sample: .venv/installed ## draw from the committed model of Fashion-MNIST, seconds: see runs/samples.png
-	$(BIN)/diffusers-ict sample model_cards/fashion32 --num_samples 100 --output runs/samples.png
+sample: .venv/installed ## draw from the committed model of avatars, seconds: see runs/samples.png
+	$(BIN)/diffusers-ict sample model_cards/avatars --num_samples 100 --output runs/samples.png
 
 runs/digits/model_index.json:
 	$(MAKE) demo

@@ -61,7 +61,7 @@ from diffusers_ict.hub.card import write_card
 ConsistencyPipeline.from_pretrained(sys.argv[1]).to(torch.float16).save_pretrained(sys.argv[2])
 write_card(Path(sys.argv[2]))" "$run" "$card"
 for count in 1 2; do
-  $python -m diffusers_ict sample "$card" --num_samples 40 --num_inference_steps $count --output "$card/samples/$count-step.png"
+  $python -m diffusers_ict sample "$card" --num_samples 45 --num_inference_steps $count --output "$card/samples/$count-step.png"
 done
 $python benchmarks/measure.py "$card" --data "$runs/train" --start "$ddpm" --samples "${MEASURED:-2000}" \
   --output "$results/avatars"

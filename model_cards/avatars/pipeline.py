@@ -1,0 +1,63 @@
+"""Consistency sampling at any noise levels, with diffusers alone: a custom pipeline for `trust_remote_code=True`.
+
+    DiffusionPipeline.from_pretrained(ID, custom_pipeline=ID, trust_remote_code=True)(sigmas=[80.0, 0.821])
+
+Self-contained: it needs diffusers and nothing else. Written into every repository that diffusers-ict publishes.
+"""
+
+import numpy as np
+import torch
+from diffusers import ConsistencyModelPipeline, ImagePipelineOutput
+
+
+class ConsistencySigmasPipeline(ConsistencyModelPipeline):
+    """The stock pipeline with one argument more: `sigmas`, descending noise levels, the first usually sigma_max."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size=1,
+        class_labels=None,
+        num_inference_steps=1,
+        generator=None,
+        latents=None,
+        output_type="pil",
+        return_dict=True,
+        sigmas=None,
+    ):
+        """As in ConsistencyModelPipeline; with `sigmas`, `num_inference_steps` is not used."""
+        if sigmas is None:
+            return super().__call__(
+                batch_size,
+                class_labels,
+                num_inference_steps,
+                generator=generator,
+                latents=latents,
+                output_type=output_type,
+                return_dict=return_dict,
+            )
+        config, levels = self.scheduler.config, np.asarray(sigmas, dtype=np.float64)
+        inside = (levels >= config.sigma_min) & (levels <= config.sigma_max)
+        if len(levels) == 0 or (np.diff(levels) >= 0).any() or not inside.all():
+            raise ValueError(
+                f"sigmas must descend and lie within [{config.sigma_min}, {config.sigma_max}], got {sigmas}."
+            )
+        device, size = self._execution_device, self.unet.config.sample_size
+        channels = self.unet.config.in_channels
+        sample = self.prepare_latents(
+            batch_size, channels, size, size, self.unet.dtype, device, generator, latents=latents
+        )
+        labels = self.prepare_class_labels(batch_size, device, class_labels)
+
+        # The stock scheduler takes grid indices only; its state is two arrays.
+        self.scheduler.set_timesteps(1)
+        self.scheduler.sigmas = torch.from_numpy(np.append(levels, config.sigma_min).astype(np.float32))
+        self.scheduler.timesteps = torch.from_numpy(self.scheduler.sigma_to_t(levels)).to(device)
+        for t in self.progress_bar(self.scheduler.timesteps):
+            scaled = self.scheduler.scale_model_input(sample, t)
+            output = self.unet(scaled, t, class_labels=labels, return_dict=False)[0]
+            sample = self.scheduler.step(output, t, sample, generator=generator, return_dict=False)[0]
+
+        images = self.postprocess_image(sample, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
