@@ -95,8 +95,8 @@ class Run:
         if kind in (None, TrainingStopped):  # else the other processes are still at work, and would be waited for
             self.accelerator.end_training()
             if self.accelerator.num_processes > 1:
-                # The threads of gloo let go of Python's tensors after a collective has ended, and need the interpreter's
-                # lock for it. Destroying DistributedDataParallel holds that lock and waits for the threads.
+                # The threads of gloo let go of Python's tensors after a collective has ended, and need the lock of the
+                # interpreter for it. Destroying DistributedDataParallel holds that lock and waits for the threads.
                 time.sleep(SECONDS_OF_GLOO)
         if self.lock is not None:
             self.lock.release()
