@@ -90,9 +90,10 @@ def evaluate(
     out = {}
     for steps in (1, 2):
         images = draw(pipeline, steps, count, seed=1234)
-        out[f"{steps}"] = figures(extract(images), real)
+        fake = extract(images)
+        out[f"{steps}"] = figures(fake, real)
         if usual is not None:
-            out[f"{steps}"]["nearer"] = (nearest(extract(images[:5000]), real) < usual).double().mean().item()
+            out[f"{steps}"]["nearer"] = (nearest(fake[:5000], real) < usual).double().mean().item()
         first = images[:64].permute(0, 2, 3, 1).numpy() / 255
         image_grid(first, 16, zoom=2).save(f"{grid}-{steps}.png")
     return out

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -19,15 +20,15 @@ class Levels:
     """The noise levels of a run as the network last chose them: part of its state."""
 
     def __init__(self) -> None:
-        self.sigmas: Tensor | None = None
+        self.sigmas: tuple[float, ...] | None = None
 
     def state(self) -> dict[str, Any]:
-        """The levels as a list."""
-        return {"sigmas": None if self.sigmas is None else self.sigmas.tolist()}
+        """The levels, or None."""
+        return {"sigmas": self.sigmas}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Put back the levels."""
-        self.sigmas = None if state["sigmas"] is None else torch.tensor(state["sigmas"], dtype=torch.float64)
+        self.sigmas = None if state["sigmas"] is None else tuple(state["sigmas"])
 
 
 @dataclass(frozen=True)
@@ -73,20 +74,27 @@ class ADCM(ECT):
     ) -> None:
         """Choose the levels by a batch."""
         ends = self.sigma_min, self.sigma_max
-        self.memory.sigmas = adaptive_levels(f, x, noise, class_labels, self.trade_off, *ends, total)
+        self.memory.sigmas = tuple(adaptive_levels(f, x, noise, class_labels, self.trade_off, *ends, total).tolist())
 
     def sample_pair(self, uniform: Tensor, step: int, total_steps: int) -> tuple[Tensor, Tensor]:
         """(sigma, sigma_next): as in ECT's alignment, then neighbours in the levels."""
         if self.denoises(step, total_steps):
             return super().sample_pair(uniform, step, total_steps)
-        sigmas = self.memory.sigmas
-        if sigmas is None:
-            sigmas = karras_sigmas(FIRST_LEVELS, self.sigma_min, self.sigma_max)
-        cumulative = lognormal_pair_probabilities(sigmas, self.p_mean, self.p_std).cumsum(0)
-        return neighbours(sigmas.to(uniform), cumulative.to(uniform), uniform)
+        sigmas = self.memory.sigmas or tuple(karras_sigmas(FIRST_LEVELS, self.sigma_min, self.sigma_max).tolist())
+        return neighbours(*_table(sigmas, self.p_mean, self.p_std, uniform.dtype, uniform.device), uniform)
 
     def schedule(self, step: int, total_steps: int) -> dict[str, float]:
         """The number of levels, once the network has chosen them."""
         self.stage(step, total_steps)  # refuses an alignment that is too long
         chosen = self.memory.sigmas
         return {} if chosen is None or self.denoises(step, total_steps) else {"num_levels": len(chosen)}
+
+
+@lru_cache(maxsize=2)  # the levels change a few times in a run, and the host is not to send them at every step
+def _table(
+    sigmas: tuple[float, ...], mean: float, std: float, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The levels [N] and the cumulative probabilities of their pairs [N - 1], on a device."""
+    levels = torch.tensor(sigmas, dtype=torch.float64)
+    cumulative = lognormal_pair_probabilities(levels, mean, std).cumsum(0)
+    return levels.to(device, dtype), cumulative.to(device, dtype)

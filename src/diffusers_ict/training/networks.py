@@ -13,8 +13,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from ..discriminator import ConsistencyDiscriminator
 from ..formulas.dropout import share_dropout
 from ..formulas.preconditioning import ConsistencyFunction
+from ..objectives.act import ACT
 from ..objectives.adversarial import Adversarial
 from ..objectives.base import Objective
+from ..objectives.relativistic import Relativistic
 from ..processes import distributed, in_precision
 from ..scheduling_ict import ICTScheduler
 from .act import ACTAdversary
@@ -25,7 +27,7 @@ from .optimization import make_optimizer, make_schedule
 from .recipe import Recipe
 from .relativistic import RelativisticAdversary
 
-ADVERSARIES: dict[str, type[Adversary]] = {"ACT": ACTAdversary, "Relativistic": RelativisticAdversary}
+ADVERSARIES: dict[type, type[Adversary]] = {ACT: ACTAdversary, Relativistic: RelativisticAdversary}
 
 
 @dataclass
@@ -92,7 +94,8 @@ def prepare_networks(
     if discriminator is not None and isinstance(objective, Adversarial):
         discriminator.to(memory_format=layout)
         rate = recipe.discriminator_learning_rate or recipe.learning_rate
-        adversary = ADVERSARIES[type(objective).__name__](
+        kind = next(ADVERSARIES[base] for base in type(objective).__mro__ if base in ADVERSARIES)
+        adversary = kind(
             accelerator, objective, discriminator, rate, recipe.torch_compile, capture,
             objective.first_step(recipe.max_train_steps),
         )  # fmt: skip
