@@ -30,21 +30,5 @@ $python train_scripts/ema.py "$run" --std 0.1
 $python train_scripts/evaluate.py "$run" --dataset_name "$data" --extractor "$runs/classifier.pt2" \
   --metrics fid kid is pr --num_samples "${SAMPLES:-10000}" --steps 1 2 --variants published std01
 
-# What is kept: the published weights in half precision, what the card shows, and the card.
-mkdir -p "$card/samples"
-for file in recipe.yaml run.json evaluation.json evaluation.png training.png; do
-  cp "$run/$file" "$card"
-done
-cp "$(ls "$run"/samples/step-*.png | tail -n 1)" "$card/samples"
-$python -c "
-import sys
-from pathlib import Path
-import torch
-from diffusers_ict import ConsistencyPipeline
-from diffusers_ict.hub.card import write_card
-ConsistencyPipeline.from_pretrained(sys.argv[1]).to(torch.float16).save_pretrained(sys.argv[2])
-write_card(Path(sys.argv[2]))" "$run" "$card"
-for count in 1 2; do
-  $python -m diffusers_ict sample "$card" --num_samples 40 --num_inference_steps $count --output "$card/samples/$count-step.png"
-done
+sh benchmarks/runs/keep.sh "$run" "$card" 40
 $python benchmarks/measure.py "$card" --data "$data" --samples "${SAMPLES:-10000}" --output "$results/fashion32_ict"
