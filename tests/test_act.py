@@ -205,3 +205,13 @@ def test_discriminator_saves_and_loads_like_any_diffusers_model(tmp_path):
     weights, again = discriminator.state_dict(), ConsistencyDiscriminator.from_pretrained(tmp_path).state_dict()
     assert weights.keys() == again.keys()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_an_objective_made_of_act_trains_with_its_discriminator(tmp_path):
+    class Own(ACT):
+        """A subclass, as users write them."""
+
+    data = write_npz(tmp_path / "data.npz")
+    train(Recipe(dataset_name=str(data), train_batch_size=4, max_train_steps=2, output_dir=str(tmp_path / "out")),
+          model=make_unet(), objective=Own())  # fmt: skip
+    assert "discriminator_loss" in read_log(tmp_path / "out" / "log.jsonl")[-1]
