@@ -109,27 +109,50 @@ def run(flags: list[str], threads: int, program: Path) -> tuple[list[dict], floa
     return read_log(output / "log.jsonl"), used.ru_utime + used.ru_stime
 
 
-def cost_of(
-    flags: list[str], options: argparse.Namespace, work: Path, threads: int, program: Path
-) -> tuple[float, float]:
+def cost_of(flags: list[str], program: Path, comparison: "Comparison", reference: str | None) -> tuple[float, float]:
     """Seconds of a processor: those of a step, and those of a run besides.
 
     Remembered in the work folder for all methods whose steps cost the same, so that they take equally many.
+
+    Args:
+        reference: a method whose cost is known. It runs at the same time, so that what else the machine does slows down
+            both, and only their ratio counts.
     """
     cost = [program.stem, *(f"{flag.strip('-')} {value}" for flag in COSTS if (value := value_of(flag, flags)))]
-    folder = work / ("calibrate " + ", ".join(cost).replace("/", "_"))
-    known = work / f"{folder.name}.json"
+    folder = comparison.work / ("calibrate " + ", ".join(cost).replace("/", "_"))
+    known = comparison.work / f"{folder.name}.json"
     if not known.exists():
-        used = {}
-        for steps in (options.calibration_steps // 3, options.calibration_steps):
-            shutil.rmtree(folder, ignore_errors=True)
-            tried = [*flags, "--max_train_steps", str(steps), "--output_dir", str(folder)]
-            used[steps] = run(tried, threads, program)[1]
-        (few, least), (many, most) = used.items()
-        step = (most - least) / (many - few)
-        known.write_text(json.dumps([step, most - many * step]))
+        runs = [(flags, program, folder)]
+        if reference is not None:
+            beside = comparison.flags_of(reference), comparison.program_of(reference)
+            runs.append((*beside, folder.with_name(f"{folder.name}, beside")))
+        measured = calibrate(runs, comparison.options.calibration_steps, comparison.threads)
+        (step, besides), *others = measured
+        for peer, _ in others:
+            step *= comparison.costs[str(reference)][0] / peer
+        known.write_text(json.dumps([step, besides]))
     step, besides = json.loads(known.read_text())
     return step, besides
+
+
+def calibrate(runs: list[tuple[list[str], Path, Path]], steps: int, threads: int) -> list[tuple[float, float]]:
+    """Seconds of a step, and of a run besides, of (flags, program, folder) that run at the same time.
+
+    Steps of an alignment cost less: where a method has one, it is over before the first measurement.
+    """
+
+    def worked(run_: tuple[list[str], Path, Path], count: int) -> float:
+        flags, program, folder = run_
+        shutil.rmtree(folder, ignore_errors=True)
+        if value_of("align_steps", flags) is not None:
+            flags = [*flags, "--objective", f"align_steps={steps // 4}"]
+        return run([*flags, "--max_train_steps", str(count), "--output_dir", str(folder)], threads, program)[1]
+
+    few, many = steps // 3, steps
+    with ThreadPoolExecutor(len(runs)) as pool:
+        least, most = (list(pool.map(worked, runs, [count] * len(runs))) for count in (few, many))
+    slopes = [(high - low) / (many - few) for low, high in zip(least, most)]
+    return [(slope, high - many * slope) for slope, high in zip(slopes, most)]
 
 
 def train(flags: list[str], folder: Path, steps: int, threads: int, program: Path) -> tuple[list[dict], float]:
@@ -166,10 +189,10 @@ class Comparison:
     def plan(self) -> None:
         """Measure what each method costs; the peer takes as many steps as iCT."""
         own = [name for name in self.options.methods if name != PEER or "iCT" not in self.options.methods]
+        reference = None
         for name in own:  # one after another: those that cost the same are measured once
-            self.costs[name] = cost_of(
-                self.flags_of(name), self.options, self.work, self.threads, self.program_of(name)
-            )
+            self.costs[name] = cost_of(self.flags_of(name), self.program_of(name), self, reference)
+            reference = reference or name
         if PEER in self.options.methods:
             self.costs.setdefault(PEER, self.costs.get("iCT", (1.0, 0.0)))
 

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 from torch import Tensor
 
 from .arguments import integer
 from .errors import UserError, first_line
 from .files import read_json, write_json
 from .names import LONGEST
+from .repository import find_beside
 
 LABELS_NAME = "labels.json"  # stock diffusers neither downloads nor reads it
 
@@ -37,7 +36,7 @@ def load_class_names(repository: str | os.PathLike, options: dict[str, Any]) -> 
     Raises:
         UserError: labels.json cannot be read.
     """
-    path = _find(repository, options)
+    path = find_beside(repository, LABELS_NAME, options)
     if path is None:
         return None
     try:
@@ -52,19 +51,6 @@ def _text(name: Any) -> str:
     if isinstance(name, str) and name == name.encode(errors="replace").decode():
         return name
     raise TypeError(f"{name!a} is no text.")
-
-
-def _find(repository: str | os.PathLike, options: dict[str, Any]) -> Path | None:
-    if os.path.isdir(repository):
-        path = Path(repository) / LABELS_NAME
-        return path if path.is_file() else None
-    names = ("cache_dir", "revision", "token", "local_files_only", "force_download")
-    given = {name: options[name] for name in names if options.get(name) is not None}
-    try:
-        return Path(hf_hub_download(str(repository), LABELS_NAME, **given))
-    except (EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled):
-        # There is none, or the Hub does not answer and the pipeline came from the cache, which has none.
-        return None
 
 
 def drawn_classes(names: dict[int, str] | None, classes: int) -> list[int]:

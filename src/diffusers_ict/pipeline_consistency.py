@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .arguments import integer, number, positive
 from .class_names import class_numbers, drawn_classes, load_class_names, save_class_names
+from .normalization import Normalization, load_normalization, save_normalization
 from .scheduling_ict import ICTScheduler
 
 Generators = torch.Generator | list[torch.Generator] | None
@@ -44,6 +45,8 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
     Attributes:
         id2label: name of each class by its number, or None; read from and saved as labels.json. A class without a name
             beside others that have one had no images in training, and is drawn only where it is asked for.
+        normalization: of a model whose data are no pictures, how they came to what the network draws, or None; read
+            from and saved as normalization.json.
 
     Raises:
         ValueError: any other scheduler.
@@ -62,27 +65,30 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         super().__init__(unet=unet, scheduler=scheduler)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self.id2label: dict[int, str] | None = None
+        self.normalization: Normalization | None = None
 
     @classmethod
     def from_pretrained(cls: type[P], pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> P:
-        """Load a pipeline and the names of its classes. Arguments are those of `DiffusionPipeline.from_pretrained`.
+        """Load a pipeline, the names of its classes and its normalization. Arguments are those of `DiffusionPipeline.from_pretrained`.
 
         Raises:
-            ValueError: labels.json cannot be read; other errors are those of diffusers.
+            ValueError: labels.json or normalization.json cannot be read; other errors are those of diffusers.
         """
         pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         pipeline.id2label = load_class_names(pretrained_model_name_or_path, kwargs)
+        pipeline.normalization = load_normalization(pretrained_model_name_or_path, kwargs)
         return pipeline
 
     @classmethod
     def from_pipe(cls: type[P], pipeline: DiffusionPipeline, **kwargs: Any) -> P:
-        """A pipeline with the components, class names and progress bar of another. Arguments are those of diffusers.
+        """A pipeline with the components, class names, normalization and progress bar of another. Arguments are those of diffusers.
 
         The UNet is shared, and keeps its dtype unless one is given; diffusers would cast it to float32.
         """
         dtype = {} if {"dtype", "torch_dtype"} & kwargs.keys() else {DTYPE: pipeline.dtype}
         made = super().from_pipe(pipeline, **dtype, **kwargs)
         made.id2label = getattr(pipeline, "id2label", None)
+        made.normalization = getattr(pipeline, "normalization", None)
         made.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
         return made
 
@@ -97,8 +103,9 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
 
         Such a folder, or the Hub repository made of it, loads with and without this package and gives the same
         images with one and two steps. Arguments are those of `DiffusionPipeline.save_pretrained`. Without class names,
-        a labels.json that is in the folder is removed.
+        a labels.json that is in the folder is removed, and so is a normalization.json of other data.
         """
+        save_normalization(save_directory, self.normalization)
         save_class_names(save_directory, self.id2label)  # before the rest, which may be uploaded as soon as it is saved
         stock = ConsistencyModelPipeline(unet=self.unet, scheduler=self.scheduler.to_stock())
         stock.save_pretrained(save_directory, **kwargs)
@@ -154,10 +161,18 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         return sample
 
     def _output(
-        self, sample: Tensor, output_type: str, return_dict: bool, in_unit: bool = False
+        self, sample: Tensor, output_type: str, return_dict: bool, in_unit: bool = False, denormalize: bool = False
     ) -> ImagePipelineOutput | tuple:
-        """Samples as the images that a caller asked for; `in_unit`, they are in [0, 1], else in [-1, 1]."""
-        images = self.image_processor.postprocess(sample, output_type, [not in_unit] * len(sample))
+        """Samples as the images that a caller asked for; `in_unit`, they are in [0, 1], else in [-1, 1].
+
+        With `denormalize`, they are in the units of the data.
+        """
+        if denormalize:
+            assert self.normalization is not None
+            values = self.normalization.undo(sample)
+            images = values if output_type == "pt" else values.permute(0, 2, 3, 1).cpu().numpy()
+        else:
+            images = self.image_processor.postprocess(sample, output_type, [not in_unit] * len(sample))
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -256,6 +271,7 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         guidance_scale: float = 1.0,
         guide: nn.Module | None = None,
+        denormalize: bool = False,
     ) -> ImagePipelineOutput | tuple:
         """Draw images: Algorithm 1 of Consistency Models (arXiv:2303.01469).
 
@@ -279,11 +295,13 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
                 autoguidance (arXiv:2406.02507) Eq. 2, for one step at a time. 1 is off; 1 to 1.5 are usual.
             guide: that network, at twice the evaluations: an earlier average of the same training, such as
                 `UNet2DModel.from_pretrained(folder, subfolder="unet", variant="ema995")`, or a smaller network.
+            denormalize: give "np" or "pt" in the units of the data that the model was trained on with `--normalize`.
 
         Raises:
             ValueError: an argument out of range or of a wrong shape; the message says what is allowed.
         """
         guide = self._guide(guidance_scale, guide)
+        self._check_denormalize(denormalize, output_type)
         height, width = self._image_size(height, width)
         batch_size, callback_steps = positive("batch_size", batch_size), positive("callback_steps", callback_steps)
         if timesteps is not None and sigmas is not None:
@@ -306,7 +324,16 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
             self._sample(sample, labels, generator, after_step, guide=guide, guidance_scale=guidance_scale),
             output_type,
             return_dict,
+            denormalize=denormalize,
         )
+
+    def _check_denormalize(self, denormalize: bool, output_type: str) -> None:
+        if denormalize and self.normalization is None:
+            raise ValueError("this model has no normalization.json and draws pictures: leave denormalize out.")
+        if denormalize and output_type not in ("np", "pt"):
+            raise ValueError(
+                f"data in their own units are arrays: choose output_type 'np' or 'pt', got {output_type!r}."
+            )
 
     def _guide(self, scale: float, guide: nn.Module | None) -> nn.Module | None:
         """The guide that is to be asked, where the samples are; None where guidance is off."""

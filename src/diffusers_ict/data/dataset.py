@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..normalization import Normalization
 from .rows import StoredRows
 from .transform import to_unit
 
@@ -31,6 +32,7 @@ class Images(Dataset):
         num_classes: or None.
         class_names: one for each class where the data set names them.
         originals: how many pictures there were of each (width, height, mode) before the conversion, where it is known.
+        normalization: of data that is no picture, or None.
     """
 
     def __init__(
@@ -40,10 +42,11 @@ class Images(Dataset):
         num_classes: int | None = None,
         class_names: tuple[str, ...] | None = None,
         originals: Counter[tuple[int, int, str]] | None = None,
+        normalization: Normalization | None = None,
     ) -> None:
         self.rows = pixels if isinstance(pixels, (Tensor, StoredRows)) else torch.cat(tuple(pixels))
         self.labels, self.num_classes, self.class_names = labels, num_classes, class_names
-        self.originals = originals
+        self.originals, self.normalization = originals, normalization
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -110,7 +113,7 @@ class Images(Dataset):
         for place, part in zip(pixels.split(AT_ONCE), _parts(self.rows)):
             place.copy_(part)
         labels = None if self.labels is None else self.labels.to(device)
-        return Images(pixels, labels, self.num_classes, self.class_names, self.originals)
+        return Images(pixels, labels, self.num_classes, self.class_names, self.originals, self.normalization)
 
     def fingerprint(self) -> str:
         """SHA-256 of pixels, shape, labels and class names, in 32 hexadecimal digits, wherever the images lie."""

@@ -21,12 +21,15 @@ from torch import Tensor
 
 from ..class_names import normal
 from ..errors import LabelsError, UserError, first_line
+from ..formulas.preconditioning import SIGMA_DATA
+from ..normalization import Normalization
+from .arrays import normalised, read_arrays
 from .dataset import Images, fingerprint_of
 from .npz import read_npz
 from .own_output import check_apart
 from .rows import StoredRows, read_rows
 from .settings import DataSettings
-from .sources import Stored, read_dataset, read_folder
+from .sources import Stored, read_dataset, read_folder, refuse
 from .survey import all_problems
 from .transform import PictureFormat
 
@@ -47,6 +50,7 @@ def load_images(
     dataset: datasets.Dataset | None = None,
     class_conditional: bool = False,
     accelerator: Accelerator | None = None,
+    normalization: Normalization | None = None,
     **fields: Any,
 ) -> Images:
     """Read a data set.
@@ -56,6 +60,7 @@ def load_images(
             `train_data_dir`, `resolution`, `image_mode` and so on can be given by themselves.
         dataset: one that is open already, with a column of images, instead of `dataset_name` or `train_data_dir`.
         class_conditional: read labels too.
+        normalization: of a model that draws arrays, which are then read instead of pictures, and scaled by it.
         accelerator: of its processes, one on each machine decodes, and the others read what it cached.
 
     Images that are enlarged, an alpha channel that nobody asked for, a single class, and sub-folders named like splits
@@ -66,6 +71,9 @@ def load_images(
             that mean nothing for this data.
     """
     settings = settings or DataSettings(**fields)
+    if settings.normalize is not None or normalization is not None:
+        return _load_arrays(settings, dataset, class_conditional, normalization)
+    refuse(settings, "pictures, without `normalize`", "channels_first")
     form = settings.form  # which a mistake in the settings ends before data are fetched
     if settings.image_cache_dir:
         check_apart(settings, "image_cache_dir", settings.image_cache_dir)
@@ -96,9 +104,38 @@ def load_images(
     return images
 
 
-def _open(settings: DataSettings, with_labels: bool, dataset: datasets.Dataset | None) -> Stored:
+def _load_arrays(
+    settings: DataSettings,
+    dataset: datasets.Dataset | None,
+    class_conditional: bool,
+    known: Normalization | None,
+) -> Images:
+    """Arrays as they are, normalised: each process has them in memory."""
+    _check_source(settings, dataset)
+    stored = read_arrays(settings, class_conditional, dataset)
+    check_class_names(stored.class_names or ())
+    labels, classes = None, None
+    if class_conditional:
+        labels, classes = checked_labels(stored.labels, len(stored.values), stored.class_names)
+    x, normalization, originals = normalised(stored.values, settings.normalize, known)
+    images = Images(x, labels, classes, stored.class_names, originals, normalization)
+    deviation = float(x.std()) if normalization.kind == "none" else SIGMA_DATA
+    if not SIGMA_DATA / 4 <= deviation <= SIGMA_DATA * 4:
+        warnings.warn(
+            f"the data has a standard deviation of {deviation:.3g}, and noise levels and preconditioning are made for "
+            f"{SIGMA_DATA}: give `normalize` mean-std or min-max.",
+            stacklevel=3,
+        )
+    return images
+
+
+def _check_source(settings: DataSettings, dataset: datasets.Dataset | None) -> None:
     if sum(map(bool, (dataset is not None, settings.dataset_name, settings.train_data_dir))) != 1:
         raise UserError("give the data as `dataset_name` or as `train_data_dir`, one of the two.")
+
+
+def _open(settings: DataSettings, with_labels: bool, dataset: datasets.Dataset | None) -> Stored:
+    _check_source(settings, dataset)
     if settings.train_data_dir:
         return read_folder(settings, with_labels)
     if settings.dataset_name and settings.dataset_name.endswith(".npz"):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import UserError
+from ..normalization import Normalization
 from .dataset import Images
 
 SHOWN = 256  # items that stand for the data set: in sample grids, and in its fingerprint
@@ -20,7 +21,8 @@ class MapDataset(Dataset):
     Args:
         dataset: map-style, as PyTorch has it: `len(dataset)` and `dataset[i]`; `dataset.__getitems__(indices)` may give
             a whole batch at once. x is uint8, which becomes [-1, 1], or floating point, which is trained as it is.
-            With labels, it has the attribute `num_classes`, and may have `class_names`.
+            With labels, it has the attribute `num_classes`, and may have `class_names`. Data that is no picture may
+            have the `normalization` that x came from, which the model then keeps.
 
     Raises:
         UserError: it is empty, its items are something else, or nobody knows how many classes there are.
@@ -48,7 +50,8 @@ class MapDataset(Dataset):
             )
         names = getattr(dataset, "class_names", None)
         self.class_names: tuple[str, ...] | None = None if names is None else tuple(names)
-        self.examples = Images(pixels, labels, self.num_classes, self.class_names)
+        self.normalization: Normalization | None = getattr(dataset, "normalization", None)
+        self.examples = Images(pixels, labels, self.num_classes, self.class_names, normalization=self.normalization)
 
     def __len__(self) -> int:
         return self.count

@@ -35,6 +35,11 @@ class Header:
         return self.side > 0 or (len(self.shape) in (3, 4) and self.dtype.str[1:] in ("u1", "u2", "f2", "f4", "f8"))
 
 
+def read_headers(file: zipfile.ZipFile) -> dict[str, Header]:
+    """Those of the arrays in a .npz file, by name."""
+    return {name.removesuffix(".npy"): Header(file, name) for name in file.namelist() if name[-4:] == ".npy"}
+
+
 def read_npz(path: Path, settings: DataSettings, with_labels: bool, with_images: bool = True) -> tuple[int, Any, Any]:
     """The number of images in a file, the images, and the labels; other arrays are not read.
 
@@ -49,7 +54,7 @@ def read_npz(path: Path, settings: DataSettings, with_labels: bool, with_images:
         raise UserError(f"there is no file {path}.")
     try:
         with zipfile.ZipFile(path) as file, np.load(path, allow_pickle=False) as arrays:
-            headers = {name.removesuffix(".npy"): Header(file, name) for name in file.namelist() if name[-4:] == ".npy"}
+            headers = read_headers(file)
             image, label = _choose(headers, settings, with_labels)
             images = arrays[image] if with_images else None
             labels = arrays[label] if label is not None else None

@@ -16,7 +16,7 @@ class DataSettings:
     """Which images, and how they are read; the fields are the arguments of `load_images`."""
 
     dataset_name: str | None = setting(
-        None, "Hub data set, save_to_disk folder, or .parquet, .arrow, .tar or .npz file"
+        None, "Hub data set, save_to_disk folder, or .parquet, .arrow, .tar, .npz or .npy file"
     )
     dataset_config_name: str | None = setting(None, "configuration of the Hub data set")
     dataset_split: str = setting("train", "split of the Hub data set")
@@ -29,6 +29,13 @@ class DataSettings:
     )
     resolution: int | None = setting(None, "side of the square images in pixels [that of the data]", at_least=1)
     center_crop: bool = setting(False, "cut the middle out of images that are not square")
+    normalize: str | None = setting(
+        None,
+        "train on arrays as they are instead of 8-bit pictures, each channel scaled to [-1, 1], or by its mean and "
+        "deviation, or not at all",
+        choices=("min-max", "mean-std", "none"),
+    )
+    channels_first: bool = setting(False, "normalize: arrays are [n, C, H, W], not [n, H, W, C]")
     image_cache_dir: str | None = setting(
         None, "folder for decoded images, which later runs read [that of the datasets library]"
     )

@@ -158,8 +158,8 @@ def open_dataset(settings: DataSettings, streaming: bool = False) -> Any:
         if path.is_file():
             raise UserError(
                 "`dataset_name` must be a Hub data set, a folder of save_to_disk, or a file .parquet, .arrow, .tar "
-                f"(WebDataset) or .npz, got {name}: unpack an archive and give its folder as `train_data_dir`, and "
-                "save an array with numpy.savez."
+                f"(WebDataset) or .npz, got {name}: unpack an archive and give its folder as `train_data_dir`; a .npy "
+                "file needs `normalize`, or numpy.savez for pictures."
             )
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             refuse(settings, "a data set saved on disk", "dataset_config_name")
@@ -194,18 +194,15 @@ def with_columns(data: Any, settings: DataSettings, with_labels: bool) -> Any:
     Raises:
         UserError: a column is missing, ambiguous or of the wrong type.
     """
-    types = {name: _type_of(feature) for name, feature in data.features.items()}
-    images, stored, classes = ([n for n in types if types[n] == kind] for kind in ("Image", "binary", "ClassLabel"))
+    types = {name: type_of(feature) for name, feature in data.features.items()}
+    images, stored = ([n for n in types if types[n] == kind] for kind in ("Image", "binary"))
     image = pick(types, "image_column", settings.image_column, images or stored)
     if image is None or types[image] not in ("Image", "binary", "string"):
         raise UserError(
             "`image_column` must name a column of images, encoded files as bytes, or paths of files, got "
             f"{listed(types if image is None else {image: types[image]})}."
         )
-    columns, label = {image: "image"}, None
-    if with_labels:
-        named = [name for name in ("label", "labels", "class", "cls") if name in types and name != image]
-        label = pick(types, "label_column", settings.label_column, classes or named)
+    columns, label = {image: "image"}, label_column(types, settings, image) if with_labels else None
     if label is not None:
         columns[label] = "label"
     data, renamed = data.select_columns(list(columns)), {old: new for old, new in columns.items() if old != new}
@@ -214,6 +211,13 @@ def with_columns(data: Any, settings: DataSettings, with_labels: bool) -> Any:
         renamed = {f"own {old}": new for old, new in renamed.items()}
     data = data.rename_columns(renamed)
     return data.cast_column("image", datasets.Image(decode=False))  # a broken file can be named when its turn comes
+
+
+def label_column(types: dict[str, str], settings: DataSettings, image: str) -> str | None:
+    """The column of the labels, by the types of the columns: a `ClassLabel`, or else one with a usual name, or None."""
+    classes = [name for name in types if types[name] == "ClassLabel"]
+    named = [name for name in ("label", "labels", "class", "cls") if name in types and name != image]
+    return pick(types, "label_column", settings.label_column, classes or named)
 
 
 def class_names_of(data: Any) -> tuple[str, ...] | None:
@@ -243,7 +247,7 @@ def listed(columns: dict[str, str]) -> str:
     return ", ".join(f"{name} ({kind})" for name, kind in columns.items()) or "none"
 
 
-def _type_of(feature: Any) -> str:
+def type_of(feature: Any) -> str:
     """The type of a column; of {"bytes", "path"} that of the bytes."""
     feature = feature.get("bytes", feature) if isinstance(feature, dict) else feature
     return feature.dtype.removeprefix("large_") if isinstance(feature, datasets.Value) else type(feature).__name__

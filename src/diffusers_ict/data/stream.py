@@ -89,6 +89,7 @@ class StreamedImages:
         self._reader = ThreadPoolExecutor(1)
         self._block, self._used = self._read(Place()), 0
         self.examples = self._block.images
+        self.normalization = None  # which would need all images before the first step
         self.shape = self._shape = self.examples.shape
 
     def fingerprint(self) -> str:

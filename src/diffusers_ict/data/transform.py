@@ -227,7 +227,10 @@ def as_bytes(values: np.ndarray) -> np.ndarray:
     span = f" from {values.min():g} to {values.max():g}" if kind in "biuf" else ""
     if kind == "f" and values.min() >= 0 and values.max() <= 1:  # false for NaN
         return np.rint(values.astype(np.float64) * 255).astype(np.uint8)
-    raise ValueError(f"its values are {values.dtype}{span} and must be uint8, uint16 or floats from 0 to 1")
+    raise ValueError(
+        f"its values are {values.dtype}{span} and must be uint8, uint16 or floats from 0 to 1, unless `normalize` has "
+        "them trained as they are"
+    )
 
 
 def _upright(picture: Image.Image) -> Image.Image:

@@ -5,8 +5,14 @@ from ..errors import UserError
 MIDDLE = 8  # the coarsest feature map is at most this wide
 
 
+def nearest_multiples(side: int, factor: int) -> str:
+    """The multiples of a factor next to a size that is none: "48 or 56"."""
+    below = side // factor * factor
+    return f"{below} or {below + factor}" if below else str(factor)
+
+
 def default_levels(resolution: int) -> int:
-    """How many levels the default UNet has for square images of so many pixels.
+    """How many levels the default UNet has for images whose shorter side has so many pixels.
 
     Raises:
         UserError: a size out of range, or one that cannot be halved often enough.
@@ -23,6 +29,6 @@ def default_levels(resolution: int) -> int:
     if resolution % factor:
         raise UserError(
             f"a UNet for images of this size halves them {levels - 1} times, so the resolution must be a multiple "
-            f"of {factor}, got {resolution}; choose `resolution` {resolution // factor * factor}."
+            f"of {factor}, got {resolution}; choose `resolution` {nearest_multiples(resolution, factor)}."
         )
     return levels

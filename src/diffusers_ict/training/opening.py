@@ -78,6 +78,9 @@ def open_run(
     scheduler = make_scheduler(recipe, start)
     contents = _check_before_data(recipe, objective, fresh=model is None and start is None)
     data = _open_data(recipe, dataset, accelerator)
+    if data.normalization is not None:
+        clip = data.normalization.bounded
+        scheduler = ICTScheduler.from_config(scheduler.config, clip_denoised=clip)  # type: ignore[assignment]
     batch_size = recipe.images_in_step(accelerator.num_processes)
     recipe = _resolve(recipe, accelerator, objective, own_objective, data)
     check_curriculum(objective, recipe.max_train_steps)
@@ -106,7 +109,7 @@ def open_run(
         batch_size=batch_size,
         networks=networks,
         schedules=make_schedules(recipe, networks, first_step),
-        pipeline=make_pipeline(networks.averages[recipe.ema_decays[0]].module, scheduler),
+        pipeline=make_pipeline(networks.averages[recipe.ema_decays[0]].module, scheduler, data.normalization),
         state=state,
         steps=steps,
         identity=identity,

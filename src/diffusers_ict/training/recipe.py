@@ -130,6 +130,8 @@ class Recipe(RunSettings, DataSettings):
             raise UserError("`intermediate_sigmas` must name the second noise level of two steps, got none.")
         if self.reference_batch_size and self.streaming:
             raise UserError("`reference_batch_size` needs images that are read in any order: leave `streaming` out.")
+        if self.normalize and self.streaming:
+            raise UserError("`normalize` looks at all data before the first step: leave `streaming` out.")
         if self.gradient_checkpointing and self.torch_compile:
             raise UserError(
                 "`gradient_checkpointing` computes passes again, which a graph cannot: leave it or `torch_compile` out."

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..data.dataset import Images
 from ..image_grid import as_pictures, classes_in_turn
+from ..normalization import Normalization, save_normalization
 from ..pipeline_consistency import ConsistencyPipeline
 from ..scheduling_ict import ICTScheduler
 from .ema import Average, variant_name
@@ -24,9 +25,12 @@ def contiguous_copy(network: Network) -> Network:
     return copy.deepcopy(network).requires_grad_(False).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
-def make_pipeline(unet: nn.Module, scheduler: ICTScheduler) -> ConsistencyPipeline:
+def make_pipeline(
+    unet: nn.Module, scheduler: ICTScheduler, normalization: Normalization | None = None
+) -> ConsistencyPipeline:
     """A pipeline around this very UNet, put into eval mode, without progress bars."""
     pipeline = ConsistencyPipeline(unet.eval(), scheduler)
+    pipeline.normalization = normalization
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -89,11 +93,12 @@ def export(
         _save(contiguous_copy(network), folder / "unet", variant)
     if isinstance(pipeline.unet, ModelMixin):
         saved = ConsistencyPipeline(contiguous_copy(pipeline.unet), pipeline.scheduler)
-        saved.id2label = pipeline.id2label
+        saved.id2label, saved.normalization = pipeline.id2label, pipeline.normalization
         saved.save_pretrained(folder)
     else:
         _save(contiguous_copy(pipeline.unet), folder / "unet", None)
         pipeline.scheduler.to_stock().save_pretrained(folder / "scheduler")
+        save_normalization(folder, pipeline.normalization)
 
 
 def _save(network: nn.Module, folder: Path, variant: str | None) -> None:

@@ -13,7 +13,7 @@ from ..errors import UserError, first_line
 from ..formulas.time_embedding import hold_fast_columns, uses_fast_columns, zero_fast_columns
 from ..objectives.base import Objective
 from ..trial import check_config
-from .default_size import default_levels
+from .default_size import default_levels, nearest_multiples
 from .recipe import Recipe, find_shipped
 
 # Width of each level, by image size; the number of levels follows from the size itself.
@@ -25,14 +25,19 @@ WIDTHS = {
     256: (128, 128, 256, 256, 512, 512),
 }
 SMALL = "small_unet.json"  # of 2.5 M parameters: the default network of a CPU
-ATTENTION = 16  # and feature maps of at most this size have attention
+ATTENTION = 16  # and feature maps of at most this size squared have attention
 
 
-def default_unet_config(resolution: int, channels: int, num_classes: int | None = None) -> dict:
-    """A UNet2DModel config for square images of 8 to 256 pixels: 0.7 M parameters at 8 pixels, 119 M at 256.
+def default_unet_config(
+    resolution: int, channels: int, num_classes: int | None = None, longer: int | None = None
+) -> dict:
+    """A UNet2DModel config for images of 8 to 256 pixels: 0.7 M parameters at 8 pixels, 119 M at 256.
 
     Widths grow with the image; levels are added until the coarsest is at most 8 pixels wide; attention stands where
-    feature maps are 16 pixels or less, but never on the finest level.
+    feature maps have 16 x 16 pixels or less, but never on the finest level.
+
+    Args:
+        resolution: side in pixels, the shorter one of images that are not square; longer: the other one.
 
     Raises:
         UserError: a size out of range, or one that cannot be halved often enough.
@@ -40,7 +45,8 @@ def default_unet_config(resolution: int, channels: int, num_classes: int | None 
     levels = default_levels(resolution)
     widths = next(w for size, w in WIDTHS.items() if resolution < size or size == 256)
     widths = (*widths, *[widths[-1]] * levels)[:levels]
-    attends = [level > 0 and resolution / 2**level <= ATTENTION for level in range(levels)]
+    area = resolution * (longer or resolution)
+    attends = [level > 0 and area / 4**level <= ATTENTION**2 for level in range(levels)]
     return {
         "sample_size": resolution,
         "in_channels": channels,
@@ -102,13 +108,9 @@ def config_for(recipe: Recipe, images: TrainingData, on_cpu: bool = False, earli
     if name is None and earlier is not None:
         return {**earlier, **of_the_data, **size}
     if name is None:
-        if height != width:
-            raise UserError(
-                f"a UNet is chosen for square images, got {width}x{height}; give `model_config_name_or_path`."
-            )
-        config = default_unet_config(height, channels, images.num_classes)
         if not takes_small(recipe, images, on_cpu):
-            return config
+            shorter, longer = sorted((height, width))
+            return {**default_unet_config(shorter, channels, images.num_classes, longer), **size}
         name = SMALL
     return {**of_the_data, **read_config(name), **size}
 
@@ -143,8 +145,8 @@ def check_fits(config: dict, shape: tuple[int, int, int], num_classes: int | Non
     for side in sides:
         if side % factor:
             raise UserError(
-                f"this UNet halves its images {len(widths) - 1} times, so the resolution must be "
-                f"a multiple of {factor}, got {side}."
+                f"this UNet halves its images {len(widths) - 1} times, so the resolution must be a multiple of "
+                f"{factor}, such as {nearest_multiples(side, factor)}, got {side}."
             )
     given = config.get("in_channels", 3), config.get("out_channels", 3)
     if given != (channels, channels):

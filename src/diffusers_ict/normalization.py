@@ -1,0 +1,131 @@
+"""Data that is no 8-bit picture: what a network sees of it, and its own units back, x = (value - offset) / scale."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import UserError, first_line
+from .files import read_json, write_json
+from .formulas.preconditioning import SIGMA_DATA
+from .repository import find_beside
+
+NORMALIZATION_NAME = "normalization.json"  # stock diffusers neither downloads nor reads it
+KINDS = ("none", "min-max", "mean-std")
+AT_ONCE = 1024  # items that are summed in float64 together
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Offset and scale of each channel.
+
+    Attributes:
+        kind: "min-max", which fills [-1, 1]; "mean-std", with mean 0 and the deviation sigma_data of the
+            preconditioning; or "none", which leaves values as they are.
+        offset, scale: in the units of the data, one number for each channel.
+
+    Raises:
+        ValueError: another kind, not as many offsets as scales, or a scale that is not a positive number.
+    """
+
+    kind: str
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}.")
+        numbers = torch.tensor([self.offset, self.scale], dtype=torch.float64)
+        if not (numbers.numel() and numbers.isfinite().all() and (numbers[1] > 0).all()):
+            raise ValueError(
+                f"each channel needs a finite offset and a positive scale, got {self.offset} and {self.scale}."
+            )
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the normalised data lie within [-1, 1], so that samples may be clipped to it."""
+        return self.kind == "min-max"
+
+    def apply(self, values: Tensor) -> Tensor:
+        """Values in their own units, [..., C, H, W] of any type -> float32 as the network sees them."""
+        offset, scale = self._constants(values)
+        return ((values.double() - offset) / scale).float()
+
+    def undo(self, x: Tensor) -> Tensor:
+        """The inverse of `apply`, up to the rounding of float32: [..., C, H, W] -> float32 in the data's units."""
+        offset, scale = self._constants(x)
+        return (x.double() * scale + offset).float()
+
+    def _constants(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        if values.shape[-3] != len(self.offset):
+            raise ValueError(f"the data must have {len(self.offset)} channels, got {values.shape[-3]}.")
+        numbers = torch.tensor([self.offset, self.scale], dtype=torch.float64, device=values.device)
+        offset, scale = numbers[..., None, None]
+        return offset, scale
+
+
+def save_normalization(folder: str | os.PathLike, normalization: Normalization | None) -> None:
+    """Write normalization.json into a folder, or remove the one that is there where a model draws pictures."""
+    path = Path(folder) / NORMALIZATION_NAME
+    if normalization is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_json(path, dataclasses.asdict(normalization))
+
+
+def load_normalization(repository: str | os.PathLike, options: dict[str, Any]) -> Normalization | None:
+    """That of a folder or of a Hub repository, or None.
+
+    Args:
+        options: what the pipeline was loaded with.
+
+    Raises:
+        UserError: normalization.json cannot be read.
+    """
+    path = find_beside(repository, NORMALIZATION_NAME, options)
+    if path is None:
+        return None
+    try:
+        entries = read_json(path)
+        offset, scale = (tuple(map(float, entries[name])) for name in ("offset", "scale"))
+        return Normalization(entries["kind"], offset, scale)
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f'{path} must hold {{"kind": ..., "offset": [...], "scale": [...]}}: {first_line(error)}'
+        ) from error
+
+
+def fit(values: Tensor, kind: str) -> Normalization:
+    """The normalization of a data set, [n, C, H, W] of any type; mean and deviation are those of the population.
+
+    Raises:
+        UserError: a channel that is constant, where it would have to be scaled.
+    """
+    channels = values.shape[1]
+    if kind == "none":
+        return Normalization(kind, (0.0,) * channels, (1.0,) * channels)
+    parts = [part.double().transpose(0, 1).flatten(1) for part in values.split(AT_ONCE)]
+    least, most = (torch.stack([end(part, 1) for part in parts], 1) for end in (torch.amin, torch.amax))
+    least, most = least.amin(1), most.amax(1)
+    if len(constant := (least == most).nonzero().flatten()):
+        first = int(constant[0])
+        raise UserError(
+            f"`normalize` {kind} needs channels that vary, and channel {first} is {least[first]:g} everywhere: leave "
+            "it out of the data, or give `normalize` none."
+        )
+    if kind == "min-max":
+        return Normalization(kind, tuple(((most + least) / 2).tolist()), tuple(((most - least) / 2).tolist()))
+    count = values.numel() // channels
+    mean = sum(part.sum(1) for part in parts) / count
+    assert isinstance(mean, Tensor)
+    variance = sum(((part - mean[:, None]) ** 2).sum(1) for part in parts) / count
+    assert isinstance(variance, Tensor)
+    return Normalization(kind, tuple(mean.tolist()), tuple((variance.sqrt() / SIGMA_DATA).tolist()))
