@@ -69,7 +69,9 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
 
     @classmethod
     def from_pretrained(cls: type[P], pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> P:
-        """Load a pipeline, the names of its classes and its normalization. Arguments are those of `DiffusionPipeline.from_pretrained`.
+        """Load a pipeline, the names of its classes and its normalization.
+
+        Arguments are those of `DiffusionPipeline.from_pretrained`.
 
         Raises:
             ValueError: labels.json or normalization.json cannot be read; other errors are those of diffusers.
@@ -81,8 +83,9 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
 
     @classmethod
     def from_pipe(cls: type[P], pipeline: DiffusionPipeline, **kwargs: Any) -> P:
-        """A pipeline with the components, class names, normalization and progress bar of another. Arguments are those of diffusers.
+        """A pipeline with the components, class names, normalization and progress bar of another.
 
+        Arguments are those of diffusers.
         The UNet is shared, and keeps its dtype unless one is given; diffusers would cast it to float32.
         """
         dtype = {} if {"dtype", "torch_dtype"} & kwargs.keys() else {DTYPE: pipeline.dtype}

@@ -112,7 +112,7 @@ def _of_dataset(data: Any, settings: DataSettings, with_labels: bool) -> Arrays:
     types = {name: type_of(feature) for name, feature in data.features.items()}
     nested = [name for name, kind in types.items() if kind in ("Array2D", "Array3D", "List", "LargeList", "Sequence")]
     column = pick(types, "image_column", settings.image_column, nested)
-    if column not in nested:
+    if column is None or column not in nested:
         raise UserError(
             "`image_column` must name a column of arrays [H, W] or [H, W, C], got "
             f"{listed(types if column is None else {column: types[column]})}."

@@ -80,7 +80,7 @@ def open_run(
     data = _open_data(recipe, dataset, accelerator)
     if data.normalization is not None:
         clip = data.normalization.bounded
-        scheduler = ICTScheduler.from_config(scheduler.config, clip_denoised=clip)  # type: ignore[assignment]
+        scheduler = ICTScheduler.from_config(scheduler.config, clip_denoised=clip)
     batch_size = recipe.images_in_step(accelerator.num_processes)
     recipe = _resolve(recipe, accelerator, objective, own_objective, data)
     check_curriculum(objective, recipe.max_train_steps)
