@@ -25,8 +25,12 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
         return_dict=True,
         sigmas=None,
     ):
-        """As in ConsistencyModelPipeline; with `sigmas`, `num_inference_steps` is not used."""
-        if sigmas is None:
+        """As in ConsistencyModelPipeline; with `sigmas`, `num_inference_steps` is not used.
+
+        Images need not be square, and output_type "latent" gives them as the network draws them, [B, C, H, W], without
+        a range.
+        """
+        if sigmas is None and isinstance(self.unet.config.sample_size, int) and output_type != "latent":
             return super().__call__(
                 batch_size,
                 class_labels,
@@ -36,6 +40,9 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
                 output_type=output_type,
                 return_dict=return_dict,
             )
+        if sigmas is None:  # the stock grid, for what the stock pipeline does not draw
+            self.scheduler.set_timesteps(num_inference_steps)
+            sigmas = self.scheduler.sigmas[:-1].tolist()
         config, levels = self.scheduler.config, np.asarray(sigmas, dtype=np.float64)
         inside = (levels >= config.sigma_min) & (levels <= config.sigma_max)
         if len(levels) == 0 or (np.diff(levels) >= 0).any() or not inside.all():
@@ -43,9 +50,12 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
                 f"sigmas must descend and lie within [{config.sigma_min}, {config.sigma_max}], got {sigmas}."
             )
         device, size = self._execution_device, self.unet.config.sample_size
-        channels = self.unet.config.in_channels
+        channels, (height, width) = (
+            self.unet.config.in_channels,
+            size if isinstance(size, list | tuple) else (size, size),
+        )
         sample = self.prepare_latents(
-            batch_size, channels, size, size, self.unet.dtype, device, generator, latents=latents
+            batch_size, channels, height, width, self.unet.dtype, device, generator, latents=latents
         )
         labels = self.prepare_class_labels(batch_size, device, class_labels)
 
@@ -58,6 +68,6 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
             output = self.unet(scaled, t, class_labels=labels, return_dict=False)[0]
             sample = self.scheduler.step(output, t, sample, generator=generator, return_dict=False)[0]
 
-        images = self.postprocess_image(sample, output_type)
+        images = sample if output_type == "latent" else self.postprocess_image(sample, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
