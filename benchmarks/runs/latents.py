@@ -2,7 +2,7 @@
 """The parts of benchmarks/runs/latents.sh: mosaics of Fashion-MNIST, an autoencoder of them, and figures of a model.
 
 python benchmarks/runs/latents.py mosaics runs/latents/mosaics.npz --source fashion-mnist.npz
-python benchmarks/runs/latents.py autoencoder runs/latents/mosaics.npz runs/latents/vae --steps 2500
+python benchmarks/runs/latents.py autoencoder runs/latents/mosaics.npz runs/latents/vae --steps 2000
 python benchmarks/runs/latents.py figures runs/latents/model --data runs/latents/mosaics.npz --output results/latents
 """
 
@@ -118,8 +118,10 @@ def write_figures(model: Path, data: Path, output: Path, samples: int) -> None:
     }
     results = {name: figures(extract(drawn), real) for name, drawn in images.items()}
     error = (to_unit(images["other real images"]) - to_unit(images["their reconstructions"])).square().mean().item()
+    origin = provenance()
+    origin["command"] = origin["command"].replace("benchmarks/", "benchmarks/runs/", 1)
     report = {
-        **provenance(),
+        **origin,
         "samples": len(others[:samples]),
         "features": "64 features of the classifier in benchmarks/features.py",
         "squared_error_of_reconstructions": error,
@@ -142,7 +144,7 @@ def main() -> None:
     autoencoder = parts.add_parser("autoencoder")
     autoencoder.add_argument("data", type=Path)
     autoencoder.add_argument("output", type=Path)
-    autoencoder.add_argument("--steps", type=int, default=2500)
+    autoencoder.add_argument("--steps", type=int, default=2000)
     measured = parts.add_parser("figures")
     measured.add_argument("model", type=Path)
     measured.add_argument("--data", type=Path, required=True)

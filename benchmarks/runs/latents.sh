@@ -16,10 +16,10 @@ parts=benchmarks/runs/latents.py
 
 [ -e "$runs/mosaics.npz" ] || $python $parts mosaics "$runs/mosaics.npz" ${SOURCE:+--source "$SOURCE"}
 [ -e "$runs/vae/config.json" ] || $python $parts autoencoder "$runs/mosaics.npz" "$runs/vae" \
-  --steps "${VAE_STEPS:-2500}"
+  --steps "${VAE_STEPS:-2000}"
 [ -e "$runs/model/model_index.json" ] || $python train_scripts/train_ict.py --dataset_name "$runs/mosaics.npz" \
   --pretrained_vae_name_or_path "$runs/vae" --model_config_name_or_path benchmarks/runs/latents_unet.json \
-  --objective s1=40 --reference_batch_size 512 --dropout 0 --train_batch_size 16 --max_train_steps "${STEPS:-5000}" \
+  --objective s1=40 --reference_batch_size 512 --dropout 0 --train_batch_size 16 --max_train_steps "${STEPS:-3500}" \
   --learning_rate 1e-3 --lr_scheduler cosine --ema_decays 0.999 --license mit --output_dir "$runs/model" \
   --resume_from_checkpoint latest
 $python $parts figures "$runs/model" --data "$runs/mosaics.npz" --samples "${SAMPLES:-2500}" \
