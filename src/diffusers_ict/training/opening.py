@@ -161,7 +161,7 @@ def _open_networks(
             "--model_config_name_or_path"
         )
     if model is not None:
-        check_fits(config_of(model), data.shape, data.num_classes)
+        check_fits(config_of(model), data.shape, data.num_classes, data.vae)
         check_call(model, data.shape, data.num_classes)
     if recipe.push_to_hub and not isinstance(unet, ModelMixin):
         raise UserError(
