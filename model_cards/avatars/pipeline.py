@@ -60,7 +60,7 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
             output = self.unet(scaled, t, class_labels=labels, return_dict=False)[0]
             sample = self.scheduler.step(output, t, sample, generator=generator, return_dict=False)[0]
 
-        if self.vqvae is not None and output_type != "latent":
+        if self.vqvae is not None:
             sample = self.vqvae.decode(sample / self.vqvae.config.scaling_factor, return_dict=False)[0]
         images = self.postprocess_image(sample, output_type)
         self.maybe_free_model_hooks()

@@ -156,9 +156,7 @@ def check_fits(
             )
     given = config.get("in_channels", 3), config.get("out_channels", 3)
     if given != (channels, channels):
-        remedy = (
-            "choose another model, or convert the images with `image_mode`" if vae is None else "choose another one"
-        )
+        remedy = "choose another model" + (", or convert the images with `image_mode`" if vae is None else "")
         raise UserError(
             f"the {'images' if vae is None else 'latents'} have {channels} channels, so the UNet needs {channels} in "
             f"and out, and it has {given[0]} in and {given[1]} out; {remedy}."
