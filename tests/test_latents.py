@@ -1,13 +1,15 @@
 """Latents as data: encoded once, scaled by one number, drawn from (seed, step), and what is refused at the door."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from autoencoders import make_tiny, make_vae
-from conftest import ONE_LEVEL, TINY, write_npz
+from conftest import ONE_LEVEL, ROOT, TINY, write_npz
 from diffusers import AutoencoderKL
+from PIL import Image
 from short_run import assert_bitwise_equal, assert_refused, run
 
 from diffusers_ict import ECT, ICT, Pair, pseudo_huber
@@ -257,3 +259,17 @@ def test_a_dry_run_names_the_autoencoder_and_the_latents(latent_flags, tmp_path,
     assert "images      64 of 1x16x16" in told
     assert "latents     4x8x8, means, of AutoencoderKL (2 times smaller, scaled by " in told
     assert not (tmp_path / "out").exists()
+
+
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
+    section = (ROOT / "docs" / "other_data.md").read_text().split("## Latents")[1].split("\n## ")[0]
+    make, draw = re.findall(r"```python\n(.*?)```", section, re.S)
+    (command,) = re.findall(r"```bash\n(.*?)```", section, re.S)
+    monkeypatch.chdir(tmp_path)
+    exec(make.replace("range(300)", "range(2)"), {})
+    program, train, *words = command.split()
+    assert (program, train) == ("diffusers-ict", "train")
+    shorter = ["--max_train_steps", "3", "--train_batch_size", "4", "--objective", "s0=2", "s1=4"]
+    assert run(*words, *shorter, "--num_validation_images", "2") == 0
+    exec(draw, {})
+    assert Image.open("sample.png").size == (16, 16)

@@ -1,9 +1,11 @@
 #!/usr/bin/env python
-"""The parts of benchmarks/runs/latents.sh: mosaics of Fashion-MNIST, an autoencoder of them, and figures of a model.
+"""The parts of benchmarks/runs/latents.sh: mosaics of Fashion-MNIST, an autoencoder and a classifier of them, figures.
 
 python benchmarks/runs/latents.py mosaics runs/latents/mosaics.npz --source fashion-mnist.npz
 python benchmarks/runs/latents.py autoencoder runs/latents/mosaics.npz runs/latents/vae --steps 2000
-python benchmarks/runs/latents.py figures runs/latents/model --data runs/latents/mosaics.npz --output results/latents
+python benchmarks/runs/latents.py classifier runs/latents/mosaics.npz runs/latents/classifier.safetensors
+python benchmarks/runs/latents.py figures runs/latents/model --data runs/latents/mosaics.npz \\
+  --classifier runs/latents/classifier.safetensors --output results/latents
 """
 
 import argparse
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -21,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from fashion_mnist import read  # noqa: E402
-from features import features, fit_classifier, to_unit  # noqa: E402
+from features import accuracy, features, fit_classifier, make_classifier, to_unit  # noqa: E402
 from measure import draw, figures, training_of  # noqa: E402
 from provenance import provenance, table, write_report  # noqa: E402
 
@@ -29,6 +32,7 @@ from diffusers_ict import ConsistencyPipeline  # noqa: E402
 from diffusers_ict.image_grid import as_pictures, labelled_blocks  # noqa: E402
 
 HELD_OUT_PIECES = 1000  # of each class, that no network is trained on
+REAL = 10_000  # mosaics of the training that others are compared with
 COLUMNS = 10  # of the picture
 KL_WEIGHT = 3e-4  # of the mean over the latent's entries, beside the mean squared error
 
@@ -102,14 +106,21 @@ def reconstructed(pipeline: ConsistencyPipeline, pixels: Tensor) -> Tensor:
     return ((torch.cat(parts).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def write_figures(model: Path, data: Path, output: Path, samples: int) -> None:
+def train_classifier(data: Path, output: Path, steps: int, batch: int = 16) -> None:
+    """Fit the classifier whose features are compared, in smaller batches than those of smaller images, and save it."""
+    net = fit_classifier(*load(data), steps=steps, batch=batch)
+    pixels, labels = load(held_out(data))
+    print(f"recognises {accuracy(net, pixels, labels):.3f} of the mosaics that it was not fitted on")
+    save_model(net, str(output))
+
+
+def write_figures(model: Path, data: Path, weights: Path, output: Path, samples: int) -> None:
     """Figures of samples, reconstructions and other real images against the data, and a picture of them."""
-    pixels, labels = load(data)
-    others, _ = load(held_out(data))
-    pipeline = ConsistencyPipeline.from_pretrained(model)
-    classifier = fit_classifier(pixels, labels, steps=500)
+    others, labels = load(held_out(data))
+    pipeline, classifier = ConsistencyPipeline.from_pretrained(model), make_classifier(1, 10).eval()
+    load_model(classifier, str(weights))
     extract: Callable[[Tensor], Tensor] = lambda images: features(classifier, images)  # noqa: E731
-    real = extract(pixels)
+    real = extract(load(data)[0][:REAL])
     images = {
         "other real images": others[:samples],
         "their reconstructions": reconstructed(pipeline, others[:samples]),
@@ -122,6 +133,7 @@ def write_figures(model: Path, data: Path, output: Path, samples: int) -> None:
     origin["command"] = origin["command"].replace("benchmarks/", "benchmarks/runs/", 1)
     report = {
         **origin,
+        "classifier_recognises": accuracy(classifier, others, labels),
         "samples": len(others[:samples]),
         "features": "64 features of the classifier in benchmarks/features.py",
         "squared_error_of_reconstructions": error,
@@ -129,7 +141,7 @@ def write_figures(model: Path, data: Path, output: Path, samples: int) -> None:
         "rows": [{**training_of(model), "results": results}],
     }
     cells = [[n, f"{r['frechet']:.3g}", f"{r['precision']:.2f}", f"{r['recall']:.2f}"] for n, r in results.items()]
-    words = f", {report['samples']} images of each row against the {len(real)} of the training, {report['features']}."
+    words = f", {report['samples']} images of each row against {len(real)} of the training, {report['features']}."
     write_report(output, report, words, table(["images", "Frechet", "precision", "recall"], cells))
     blocks = {name: as_pictures(to_unit(drawn[: 2 * COLUMNS])) for name, drawn in images.items()}
     labelled_blocks(blocks, COLUMNS).save(output.with_suffix(".png"))
@@ -145,9 +157,14 @@ def main() -> None:
     autoencoder.add_argument("data", type=Path)
     autoencoder.add_argument("output", type=Path)
     autoencoder.add_argument("--steps", type=int, default=2000)
+    classifier = parts.add_parser("classifier")
+    classifier.add_argument("data", type=Path)
+    classifier.add_argument("output", type=Path)
+    classifier.add_argument("--steps", type=int, default=600)
     measured = parts.add_parser("figures")
     measured.add_argument("model", type=Path)
     measured.add_argument("--data", type=Path, required=True)
+    measured.add_argument("--classifier", type=Path, required=True)
     measured.add_argument("--output", type=Path, required=True)
     measured.add_argument("--samples", type=int, default=2500)
     options = parser.parse_args()
@@ -155,8 +172,10 @@ def main() -> None:
         make_mosaics(options.source, options.output)
     elif options.part == "autoencoder":
         train_autoencoder(options.data, options.output, options.steps)
+    elif options.part == "classifier":
+        train_classifier(options.data, options.output, options.steps)
     else:
-        write_figures(options.model, options.data, options.output, options.samples)
+        write_figures(options.model, options.data, options.classifier, options.output, options.samples)
 
 
 if __name__ == "__main__":

@@ -22,5 +22,7 @@ parts=benchmarks/runs/latents.py
   --objective s1=40 --reference_batch_size 512 --dropout 0 --train_batch_size 16 --max_train_steps "${STEPS:-3500}" \
   --learning_rate 1e-3 --lr_scheduler cosine --ema_decays 0.999 --license mit --output_dir "$runs/model" \
   --resume_from_checkpoint latest
-$python $parts figures "$runs/model" --data "$runs/mosaics.npz" --samples "${SAMPLES:-2500}" \
-  --output "$results/latents"
+[ -e "$runs/classifier.safetensors" ] || $python $parts classifier "$runs/mosaics.npz" "$runs/classifier.safetensors" \
+  --steps "${CLASSIFIER_STEPS:-600}"
+$python $parts figures "$runs/model" --data "$runs/mosaics.npz" --classifier "$runs/classifier.safetensors" \
+  --samples "${SAMPLES:-2500}" --output "$results/latents"
