@@ -1,6 +1,7 @@
 """Models of latents: what stock diffusers draws of them, what ours does, and what is refused."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -301,5 +302,30 @@ def test_sample_grids_show_the_images_and_decoded_samples(trained):
     pipeline.set_progress_bar_config(disable=True)
     images = load_images(dataset_name=str(trained.parent / "data.npz"))
     again = sample_picture(pipeline, images, 4, derive_seed(0, VALIDATION))
-    kept = Image.open(trained / "samples" / "step-0000006.png")
-    assert np.array_equal(np.asarray(again), np.asarray(kept))
+    with Image.open(trained / "samples" / "step-0000006.png") as kept:
+        assert np.array_equal(np.asarray(again), np.asarray(kept))
+
+
+FROM_THE_HUB = """
+import sys, numpy as np, torch
+from diffusers_ict import ConsistencyPipeline
+from diffusers_ict.loading import load_vae
+pipeline = ConsistencyPipeline.from_pretrained("someone/latents")
+images = pipeline(2, generator=torch.Generator().manual_seed(0), output_type="np").images
+np.savez(sys.argv[1], images=images, quant=load_vae("someone/latents").quant_conv.weight.detach().numpy())
+"""
+
+
+@pytest.mark.slow
+def test_models_of_latents_and_their_autoencoders_load_by_their_id(hub, tmp_path):
+    made = make_pipeline()
+    made.save_pretrained(tmp_path / "model")
+    hub.add_folder("someone/latents", tmp_path / "model")
+    environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-c", FROM_THE_HUB, str(tmp_path / "drawn.npz")]
+    environment |= {"HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    drawn = np.load(tmp_path / "drawn.npz")
+    assert np.array_equal(drawn["images"], made(2, generator=seeded(), output_type="np").images)
+    assert np.array_equal(drawn["quant"], make_vae().quant_conv.weight.detach().numpy())

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from autoencoders import make_tiny, make_vae
 from conftest import ONE_LEVEL, ROOT, TINY, write_npz
 from diffusers import AutoencoderKL
 from PIL import Image
-from short_run import assert_bitwise_equal, assert_refused, run
+from short_run import assert_bitwise_equal, assert_refused, final_tensors, run, two_processes
 
 from diffusers_ict import ECT, ICT, Pair, pseudo_huber
 from diffusers_ict.data import latents
@@ -22,6 +23,8 @@ from diffusers_ict.data.settings import DataSettings
 from diffusers_ict.data.transform import to_unit
 from diffusers_ict.errors import UserError
 from diffusers_ict.loading import load_vae
+from diffusers_ict.training.recipe import Recipe
+from diffusers_ict.training.train import train
 
 LATEST = ["--resume_from_checkpoint", "latest"]
 
@@ -261,6 +264,7 @@ def test_a_dry_run_names_the_autoencoder_and_the_latents(latent_flags, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
     section = (ROOT / "docs" / "other_data.md").read_text().split("## Latents")[1].split("\n## ")[0]
     make, draw = re.findall(r"```python\n(.*?)```", section, re.S)
@@ -272,4 +276,43 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch):
     shorter = ["--max_train_steps", "3", "--train_batch_size", "4", "--objective", "s0=2", "s1=4"]
     assert run(*words, *shorter, "--num_validation_images", "2") == 0
     exec(draw, {})
-    assert Image.open("sample.png").size == (16, 16)
+    with Image.open("sample.png") as drawn:
+        assert drawn.size == (16, 16)
+
+
+@pytest.mark.slow
+def test_two_processes_encode_once_and_learn_what_one_learns(latent_flags, tmp_path):
+    own = [*latent_flags, "--vae_sample", "--dropout", 0, "--image_cache_dir", tmp_path / "cache"]
+    done = two_processes("train_ict.py", *own, "--gradient_accumulation_steps", 1, "--output_dir", tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-2000:]
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("latents-*")}
+    assert len(files) == 2, "of images and of mirrored images"
+    assert run(*own, "--gradient_accumulation_steps", 2, "--output_dir", tmp_path / "one") == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("latents-*")} == files
+    one, two = (final_tensors(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_latents_are_given_to_train_from_python(images, settings, tmp_path):
+    unet = {**TINY, **ONE_LEVEL, "in_channels": 4, "out_channels": 4, "num_class_embeds": 4}
+    (tmp_path / "unet.json").write_text(json.dumps(unet))
+    recipe = Recipe(
+        model_config_name_or_path=str(tmp_path / "unet.json"),
+        train_batch_size=4,
+        max_train_steps=2,
+        objective={"s0": 2, "s1": 4},
+        num_validation_images=2,
+        class_conditional=True,
+        random_flip=True,
+        output_dir=str(tmp_path / "out"),
+    )
+    with pytest.raises(UserError, match="`random_flip` needs latents of mirrored images"):
+        train(recipe, dataset=encode_images(images, make_vae(), settings))
+    train(recipe, dataset=encode_images(images, make_vae(), settings, mirrored=True))
+    assert json.loads((tmp_path / "out" / "model_index.json").read_text())["_class_name"] == "LDMPipeline"
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["autoencoder"] == "an autoencoder of its own"
+    named = replace(recipe, pretrained_vae_name_or_path="vae")
+    with pytest.raises(UserError, match="`pretrained_vae_name_or_path` means nothing where"):
+        train(named, dataset=encode_images(images, make_vae(), settings, mirrored=True))
