@@ -35,8 +35,13 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
         return_dict=True,
         sigmas=None,
     ):
-        """As in ConsistencyModelPipeline; with `sigmas`, `num_inference_steps` is not used."""
-        if sigmas is None and self.vqvae is None:
+        """As in ConsistencyModelPipeline; with `sigmas`, `num_inference_steps` is not used.
+
+        Images need not be square, and output_type "latent" gives them as the network draws them, [B, C, H, W], without
+        a range.
+        """
+        stock = isinstance(self.unet.config.sample_size, int) and output_type != "latent" and self.vqvae is None
+        if sigmas is None and stock:
             return super().__call__(
                 batch_size,
                 class_labels,
@@ -47,9 +52,12 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
                 return_dict=return_dict,
             )
         device, size = self._execution_device, self.unet.config.sample_size
-        channels = self.unet.config.in_channels
+        channels, (height, width) = (
+            self.unet.config.in_channels,
+            size if isinstance(size, list | tuple) else (size, size),
+        )
         sample = self.prepare_latents(
-            batch_size, channels, size, size, self.unet.dtype, device, generator, latents=latents
+            batch_size, channels, height, width, self.unet.dtype, device, generator, latents=latents
         )
         labels = self.prepare_class_labels(batch_size, device, class_labels)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -60,9 +68,9 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
             output = self.unet(scaled, t, class_labels=labels, return_dict=False)[0]
             sample = self.scheduler.step(output, t, sample, generator=generator, return_dict=False)[0]
 
-        if self.vqvae is not None:
+        if self.vqvae is not None and output_type != "latent":
             sample = self.vqvae.decode(sample / self.vqvae.config.scaling_factor, return_dict=False)[0]
-        images = self.postprocess_image(sample, output_type)
+        images = sample if output_type == "latent" else self.postprocess_image(sample, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

@@ -2,6 +2,7 @@
 
     diffusers-ict sample my-model                                            # a folder, or an id on the Hub
     diffusers-ict sample my-model --num_samples 100 --num_inference_steps 1 --output many.png
+    diffusers-ict sample my-model --output samples.npy                   # arrays [n, H, W, C], in units of the data
 
 Exit codes: 0 done, 2 bad input.
 """
@@ -23,14 +24,16 @@ from .program import argument, program
     argument("--num_samples", type=int, default=60, help="how many in all [60]"),
     argument("--num_inference_steps", type=int, default=2, help="network evaluations of each sample [2]"),
     argument("--seed", type=int, default=0, help="of the noise [0]"),
-    argument("--output", type=Path, default=Path("samples.png"), help="file of the picture [samples.png]"),
+    argument("--output", type=Path, default=Path("samples.png"), help="picture, or .npy file [samples.png]"),
 )
 def main(options: argparse.Namespace) -> None:
     """Draw and save the picture: columns of one class each, with its name."""
     for name in ("num_samples", "num_inference_steps"):
         if (given := getattr(options, name)) < 1:
             raise UserError(f"`{name}` must be at least 1, got {given}.")
-    from ..evaluation.samples import sample_sheet
+    import numpy as np
+
+    from ..evaluation.samples import as_arrays, draw_in_turn, sample_sheet
     from ..files import check_writable
     from ..loading import load_consistency
     from ..processes import best_device
@@ -38,9 +41,12 @@ def main(options: argparse.Namespace) -> None:
     check_writable("output", options.output.parent)
     pipeline = load_consistency(options.model, options.variant).to(best_device())
     start = time.perf_counter()
-    sheet = sample_sheet(pipeline, options.num_samples, options.num_inference_steps, options.seed)
+    drawn = draw_in_turn(pipeline, options.num_samples, options.num_inference_steps, options.seed)
     taken = time.perf_counter() - start
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(options.output)
+    if options.output.suffix == ".npy":
+        np.save(options.output, as_arrays(pipeline, drawn))
+    else:
+        sample_sheet(pipeline, drawn).save(options.output)
     steps = f"{options.num_inference_steps} step{'s' if options.num_inference_steps > 1 else ''}"
     print(f"{visible(options.output)}: {options.num_samples} samples with {steps} in {taken:.1f} seconds.")

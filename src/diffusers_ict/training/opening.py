@@ -61,6 +61,7 @@ from .state import RunState, state_of
 from .unets import SMALL, check_fits, check_resolution, make_unet, takes_small
 
 DRY_RUN_STEPS = 4
+DATA = (*OF_THE_DATA, "normalize")
 OF_THE_UNET = (
     *("pretrained_model_name_or_path", "model_config_name_or_path", "dropout", "dropout_resolution"),
     "gradient_checkpointing",
@@ -80,7 +81,8 @@ def open_run(
     """
     if recipe.push_to_hub:
         check_push(recipe.hub_model_id, recipe.license)  # before a start is loaded or the data are read
-    accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir)
+    accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir, recipe.ddp_timeout)
+    _check_accumulation(recipe, accelerator)
     recipe, own_objective = _check_given(recipe, model, dataset, objective)
     start = load_start(recipe) if model is None else None
     if objective is None or own_objective is None:
@@ -126,6 +128,16 @@ def open_run(
         publisher=BackgroundPublisher(Path(recipe.output_dir), recipe.hub_model_id, recipe.hub_private_repo),
         lock=lock,
     )
+
+
+def _check_accumulation(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Refuse an accumulation in accelerate's config that the run does not have."""
+    wanted = accelerator.gradient_accumulation_steps
+    if wanted not in (1, recipe.gradient_accumulation_steps):
+        raise UserError(
+            f"accelerate's config asks for {wanted} accumulation steps and the run has "
+            f"{recipe.gradient_accumulation_steps}: give `gradient_accumulation_steps` {wanted}, or take it out there."
+        )
 
 
 def _check_before_data(recipe: Recipe, objective: Objective, fresh: bool) -> set[str]:
@@ -203,7 +215,7 @@ def _check_given(
         (the recipe, which names a built-in objective that was given; the description of any other one, or None).
     """
     plain = Recipe()
-    of_the_data = (*OF_THE_DATA, "pretrained_vae_name_or_path", "vae_sample")
+    of_the_data = (*DATA, "pretrained_vae_name_or_path", "vae_sample")
     idle = {"model": OF_THE_UNET if model is not None else (), "dataset": of_the_data if dataset is not None else ()}
     for name, settings in {**idle, "objective": ("objective",) if objective is not None else ()}.items():
         for setting in settings:

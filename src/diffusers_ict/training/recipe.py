@@ -19,7 +19,10 @@ from ..settings import ArgumentParser, add_assignments, add_flags, as_flag, chec
 from .run_settings import RunSettings
 
 # Settings that belong to one data set: data given on the command line replace all of them.
-OF_THE_DATA = ("dataset_name", "train_data_dir", "dataset_config_name", "dataset_split", "image_column", "label_column")
+OF_THE_DATA = (
+    *("dataset_name", "train_data_dir", "dataset_config_name", "dataset_split", "image_column", "label_column"),
+    "channels_first",
+)
 POLYNOMIAL_END = 1e-7  # where this schedule of diffusers ends
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 
