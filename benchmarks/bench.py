@@ -10,7 +10,7 @@ The UNet is that of the ACT CIFAR-10 recipe by default, the images are random.
 import os
 
 from bench_parts import bench_checkpoint, bench_data, bench_sampling, bench_start
-from bench_step import METHODS, PRECISIONS, Row, bench_steps
+from bench_step import METHODS, MODES, PRECISIONS, Row, bench_steps
 from provenance import parser_of, provenance, table, write_report
 
 PARTS = {
@@ -28,6 +28,7 @@ FIGURES = {
     "against_diffusers": "speed against diffusers",
     "share_of_peak": "share of peak",
     "peak_gib": "peak GiB",
+    "first_step": "seconds until the first step",
 }
 
 
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--unet", default="act_cifar10_unet.json")
     parser.add_argument("--discriminator", default="act_cifar10_discriminator.json")
     parser.add_argument("--dropout", type=float, default=0.3)
-    parser.add_argument("--compiled", action="store_true", help="measure compiled steps, too")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["eager"], help="how steps are run [eager]")
     parser.add_argument("--warm", type=int, default=2, help="steps before the timed ones")
     parser.add_argument("--timed", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=5, help="calls of which the median counts")

@@ -4,7 +4,10 @@ import argparse
 import copy
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partialmethod
 from itertools import pairwise, product
 
 import torch
@@ -16,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffusers_ict.data.dataset import Images
 from diffusers_ict.discriminator import ConsistencyDiscriminator
-from diffusers_ict.training import train
+from diffusers_ict.training import networks, train
 from diffusers_ict.training.interruption import Interruption
 from diffusers_ict.training.log import Metrics
 from diffusers_ict.training.opening import open_run
@@ -49,6 +52,7 @@ PRECISIONS = {
 # and on a quarter of the fakes and images moved a little.
 PASSES = {"ict": (4, 0), "ct": (4, 0), "ect": (4, 0), "adcm": (4, 0), "act": (5, 8), "relativistic": (5, 10)}
 ADVERSARIAL = ("act", "relativistic")
+MODES = ("eager", "captured", "compiled", "reduce-overhead")
 Row = dict[str, float | str | None]
 
 
@@ -90,23 +94,42 @@ def bench_case(options: argparse.Namespace, batch: int, precision: str) -> Itera
             ConsistencyDiscriminator.load_config(find_shipped(options.discriminator))
         )
         forward["critic"] = forward_of(critic, batch, precision)
-    of_ict: dict[bool, float] = {}
-    for method, compiled in product(options.methods, (False, True) if options.compiled else (False,)):
+    of_ict: dict[str, float] = {}
+    for method, mode in product(options.methods, options.modes):
         passes = PASSES[METHODS[method]["loss"]]
-        run = run_of(options, method, precision, batch, compiled)
-        taken, ratio, memory = step_seconds(*run, options, several(list(zip(passes, forward.values()))))
+        run = run_of(options, method, precision, batch, mode != "eager")
+        with in_mode(mode):
+            taken, ratio, memory, first = step_seconds(*run, options, several(list(zip(passes, forward.values()))))
         if method == "iCT":
-            of_ict[compiled] = taken
+            of_ict[mode] = taken
         yield {
-            "what": method + (", compiled" if compiled else ""),
+            "what": method + ("" if mode == "eager" else f", {mode}"),
             "seconds": taken,
             "images_per_second": batch / taken,
             "against_floor": ratio,
-            "against_ict": taken / of_ict[compiled] if compiled in of_ict else None,
+            "against_ict": taken / of_ict[mode] if mode in of_ict else None,
             "against_diffusers": peer / taken,
             "share_of_peak": 4 * flops / taken / peak if passes[1] == 0 else None,
             "peak_gib": memory or None,
+            "first_step": first if mode != "eager" else None,
         }
+
+
+@contextmanager
+def in_mode(mode: str) -> Iterator[None]:
+    """Around a run with `torch_compile`: "captured" is what runs do on one GPU, "compiled" goes without CUDA graphs,
+    and "reduce-overhead" has those of torch.compile instead of ours.
+    """
+    capture, compiled = networks.can_capture, torch.nn.Module.compile
+    if mode in ("compiled", "reduce-overhead"):
+        networks.can_capture = train.can_capture = lambda *args: False
+    if mode == "reduce-overhead":
+        torch.nn.Module.compile = partialmethod(compiled, mode=mode)  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        networks.can_capture = train.can_capture = capture
+        torch.nn.Module.compile = compiled  # type: ignore[method-assign]
 
 
 def forward_of(network: torch.nn.Module, batch: int, precision: str) -> Callable[[], None]:
@@ -198,8 +221,8 @@ def run_of(
 
 def step_seconds(
     recipe: Recipe, images: Images, options: argparse.Namespace, floor: Callable[[], None]
-) -> tuple[float, float, float]:
-    """(time of a step of the training loop itself, its ratio to the bare passes, peak memory in GiB).
+) -> tuple[float, float, float, float]:
+    """(time of a step of the training loop, its ratio to the bare passes, peak memory in GiB, time of the first step).
 
     On a GPU the mean over steps that are not waited for, with the passes before them; on a CPU the median of single
     steps, with the passes between them, so that what slows the machine down slows down both.
@@ -210,9 +233,13 @@ def step_seconds(
     starts: list[float] = []
     stops: list[float] = []
     floors: list[float] = []
+    first: list[float] = []
+    began = time.perf_counter()
 
     def count(self: Metrics, count: int) -> None:
         done = len(stops) + 1
+        if done == 1:
+            first.append(time.perf_counter() - began)
         last = done == options.warm + options.timed
         if not CUDA or last:
             stops.append(now())
@@ -236,8 +263,8 @@ def step_seconds(
         Metrics.count_step = plain  # type: ignore[method-assign]
     if CUDA:
         mean, memory = (stops[-1] - starts[options.warm - 1]) / options.timed, torch.cuda.max_memory_reserved()
-        return mean, mean / seconds(floor, options.repeats), memory / 2**30
+        return mean, mean / seconds(floor, options.repeats), memory / 2**30, first[0]
     timed = [stop - start for start, stop in zip(starts[options.warm - 1 :], stops[options.warm :])]
     # Each step lies between the passes after the step before it and those after itself.
     around = [(before + after) / 2 for before, after in pairwise(floors[options.warm - 1 :])]
-    return statistics.median(timed), median_ratio(timed, around), 0.0
+    return statistics.median(timed), median_ratio(timed, around), 0.0, first[0]
