@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from diffusers_ict import pseudo_huber, pseudo_huber_constant, squared_l2
+from diffusers_ict import cauchy, pseudo_huber, pseudo_huber_constant, squared_l2
 
 
 def test_constant_equals_hand_numbers():
@@ -40,3 +40,21 @@ def test_pseudo_huber_is_quadratic_near_zero_and_linear_far_away():
 def test_squared_l2_is_the_mean_over_a_sample():
     a, b = torch.zeros(2, 1, 2, 2), torch.tensor([1.0, 2.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
     assert squared_l2(a, b).tolist() == [1.0, 4.0]
+
+
+def test_cauchy_equals_hand_numbers_and_forgets_outliers():
+    a = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e4, 4e4]], dtype=torch.float64, requires_grad=True)
+    distance = cauchy(a, torch.zeros_like(a), c=1.0)
+    # log(13.5); log(1.25e9 + 1) = log(1.25) + 9 log(10)
+    assert distance.tolist() == pytest.approx([2.602689685, 0.0, 20.946409389], abs=1e-8)
+    distance.sum().backward()
+    # (a - b) / (c^2 + ||a - b||^2 / 2): 2 / ||a - b|| far away, where pseudo-Huber's has the norm 1.
+    expected = torch.tensor([[3 / 13.5, 4 / 13.5], [0.0, 0.0], [0.6 * 2 / 5e4, 0.8 * 2 / 5e4]], dtype=torch.float64)
+    torch.testing.assert_close(a.grad, expected, rtol=1e-8, atol=0)
+
+
+def test_cauchy_has_the_constant_of_pseudo_huber_and_one_number_per_sample():
+    a, b = torch.zeros(2, 4, 8, 8), torch.full((2, 4, 8, 8), 0.01)
+    distance = cauchy(a, b)
+    assert distance.shape == (2,)
+    assert distance[0].item() == pytest.approx(math.log(1 + 0.0256 / (2 * 0.00054**2 * 256)), rel=1e-5)

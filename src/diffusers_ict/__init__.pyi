@@ -1,6 +1,6 @@
 from .discriminator import ConsistencyDiscriminator
 from .formulas.augmentation import augment
-from .formulas.distances import pseudo_huber, pseudo_huber_constant, squared_l2
+from .formulas.distances import cauchy, pseudo_huber, pseudo_huber_constant, squared_l2
 from .formulas.dropout import reuse_masks, share_dropout
 from .formulas.editing import Colorize, Edit, Inpaint, SuperResolve, slerp, start_level
 from .formulas.noise_schedule import (
@@ -77,6 +77,7 @@ __all__ = [
     "c_noise",
     "c_out",
     "c_skip",
+    "cauchy",
     "consistency_pair",
     "ct_num_levels",
     "ct_teacher_decay",

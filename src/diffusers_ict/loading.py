@@ -5,13 +5,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from diffusers import ConsistencyModelPipeline, DiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
+    DiffusionPipeline,
+    LDMPipeline,
+)
 from huggingface_hub import list_repo_files
 
+from .autoencoders import KINDS, Autoencoder
 from .errors import UserError, foreign_line
 from .pipeline_consistency import ConsistencyPipeline
 
 D = TypeVar("D", bound=DiffusionPipeline)
+VAE_FOLDERS = (None, "vae", "vqvae")  # of an autoencoder by itself, of most pipelines, and of LDMPipeline
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # unet/diffusion_pytorch_model.fp16-00001-of-00002.safetensors and its shorter forms; of groups, the variant
 WEIGHTS = re.compile(r"unet/[^/.]+(?:\.([^/.]+?))?(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)")
@@ -48,6 +56,36 @@ def _load(kind: type[D], repository: str, variant: str | None = None) -> D:
     return kind.from_pretrained(repository, variant=variant)
 
 
+def load_vae(name: str) -> Autoencoder:
+    """An autoencoder in float32, by path or Hub id: its own folder, or that of a pipeline which holds one.
+
+    Raises:
+        UserError: there is none, it is another kind of model, or its files cannot be read.
+    """
+    if not Path(name).is_dir() and not HUB_ID.fullmatch(name):
+        raise UserError(
+            f"`pretrained_vae_name_or_path` {name}: there is no such folder, and an id on the Hub is user/name."
+        )
+    first: Exception | None = None
+    for subfolder in VAE_FOLDERS:
+        try:
+            config = AutoencoderKL.load_config(name, subfolder=subfolder)
+        except Exception as error:  # the Hub's classes, and those of its transport
+            first = first or error
+            continue
+        if (kind := config.get("_class_name")) not in KINDS:
+            raise UserError(
+                f"`pretrained_vae_name_or_path` must be an {' or '.join(KINDS)}, and {name} is a {kind or 'model'} of "
+                "another kind."
+            )
+        try:
+            return KINDS[kind].from_pretrained(name, subfolder=subfolder, use_safetensors=True).float()
+        except Exception as error:  # damaged files raise what they like
+            raise UserError(f"the autoencoder {name} cannot be loaded: {foreign_line(error)}") from error
+    assert first is not None
+    raise UserError(f"no autoencoder could be loaded from {name}: {foreign_line(first)}") from first
+
+
 def load_pipeline(repository: str) -> DiffusionPipeline:
     """A repository, by path or Hub id, as stock diffusers loads it, or a UserError."""
     try:
@@ -56,14 +94,15 @@ def load_pipeline(repository: str) -> DiffusionPipeline:
         raise UserError(f"stock diffusers cannot load {repository}: {foreign_line(error)}") from error
 
 
-def load_stock(repository: str) -> ConsistencyModelPipeline:
-    """A consistency repository, by path or Hub id, as stock diffusers loads it.
+def load_stock(repository: str) -> ConsistencyModelPipeline | LDMPipeline:
+    """A consistency repository, by path or Hub id, as stock diffusers loads it; one of latents is an LDMPipeline.
 
     Raises:
         UserError: nothing to be loaded, or another kind of pipeline.
     """
     stock = load_pipeline(repository)
-    if not isinstance(stock, ConsistencyModelPipeline):
+    latents = isinstance(stock, LDMPipeline) and isinstance(stock.scheduler, CMStochasticIterativeScheduler)
+    if not (latents or isinstance(stock, ConsistencyModelPipeline)):
         raise UserError(f"{repository} must hold a ConsistencyModelPipeline, and holds a {type(stock).__name__}.")
     return stock
 

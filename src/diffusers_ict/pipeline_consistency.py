@@ -9,10 +9,13 @@ import diffusers
 import numpy as np
 import torch
 from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
     DiffusionPipeline,
     ImagePipelineOutput,
+    LDMPipeline,
     UNet2DModel,
 )
 from diffusers.image_processor import VaeImageProcessor
@@ -20,6 +23,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from .arguments import integer, number, positive
+from .autoencoders import Autoencoder, decode, downsampling, encode
 from .class_names import class_numbers, drawn_classes, load_class_names, save_class_names
 from .normalization import Normalization, load_normalization, save_normalization
 from .scheduling_ict import ICTScheduler
@@ -36,11 +40,12 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
     """What the pipelines of this package have in common: components, loading, saving, and the one sampling loop.
 
     Repositories of stock consistency models load, too: any stock consistency scheduler becomes an `ICTScheduler`.
-    A pipeline saves itself as the stock ConsistencyModelPipeline with the stock twin of its scheduler.
+    A pipeline saves itself as the stock ConsistencyModelPipeline, or LDMPipeline, with the stock twin of its scheduler.
 
     Args:
         unet: a UNet2DModel with positional time embedding.
         scheduler: an ICTScheduler or a CMStochasticIterativeScheduler.
+        vqvae: the autoencoder that decodes what the network draws, named as in LDMPipeline; None for a model of pixels.
 
     Attributes:
         id2label: name of each class by its number, or None; read from and saved as labels.json. A class without a name
@@ -53,8 +58,15 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
     """
 
     _callback_tensor_inputs = ["latents"]
+    _optional_components = ["vqvae"]
+    model_cpu_offload_seq = "unet->vqvae"
 
-    def __init__(self, unet: UNet2DModel, scheduler: CMStochasticIterativeScheduler) -> None:
+    def __init__(
+        self,
+        unet: UNet2DModel,
+        scheduler: CMStochasticIterativeScheduler,
+        vqvae: AutoencoderKL | AutoencoderTiny | None = None,
+    ) -> None:
         if not isinstance(scheduler, CMStochasticIterativeScheduler):
             raise ValueError(
                 "a consistency pipeline needs an ICTScheduler or a CMStochasticIterativeScheduler, got "
@@ -63,6 +75,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         if not isinstance(scheduler, ICTScheduler):
             scheduler = ICTScheduler.from_stock(scheduler)
         super().__init__(unet=unet, scheduler=scheduler)
+        self.register_modules(vqvae=vqvae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self.id2label: dict[int, str] | None = None
         self.normalization: Normalization | None = None
@@ -97,21 +110,48 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
 
     def to(self: P, *args: Any, **kwargs: Any) -> P:
         """As in diffusers, which warns of a cast even where the network has that dtype: there, nothing is cast."""
-        if all(weight.dtype == kwargs.get("dtype") for weight in self.unet.parameters()):
+        networks = filter(None, (self.unet, self.vqvae))
+        if all(weight.dtype == kwargs.get("dtype") for network in networks for weight in network.parameters()):
             kwargs["dtype"] = None
         return super().to(*args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Save as a stock ConsistencyModelPipeline with the stock twin of the scheduler, and labels.json beside it.
 
+        A model of latents becomes a stock LDMPipeline, which holds its autoencoder.
         Such a folder, or the Hub repository made of it, loads with and without this package and gives the same
         images with one and two steps. Arguments are those of `DiffusionPipeline.save_pretrained`. Without class names,
         a labels.json that is in the folder is removed, and so is a normalization.json of other data.
         """
         save_normalization(save_directory, self.normalization)
         save_class_names(save_directory, self.id2label)  # before the rest, which may be uploaded as soon as it is saved
-        stock = ConsistencyModelPipeline(unet=self.unet, scheduler=self.scheduler.to_stock())
+        parts = {"unet": self.unet, "scheduler": self.scheduler.to_stock()}
+        vqvae = self.vqvae
+        stock = ConsistencyModelPipeline(**parts) if vqvae is None else LDMPipeline(vqvae=vqvae, **parts)
         stock.save_pretrained(save_directory, **kwargs)
+
+    @property
+    def vae(self) -> Autoencoder | None:
+        """The autoencoder, by the name that other pipelines give it."""
+        return self.vqvae
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """How many times smaller the sides are of what the network draws than those of images; 1 for pixels."""
+        return 1 if self.vqvae is None else downsampling(self.vqvae)
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images."""
+        return self.unet.config.out_channels if self.vqvae is None else self.vqvae.config.out_channels
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] as the network draws them: themselves, or the scaled means of their latents."""
+        return images if self.vqvae is None else encode(self.vqvae, images)[0] * self.vqvae.config.scaling_factor
+
+    def decode_images(self, sample: Tensor) -> Tensor:
+        """What the network draws as images in [-1, 1]: the inverse of `encode_images`, as far as there is one."""
+        return sample if self.vqvae is None else decode(self.vqvae, sample)
 
     # As diffusers has them, for networks that are no ModelMixin, too.
 
@@ -164,12 +204,23 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         return sample
 
     def _output(
-        self, sample: Tensor, output_type: str, return_dict: bool, in_unit: bool = False, denormalize: bool = False
+        self,
+        sample: Tensor,
+        output_type: str,
+        return_dict: bool,
+        in_unit: bool = False,
+        denormalize: bool = False,
+        finish: Callable[[Tensor], Tensor] = lambda images: images,
     ) -> ImagePipelineOutput | tuple:
-        """Samples as the images that a caller asked for; `in_unit`, they are in [0, 1], else in [-1, 1].
+        """Samples as the images that a caller asked for.
 
-        With `denormalize`, they are in the units of the data.
+        Args:
+            sample: what the network draws; or, `in_unit`, images in [0, 1].
+            denormalize: give them in the units of the data.
+            finish: called with decoded images in [-1, 1]; what it returns are the images.
         """
+        if not (in_unit or output_type == "latent"):
+            sample = finish(self.decode_images(sample))
         if denormalize:
             assert self.normalization is not None
             values = self.normalization.undo(sample)
@@ -185,13 +236,13 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         return (returned or {}).get("latents", sample)
 
     def _image_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-        """Height and width in pixels, by default the model's, checked against the UNet's halvings."""
-        native = self.unet.config.sample_size
+        """Height and width in pixels, by default the model's, checked against the halvings of its networks."""
+        native, smaller = self.unet.config.sample_size, self.vae_scale_factor
         if native is None and (height is None or width is None):
             raise ValueError("this model has no sample_size in its config: give height and width.")
-        native = native if isinstance(native, (tuple, list)) else (native, native)
+        native = [side and side * smaller for side in (native if isinstance(native, (tuple, list)) else [native] * 2)]
         sides = [integer(own if side is None else side) for side, own in zip((height, width), native)]
-        factor = 2 ** (len(getattr(self.unet.config, "block_out_channels", [1])) - 1)
+        factor = smaller * 2 ** (len(getattr(self.unet.config, "block_out_channels", [1])) - 1)
         if not all(side and side > 0 and side % factor == 0 for side in sides):
             shown = "x".join(str(own if side is None else side) for side, own in zip((width, height), native[::-1]))
             raise ValueError(f"height and width must be multiples of {factor} for this model, got {shown}.")
@@ -208,7 +259,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
             raise ValueError(f"a list of generators needs one for each of {batch_size} images, got {len(generator)}.")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
-        channels = self.unet.config.out_channels
+        channels = self.image_channels
         if output_type == "pil" and channels not in (1, 3, 4):
             raise ValueError(
                 f"PIL images have 1, 3 or 4 channels and this model's have {channels}: choose output_type 'np' or 'pt'."
@@ -293,8 +344,10 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
             num_inference_steps: evaluations of the network; ignored where `timesteps` or `sigmas` are given.
             timesteps: descending integer indices into the grid of the scheduler's `rho`.
             generator: one, or a list with one for each image.
-            latents: standard normal noise, [batch_size, C, height, width], instead of drawn noise.
-            output_type: "pil", "np" ([B, H, W, C] in [0, 1]), "pt" ([B, C, H, W] in [0, 1]) or "latent" (in [-1, 1]).
+            latents: standard normal noise, [batch_size, C, height, width], instead of drawn noise; where the network
+                draws latents, of their shape.
+            output_type: "pil", "np" ([B, H, W, C] in [0, 1]), "pt" ([B, C, H, W] in [0, 1]) or "latent", what the
+                network draws: pixels in [-1, 1], or scaled latents, which `decode_images` decodes.
             return_dict: an ImagePipelineOutput, or else a tuple with the images.
             callback, callback_steps: callback(step, timestep, sample) after every `callback_steps`-th step.
             sigmas: descending noise levels, the first usually sigma_max.
@@ -321,7 +374,8 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
         steps = num_inference_steps if timesteps is None and sigmas is None else None
         self.scheduler.set_timesteps(steps, self._execution_device, timesteps, sigmas)
 
-        shape = (batch_size, self.unet.config.in_channels, height, width)
+        smaller = self.vae_scale_factor
+        shape = (batch_size, self.unet.config.in_channels, height // smaller, width // smaller)
         sample = self._noise(shape, generator, latents) * self.scheduler.init_noise_sigma
         labels = self._labels(batch_size, class_labels, generator)
 

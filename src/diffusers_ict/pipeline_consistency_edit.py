@@ -1,12 +1,14 @@
 """Editing with a consistency model as it was trained: one loop, and a pipeline for each of the usual edits."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from torch import Tensor
+from torch.nn.functional import max_pool2d
 
 from .arguments import number, positive
 from .formulas.editing import Colorize, Edit, Inpaint, SuperResolve, start_level
@@ -21,6 +23,10 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
 
     Made by `from_pretrained` of any consistency repository, or by `from_pipe` of a loaded pipeline, whose UNet it
     shares. Components, loading and saving are those of `ConsistencyPipelineBase`.
+
+    A model of latents paints anew and draws again: it keeps the latents of which every pixel is known, and puts the
+    known pixels into the decoded images. Patches, luminance and noise of pixels mean nothing to latents, and are
+    refused.
     """
 
     _input_range = (0.0, 1.0)
@@ -71,10 +77,14 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
         repeats = positive("num_images_per_prompt", num_images_per_prompt)
         given = self._pixels(image)
         pixels = given.repeat_interleave(repeats, 0)
-        y = VaeImageProcessor.normalize(pixels) if self.normalization is None else self.normalization.apply(pixels)
+        normalize = VaeImageProcessor.normalize if self.normalization is None else self.normalization.apply
+        images = normalize(pixels)
         self._check_denormalize(denormalize, output_type)
-        self._check_inputs(len(y), generator, output_type, callback_on_step_end_tensor_inputs)
-        known = _known_part(edit, y)
+        self._check_inputs(len(images), generator, output_type, callback_on_step_end_tensor_inputs)
+        known_pixels = _known_part(edit, images)
+        drawn_edit = self._as_drawn(edit, images)
+        y = self.encode_images(images)
+        known = known_pixels if drawn_edit is edit else drawn_edit.project(y)
         levels = self._levels(num_inference_steps, strength) if sigmas is None else sigmas
         self.scheduler.set_timesteps(device=self._execution_device, sigmas=levels)
 
@@ -87,9 +97,25 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
                 return self._output(y, output_type, return_dict, denormalize=denormalize)
             return self._output(pixels, output_type, return_dict, in_unit=True)
 
-        after_step = self._after_step(edit, known, callback_on_step_end)
-        sample = self._sample(sample, labels, generator, after_step, lambda x: edit.complete(x, known))
-        return self._output(sample, output_type, return_dict, denormalize=denormalize)
+        after_step = self._after_step(drawn_edit, known, callback_on_step_end)
+        sample = self._sample(sample, labels, generator, after_step, lambda x: drawn_edit.complete(x, known))
+        if drawn_edit is edit:
+            return self._output(sample, output_type, return_dict, denormalize=denormalize)
+        with_known = partial(edit.complete_in_range, known=known_pixels)  # the decoder is no inverse of the encoder
+        return self._output(sample, output_type, return_dict, finish=with_known)
+
+    def _as_drawn(self, edit: Edit, images: Tensor) -> Edit:
+        """What an edit of images keeps of what the network draws: itself, or the latents whose pixels are all known."""
+        if self.vqvae is None:
+            return edit
+        if not isinstance(edit, Inpaint):
+            raise ValueError(
+                "this model draws latents, which can be drawn again, all of them or under a mask: the edit must be an "
+                f"Inpaint, got {type(edit).__name__}."
+            )
+        repeats = len(edit.mask) if edit.mask.ndim == 4 else 1
+        mask = edit.mask.to(images).broadcast_to(repeats, *images.shape[1:]).amax(1, keepdim=True)
+        return Inpaint(max_pool2d(mask, self.vae_scale_factor))
 
     def _after_step(self, edit: Edit, known: Tensor, callback: Callback) -> Callable[[int, Tensor, Tensor], Tensor]:
         """What is done with the sample of each step: (number, time, sample) -> sample."""
@@ -122,7 +148,7 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
         A model that has no size takes images of any that its halvings divide. Arrays that are no pictures stay in their
         own units, and are of the model's size.
         """
-        channels, resize = self.unet.config.in_channels, resize and self.unet.config.sample_size is not None
+        channels, resize = self.image_channels, resize and self.unet.config.sample_size is not None
         size = self._image_size() if resize else None
         if self.normalization is None:
             pixels = read_images(image, "image", self._input_range, MODES.get(channels), size)
@@ -249,6 +275,8 @@ class ConsistencyDenoisePipeline(ConsistencyEditPipeline):
         Raises:
             ValueError: as `ConsistencyEditPipeline`, and for another size, or a level outside [sigma_min, sigma_max).
         """
+        if self.vqvae is not None:
+            raise ValueError("noise of pixels is no noise of latents, which this model draws: it cannot remove it.")
         least, most = self.scheduler.config.sigma_min, self.scheduler.config.sigma_max
         level = number(sigma)
         if level is None or not least <= level < most:

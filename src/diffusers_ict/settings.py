@@ -28,6 +28,7 @@ SYNONYMS = {
     "config": "recipe",
     "loss": "method",
     "pretrained_model_name_or_path": "model",
+    "pretrained_vae_name_or_path": "vae autoencoder vae_model_path pretrained_vae_model_name_or_path",
     "train_batch_size": "batch batch_size per_device_train_batch_size",
     "num_train_epochs": "epochs num_epochs",
     "max_train_steps": "steps num_steps max_steps iterations",

@@ -12,7 +12,7 @@ from ..formulas.posterior_mean import posterior_mean
 from .draw import Draw
 from .references import References
 from .stream import StreamedImages
-from .transform import to_unit
+from .transform import Transform, pictures
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Batches:
         random_flip: mirror half of the images.
         augmented: draw uniform numbers for augmentation, too.
         references: images among which the targets of a step are averaged, or None.
+        transform: of the data, what comes from the loader -> x.
     """
 
     images: Iterator[dict[str, Any]]
@@ -66,6 +67,7 @@ class Batches:
     random_flip: bool = False
     augmented: bool = False
     references: References | None = None
+    transform: Transform = pictures
 
     @property
     def parts(self) -> int:
@@ -91,12 +93,13 @@ class Batches:
     ) -> Batch:
         images = next(self.images)
         rows = slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
-        x = to_unit(images["x"], None if flips is None else flips[rows], draw.device)
+        places = range(rows.start, rows.stop)
+        x = self.transform(images["x"], None if flips is None else flips[rows], draw, places)
         labels = images.get("label")
         return Batch(
             x,
             None if labels is None else labels.to(draw.device),
-            draw.noise(tuple(x.shape[1:]), range(rows.start, rows.stop)),
+            draw.noise(tuple(x.shape[1:]), places),
             sigma[rows],
             sigma_next[rows],
             None if uniform is None else uniform[rows],

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..autoencoders import Autoencoder
 from ..normalization import Normalization
 from .rows import StoredRows
-from .transform import to_unit
+from .transform import Transform, pictures, to_unit
 
 AT_ONCE = 1024  # images that are hashed, or copied to a device
 LONGEST = 80  # characters of a list of classes
@@ -33,7 +34,14 @@ class Images(Dataset):
         class_names: one for each class where the data set names them.
         originals: how many pictures there were of each (width, height, mode) before the conversion, where it is known.
         normalization: of data that is no picture, or None.
+
+    Attributes:
+        transform: of what the loader gives to what the network learns.
+        vae: the autoencoder whose latents are learned instead of the images, or None.
     """
+
+    transform: Transform = staticmethod(pictures)
+    vae: Autoencoder | None = None
 
     def __init__(
         self,

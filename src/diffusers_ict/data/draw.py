@@ -13,6 +13,7 @@ from ..formulas.noise_schedule import level_dtype
 
 # One stream for each kind of randomness, so that a new kind does not change the others. Never renumber.
 PERMUTATION, FLIP, PAIR, NOISE, DROPOUT, INIT, VALIDATION, AUGMENTATION, EVALUATION, SHARD, BLOCK_ORDER = range(11)
+POSTERIOR = 11
 # The players of a step, whose draws are independent: the generator, D's fakes and its real images, and the references.
 GENERATOR, FAKES, REALS, REFERENCES = range(4)
 BLOCK = 16  # samples whose noise is drawn together
@@ -43,7 +44,7 @@ class Draw:
     ) -> None:
         self.seed, self.step, self.batch_size, self.role = seed, step, batch_size, role
         self.device = torch.device(device)
-        self._last = -1, torch.empty(0)  # number and noise of the last block
+        self._last: dict[int, tuple[int, Tensor]] = {}  # number and noise of the last block, by stream
 
     def _generator(self, stream: int) -> torch.Generator:
         seed = derive_seed(self.seed, stream, self.step, self.role)
@@ -66,17 +67,23 @@ class Draw:
 
         It is drawn in blocks, each with a seed of its own, so that no process draws the noise of the others.
         """
-        rows = range(self.batch_size) if rows is None else rows
+        return self._normal(NOISE, shape, range(self.batch_size) if rows is None else rows)
+
+    def posterior_noise(self, shape: tuple[int, ...], rows: range) -> Tensor:
+        """What makes a latent of the mean and the deviation of an autoencoder: standard normal, drawn as `noise`."""
+        return self._normal(POSTERIOR, shape, rows)
+
+    def _normal(self, stream: int, shape: tuple[int, ...], rows: range) -> Tensor:
         first, end = rows.start // BLOCK, -(-rows.stop // BLOCK)
-        seeds = derive_seeds(end, self.seed, NOISE, self.step, self.role)
+        seeds = derive_seeds(end, self.seed, stream, self.step, self.role)
         blocks = torch.empty((end - first) * BLOCK, *shape, device=self.device)
-        generator = torch.Generator(self.device)
+        generator, last = torch.Generator(self.device), self._last.get(stream)
         for number, block in enumerate(blocks.split(BLOCK), first):
-            if number == self._last[0]:  # micro batches that do not end with a block share it with the next one
-                block.copy_(self._last[1])
+            if last is not None and number == last[0]:  # which micro batches that do not end with a block share
+                block.copy_(last[1])
             else:
                 block.normal_(generator=generator.manual_seed(seeds[number]))
-            self._last = number, block
+            last = self._last[stream] = number, block
         return blocks[rows.start - first * BLOCK :][: len(rows)]
 
     def augmentation_uniform(self, count: int) -> Tensor:

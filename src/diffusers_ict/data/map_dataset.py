@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from ..errors import UserError
 from ..normalization import Normalization
 from .dataset import Images
+from .transform import Transform, pictures
 
 SHOWN = 256  # items that stand for the data set: in sample grids, and in its fingerprint
 
@@ -27,6 +28,9 @@ class MapDataset(Dataset):
     Raises:
         UserError: it is empty, its items are something else, or nobody knows how many classes there are.
     """
+
+    transform: Transform = staticmethod(pictures)
+    vae = None
 
     def __init__(self, dataset: Any) -> None:
         if len(dataset) == 0:

@@ -25,6 +25,7 @@ from .load import check_class_names, checked_labels
 from .npz import read_npz
 from .settings import DataSettings
 from .sources import class_names_of, open_dataset, refuse, with_columns
+from .transform import Transform, pictures
 
 
 class Place(NamedTuple):
@@ -62,6 +63,9 @@ class StreamedImages:
         UserError: settings that a stream cannot follow, data that cannot be opened, or a first block that cannot be
             read.
     """
+
+    transform: Transform = staticmethod(pictures)
+    vae = None  # which would have to encode the same images in each epoch
 
     def __init__(
         self, settings: DataSettings, class_conditional: bool, buffer: int, seed: int, rank: int = 0, ranks: int = 1

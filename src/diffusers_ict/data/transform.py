@@ -1,6 +1,7 @@
 """One picture into bytes: upright, 8 bits, one colour mode, square, one size; and bytes into what networks see."""
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ..errors import UserError, first_line
 from ..transparency import in_mode, may_be_transparent
+from .draw import Draw
 from .metadata import without_metadata
 
 MODES = ("L", "RGB", "RGBA")  # one, three and four channels
@@ -31,6 +33,16 @@ def to_unit(pixels: Tensor, flips: Tensor | None, device: torch.device | str) ->
     # Float32 in any case: noise is added in the type of the images, and half precision cannot tell neighbours apart.
     x = x.float() if x.is_floating_point() else x.float() / 127.5 - 1
     return x if flips is None else torch.where(flips.to(device)[:, None, None, None], x.flip(-1), x)
+
+
+# What comes from the loader [B, ...], which of them are mirrored, and the draw of the step with their places in it ->
+# what the network learns, float32 [B, C, H, W].
+Transform = Callable[[Tensor, Tensor | None, Draw, range], Tensor]
+
+
+def pictures(pixels: Tensor, flips: Tensor | None, draw: Draw, places: range) -> Tensor:
+    """The transform of pictures, and of other data that is trained as it is stored."""
+    return to_unit(pixels, flips, draw.device)
 
 
 class Converted(NamedTuple):

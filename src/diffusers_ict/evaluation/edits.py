@@ -48,10 +48,10 @@ def edit_strip(
     Raises:
         UserError: an argument that the edit pipeline refuses.
     """
-    pipeline = ConsistencyEditPipeline(model.unet, model.scheduler)
+    pipeline = ConsistencyEditPipeline(model.unet, model.scheduler, model.vqvae)
     pipeline.set_progress_bar_config(disable=True)
     blocks = {"before": as_pictures(before)}
-    for name, edit in edits_of(*before.shape[1:]).items():
+    for name, edit in edits_of(tuple(before.shape[1:]), model.vqvae is not None).items():
         generator = torch.Generator(pipeline.device).manual_seed(seed)
         options: dict[str, Any] = {"num_inference_steps": steps, "output_type": "pt", "generator": generator}
         try:
@@ -63,10 +63,13 @@ def edit_strip(
     return labelled_blocks(blocks, len(before))
 
 
-def edits_of(channels: int, height: int, width: int) -> dict[str, Edit]:
-    """Edits by name."""
+def edits_of(shape: tuple[int, ...], latents: bool) -> dict[str, Edit]:
+    """Edits of images (C, H, W) by name; a model of latents knows no others than of whole pixels."""
+    channels, height, width = shape
     lower = torch.zeros(height, width)
     lower[height // 2 :] = 1
+    if latents:
+        return {"upper half": Inpaint(lower)}
     edits: dict[str, Edit] = {
         "upper half": Inpaint(lower),
         "2x2 averages": SuperResolve(2),

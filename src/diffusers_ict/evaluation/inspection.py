@@ -69,7 +69,8 @@ def along_the_noise(pipeline: ConsistencyPipeline, images: Images, folder: Path)
     f = pipeline.scheduler.consistency_function(pipeline.unet)
     count = min(64, len(images))
     pixels, labels = images.part(torch.arange(count) * (len(images) // count))
-    x, labels = to_unit(pixels, None, device), None if labels is None else labels.to(device)
+    x = pipeline.encode_images(to_unit(pixels, None, device))
+    labels = None if labels is None else labels.to(device)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
     sigmas = karras_sigmas(41)
     estimates = estimates_along(f, x, noise, sigmas, labels)
@@ -77,10 +78,9 @@ def along_the_noise(pipeline: ConsistencyPipeline, images: Images, folder: Path)
     plot_gap(sigmas, gap, folder / "gap.png")
     levels, rows = sigmas[::4], 6
     noisy = torch.stack([x[:rows] + sigma.to(x) * noise[:rows] for sigma in levels])
-    blocks = {
-        "x + sigma z": as_pictures(noisy[:, :1].flatten(0, 1)),
-        "f(x + sigma z, sigma)": as_pictures(estimates[::4, :rows].transpose(0, 1).flatten(0, 1)),
-    }
+    drawn = noisy[:, :1].flatten(0, 1), estimates[::4, :rows].transpose(0, 1).flatten(0, 1)
+    named = zip(("x + sigma z", "f(x + sigma z, sigma)"), drawn)
+    blocks = {name: as_pictures(pipeline.decode_images(sample)) for name, sample in named}
     labelled_blocks(blocks, len(levels), [f"{sigma:.3g}" for sigma in levels]).save(folder / "along_sigma.png")
     worst = int(gap.argmax())
     return {

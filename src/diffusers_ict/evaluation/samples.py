@@ -27,7 +27,9 @@ def image_shape(pipeline: ConsistencyPipeline) -> tuple[int, int, int]:
     size = config.sample_size
     if size is None:
         raise UserError("the UNet's config must have a sample_size, the side of the images that it draws.")
-    return (config.out_channels, *(size if isinstance(size, (list, tuple)) else (size, size)))
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    smaller = pipeline.vae_scale_factor
+    return pipeline.image_channels, height * smaller, width * smaller
 
 
 def list_variants(repository: str) -> list[str | None]:

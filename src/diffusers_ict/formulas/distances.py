@@ -25,6 +25,19 @@ def pseudo_huber(a: Tensor, b: Tensor, c: float | None = None) -> Tensor:
     return (difference.square().sum(1) + c**2).sqrt() - c
 
 
+def cauchy(a: Tensor, b: Tensor, c: float | None = None) -> Tensor:
+    """log(1 + ||a - b||^2 / (2 c^2)) with the norm over all entries of a sample. [B, ...] -> [B].
+
+    Improved Training Technique for Latent Consistency Models (arXiv:2502.01441): its gradient falls as 2 / ||a - b||
+    where the difference is large, so that outliers, which latents have, weigh less than in `pseudo_huber`. Without `c`,
+    pseudo_huber_constant(d).
+    """
+    difference = (a - b).flatten(1)
+    if c is None:
+        c = pseudo_huber_constant(difference.shape[1])
+    return torch.log1p(difference.square().sum(1) / (2 * c**2))
+
+
 def squared_l2(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared difference over the entries of a sample, as in CT's code. [B, ...] -> [B]."""
     return (a - b).flatten(1).square().mean(1)

@@ -4,10 +4,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from diffusers import ConsistencyModelPipeline
+from diffusers import ConsistencyModelPipeline, LDMPipeline
 
 from ..errors import UserError, first_line
 from ..files import read_text
@@ -21,6 +22,7 @@ from .card import read_card
 from .fetch import fetch_file
 from .metadata import ConversionMetadata, RunMetadata
 
+Stock: TypeAlias = ConsistencyModelPipeline | LDMPipeline
 CARD_KEYS = ("license", "library_name", "pipeline_tag", "tags")
 CONSTANTS = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}  # as in every published model
 
@@ -69,14 +71,15 @@ def _ok_unless(wrong: object, topic: str, text: str) -> Finding:
     return Finding(topic, Severity.ERROR if wrong else Severity.OK, text)
 
 
-def _weights(stock: ConsistencyModelPipeline) -> Finding:
-    bad = [name for name, p in stock.unet.named_parameters() if not p.isfinite().all()]
+def _weights(stock: Stock) -> Finding:
+    networks = (stock.unet, stock.vqvae) if isinstance(stock, LDMPipeline) else (stock.unet,)
+    bad = [name for network in networks for name, p in network.named_parameters() if not p.isfinite().all()]
     good = f"{stock.unet.num_parameters() / 1e6:.2f} M parameters, all of them finite."
     text = f"{len(bad)} of its tensors hold values that are not numbers, {bad[0]} first." if bad else good
     return _ok_unless(bad, "weights", text)
 
 
-def _time(stock: ConsistencyModelPipeline) -> Finding:
+def _time(stock: Stock) -> Finding:
     try:
         fast = fast_columns(stock.unet)
     except ValueError as error:
@@ -86,7 +89,7 @@ def _time(stock: ConsistencyModelPipeline) -> Finding:
     return Finding("time embedding", Severity.OK, f"positional, {sort}.")
 
 
-def _channels(stock: ConsistencyModelPipeline) -> Finding:
+def _channels(stock: Stock) -> Finding:
     config = stock.unet.config
     classes = f"{config.num_class_embeds} classes" if config.num_class_embeds else "no classes"
     text = f"{config.in_channels} channels in, {config.out_channels} out, size {config.sample_size}, {classes}"
@@ -95,10 +98,20 @@ def _channels(stock: ConsistencyModelPipeline) -> Finding:
         fault = ": the numbers of input and output channels must be equal"
     elif config.sample_size is None:
         fault = ": without sample_size in its config stock diffusers cannot sample"
+    elif isinstance(stock, LDMPipeline):
+        text, fault = f"{text}, of latents", _fault_of_latents(stock)
     return _ok_unless(fault, "images", f"{text}{fault}.")
 
 
-def _constants(stock: ConsistencyModelPipeline) -> Finding:
+def _fault_of_latents(stock: LDMPipeline) -> str:
+    """What keeps latents from being decoded as they were learned, or nothing."""
+    channels = stock.vqvae.config.get("latent_channels")
+    if channels != stock.unet.config.out_channels:
+        return f": its autoencoder decodes {channels} channels"
+    return ": clip_denoised would cut them at 1" if stock.scheduler.config.clip_denoised else ""
+
+
+def _constants(stock: Stock) -> Finding:
     """The constants of the preconditioning."""
     odd = {name: stock.scheduler.config[name] for name in CONSTANTS if stock.scheduler.config[name] != CONSTANTS[name]}
     severity, text = Severity.OK, "sigma_min 0.002, sigma_max 80 and sigma_data 0.5, as usual."
@@ -118,7 +131,7 @@ def _variants(repository: str) -> list[Finding]:
     return []
 
 
-def _levels(stock: ConsistencyModelPipeline, repository: str) -> Finding:
+def _levels(stock: Stock, repository: str) -> Finding:
     """The noise level that two steps of stock diffusers go through."""
     stock.scheduler.set_timesteps(2)
     second = stock.scheduler.sigmas[1].item()
@@ -133,10 +146,15 @@ def _levels(stock: ConsistencyModelPipeline, repository: str) -> Finding:
     return Finding("second sigma", Severity.OK, f"two steps go through {second:.4g}.")
 
 
-def _equality(stock: ConsistencyModelPipeline) -> Finding:
-    ours = ConsistencyPipeline(stock.unet, stock.scheduler)
+def _equality(stock: Stock) -> Finding:
+    ours = ConsistencyPipeline(stock.unet, stock.scheduler, getattr(stock, "vqvae", None))
     ours.set_progress_bar_config(disable=True)
-    labels = 0 if stock.unet.config.num_class_embeds else None
+    options: dict[str, Any] = {"output_type": "np", "return_dict": False}
+    if stock.unet.config.num_class_embeds:
+        if isinstance(stock, LDMPipeline):
+            text = "stock LDMPipeline takes no classes; pipeline.py of the repository draws them with diffusers alone."
+            return Finding("sampling", Severity.OK, text)
+        options["class_labels"] = 0
     worst = 0.0
     if not isinstance(stock.unet.config.sample_size, int):
         text = "stock diffusers draws square images only: others come from diffusers-ict, or from the file pipeline.py."
@@ -144,9 +162,10 @@ def _equality(stock: ConsistencyModelPipeline) -> Finding:
     for steps in (1, 2):
         images = []  # [1, H, W, C] in [0, 1]
         for pipeline in (stock, ours):
-            generator = torch.Generator().manual_seed(0)
             try:
-                images.append(pipeline(1, labels, steps, generator=generator, output_type="np", return_dict=False)[0])
+                with torch.random.fork_rng([]):
+                    torch.manual_seed(0)  # LDMPipeline draws the noise of its second step from nowhere else
+                    images.append(pipeline(1, num_inference_steps=steps, **options)[0])
             except Exception as error:  # a broken model may raise anything
                 return Finding("sampling", Severity.ERROR, f"{steps}-step sampling fails: {first_line(error)}")
         if not np.isfinite(images).all():

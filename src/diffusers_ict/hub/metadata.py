@@ -58,6 +58,7 @@ class RunMetadata(Metadata):
         batch_size: images of one optimizer step on all processes together.
         command: repeats the run; commit: of the code, where it is a checkout.
         objective: description of the user's own objective, or None for one of the recipe.
+        autoencoder, latent_shape: whose latents were learned, and their (C, H, W); None for a model of pixels.
         changes: of settings, by resumes: {"step", "setting", "from", "to"} each, `step` steps having been done.
     """
 
@@ -81,6 +82,9 @@ class RunMetadata(Metadata):
     commit: str | None
     command: str
     objective: str | None = None
+    autoencoder: str | None = None
+    autoencoder_on_hub: bool = False
+    latent_shape: list[int] | None = None
     changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 

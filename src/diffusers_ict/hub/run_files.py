@@ -12,7 +12,7 @@ from ..names import LONGEST, visible
 WRITTEN_BY_RUNS = (
     *("recipe.yaml", "run.json", "log.jsonl", "training.png", "samples", "labels.json", "README.md", "pipeline.py"),
     *("normalization.json",),
-    *("model_index.json", "unet", "scheduler", "discriminator"),
+    *("model_index.json", "unet", "scheduler", "vqvae", "discriminator"),
 )
 WRITTEN_LATER = ("conversion.json", "evaluation.json", "evaluation.png", "inspection.json")
 NOT_PUBLISHED = ("checkpoint-*", "averages")  # of a run, too

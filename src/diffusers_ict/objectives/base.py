@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..formulas.distances import cauchy, pseudo_huber
 from ..formulas.dropout import reuse_masks
 from ..formulas.noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, karras_sigmas
 from ..formulas.posterior_mean import towards_mean
@@ -74,6 +75,22 @@ def consistency_pair(
     return Pair(student, target, sigma, sigma_next, x)
 
 
+METRICS = ("pseudo-huber", "cauchy")
+
+
+def robust_distance(objective: Any, a: Tensor, b: Tensor) -> Tensor:
+    """The distance that an objective's `metric` names, with its constant: [B, ...] x [B, ...] -> [B]."""
+    if objective.metric == "cauchy":
+        return cauchy(a, b, objective.cauchy_c)
+    return pseudo_huber(a, b, objective.huber_c)
+
+
+def check_metric(metric: str) -> None:
+    """Raise ValueError for a distance that there is not."""
+    if metric not in METRICS:
+        raise ValueError(f"`metric` must be {' or '.join(METRICS)}, got {metric}.")
+
+
 bounded = partial(setting, help="")  # a field of an objective whose number has bounds
 
 
@@ -120,8 +137,14 @@ class Objective(ABC):
         return cls(**settings)
 
     def settings(self) -> dict[str, Any]:
-        """All settings by name, in plain JSON types: what `from_settings` takes."""
-        return {item.name: getattr(self, item.name) for item in _fields(self)}
+        """All settings by name, in plain JSON types: what `from_settings` takes.
+
+        Without the metric of iCT and its kin where it is as published, and the constant of another one, as in
+        checkpoints of before there was a choice.
+        """
+        settings = {item.name: getattr(self, item.name) for item in _fields(self)}
+        idle = ("metric", "cauchy_c") if settings.get("metric") == METRICS[0] else ()
+        return {name: value for name, value in settings.items() if name not in idle}
 
     def to(self, device: torch.device | str) -> "Objective":
         """The objective, with what it keeps on a device; most keep nothing there."""

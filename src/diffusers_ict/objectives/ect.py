@@ -7,9 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..formulas.distances import pseudo_huber
 from ..formulas.noise_schedule import SIGMA_MAX, SIGMA_MIN, ict_weighting
-from .base import Objective, Pair, bounded
+from .base import Objective, Pair, bounded, check_metric, robust_distance
 
 LARGEST_RATIO = 0.999
 
@@ -43,6 +42,8 @@ class ECT(Objective):
             et al., arXiv:2510.17266) Eq. 11. Pairs whose r is sigma_min, as in the alignment, keep
             1 / (t - r) where it is less.
         k, b: of n(t), which makes the relative gap larger at small t.
+        metric: "pseudo-huber", or "cauchy" for latents (arXiv:2502.01441); cauchy_c: its constant, None for
+            0.00054 sqrt(d).
         sigma_min, sigma_max: ends of the noise levels.
     """
 
@@ -64,9 +65,15 @@ class ECT(Objective):
     adaptive_weight: bool = False
     k: float = bounded(8.0, above=-1)
     b: float = 1.0
+    metric: str = "pseudo-huber"
+    cauchy_c: float | None = bounded(None, above=0, below=1e6)
     _: KW_ONLY
     sigma_min: float = SIGMA_MIN
     sigma_max: float = SIGMA_MAX
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_metric(self.metric)
 
     def stage(self, step: int, total_steps: int) -> int:
         """The stage of step k (from 0) of K: -1 in the alignment. It ends where all ratios are at their largest.
@@ -100,7 +107,7 @@ class ECT(Objective):
         return self.stage(step, total_steps) < 0
 
     def distance(self, pair: Pair) -> Tensor:
-        return pseudo_huber(pair.student, pair.target, self.huber_c)
+        return robust_distance(self, pair.student, pair.target)
 
     def weighting(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         return ict_weighting(sigma, sigma_next)
@@ -115,7 +122,7 @@ class ECT(Objective):
             return super().loss(pair)
         distance = self.distance(pair)
         # 1e-3 keeps it finite where few pixels make the target's distance small.
-        adaptive = 1 / (pseudo_huber(pair.target, pair.x, self.huber_c) + 1e-3)
+        adaptive = 1 / (robust_distance(self, pair.target, pair.x) + 1e-3)
         by_gap = self.weighting(pair.sigma, pair.sigma_next).to(distance.dtype)
         at_the_end = pair.sigma < 1.001 * self.sigma_min
         return torch.where(at_the_end, torch.minimum(adaptive, by_gap), adaptive) * distance

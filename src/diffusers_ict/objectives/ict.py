@@ -5,9 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..formulas.distances import pseudo_huber
 from ..formulas.noise_schedule import ict_num_levels, ict_weighting, lognormal_pair_probabilities
-from .base import GridObjective, Pair, bounded
+from .base import GridObjective, Pair, bounded, check_metric, robust_distance
 
 
 @dataclass(frozen=True)
@@ -21,6 +20,7 @@ class ICT(GridObjective):
         s0, s1: pairs of the grid at the first and the last stage (Eq. 11).
         p_mean, p_std: of ln(sigma) when levels are drawn (Eq. 10).
         huber_c: constant of the pseudo-Huber distance; None for 0.00054 sqrt(d).
+        metric: "pseudo-huber", or "cauchy" for latents (arXiv:2502.01441); cauchy_c: its constant, None for the same.
 
     Raises:
         ValueError: a setting out of its bounds.
@@ -38,9 +38,12 @@ class ICT(GridObjective):
     p_mean: float = -1.1
     p_std: float = bounded(2.0, above=0)
     huber_c: float | None = bounded(None, at_least=0, below=1e6)
+    metric: str = "pseudo-huber"
+    cauchy_c: float | None = bounded(None, above=0, below=1e6)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_metric(self.metric)
         if self.s1 < self.s0:
             raise ValueError(f"`s1` must be at least `s0`, got s1 {self.s1} and s0 {self.s0}.")
 
@@ -51,7 +54,7 @@ class ICT(GridObjective):
         return lognormal_pair_probabilities(sigmas, self.p_mean, self.p_std)
 
     def distance(self, pair: Pair) -> Tensor:
-        return pseudo_huber(pair.student, pair.target, self.huber_c)
+        return robust_distance(self, pair.student, pair.target)
 
     def weighting(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         return ict_weighting(sigma, sigma_next)

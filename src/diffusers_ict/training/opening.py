@@ -13,11 +13,13 @@ from accelerate.utils import gather_object
 from diffusers import ModelMixin
 from torch import nn
 
+from ..autoencoders import latent_shape
 from ..conversion import ConvertedModel
 from ..data import TrainingData
 from ..data.batches import Batches, streamed
 from ..data.dataset import Images
 from ..data.draw import FAKES, GENERATOR, REALS
+from ..data.latents import Latents, encode_images
 from ..data.load import load_images
 from ..data.map_dataset import MapDataset
 from ..data.own_output import check_apart
@@ -28,6 +30,7 @@ from ..errors import UserError
 from ..files import write_text
 from ..hub.background import BackgroundPublisher
 from ..hub.publish import check_push
+from ..loading import load_vae
 from ..objectives import BUILT_IN, objective_class
 from ..objectives.adversarial import Adversarial
 from ..objectives.base import Objective
@@ -42,10 +45,18 @@ from .log import Metrics
 from .networks import Networks, config_of, configs_of, make_schedules, prepare_networks
 from .output_dir import check_output_dir, take_output_dir
 from .recipe import OF_THE_DATA, Recipe
-from .resume import Identity, check_continues, circumstances, decisive, find_checkpoint, unet_config_of
+from .resume import (
+    Identity,
+    check_continues,
+    circumstances,
+    decisive,
+    find_checkpoint,
+    identity_of,
+    unet_config_of,
+)
 from .run import Run
 from .samples import make_pipeline
-from .start import check_curriculum, load_start, make_objective, make_scheduler, unusual_constants
+from .start import check_curriculum, load_start, make_objective, make_scheduler, scheduler_for, unusual_constants
 from .state import RunState, state_of
 from .unets import SMALL, check_fits, check_resolution, make_unet, takes_small
 
@@ -80,9 +91,7 @@ def open_run(
     scheduler = make_scheduler(recipe, start)
     contents = _check_before_data(recipe, objective, fresh=model is None and start is None)
     data = _open_data(recipe, dataset, accelerator)
-    if data.normalization is not None:
-        clip = data.normalization.bounded
-        scheduler = ICTScheduler.from_config(scheduler.config, clip_denoised=clip)
+    scheduler = scheduler_for(data, scheduler)
     batch_size = recipe.images_in_step(accelerator.num_processes)
     recipe = _resolve(recipe, accelerator, objective, own_objective, data)
     check_curriculum(objective, recipe.max_train_steps)
@@ -91,7 +100,7 @@ def open_run(
     saved = find_checkpoint(recipe)
     networks = _open_networks(recipe, accelerator, objective, scheduler, data, model, start, saved)
     state = state_of(networks, accelerator, data, objective)
-    configs = configs_of(networks, unusual_constants(scheduler))
+    configs = configs_of(networks, unusual_constants(scheduler)) | identity_of(data)
     facts = decisive(recipe, objective, own_objective, data.fingerprint(), batch_size, configs)
     identity = Identity(facts, circumstances(recipe, accelerator))
     first_step, seconds = _resume(recipe, state, identity, saved)
@@ -111,7 +120,7 @@ def open_run(
         batch_size=batch_size,
         networks=networks,
         schedules=make_schedules(recipe, networks, first_step),
-        pipeline=make_pipeline(networks.averages[recipe.ema_decays[0]].module, scheduler, data.normalization),
+        pipeline=make_pipeline(networks.averages[recipe.ema_decays[0]].module, scheduler, data.normalization, data.vae),
         state=state,
         steps=steps,
         identity=identity,
@@ -140,7 +149,7 @@ def _check_before_data(recipe: Recipe, objective: Objective, fresh: bool) -> set
     if recipe.num_train_epochs is None:
         check_curriculum(objective, recipe.max_train_steps)
     check_apart(recipe, "output_dir", recipe.output_dir)
-    if fresh:
+    if fresh and recipe.pretrained_vae_name_or_path is None:
         check_resolution(recipe)
     return check_output_dir(Path(recipe.output_dir), recipe.resume_from_checkpoint)
 
@@ -164,7 +173,7 @@ def _open_networks(
             "--model_config_name_or_path"
         )
     if model is not None:
-        check_fits(config_of(model), data.shape, data.num_classes)
+        check_fits(config_of(model), data.shape, data.num_classes, data.vae)
         check_call(model, data.shape, data.num_classes)
     if recipe.push_to_hub and not isinstance(unet, ModelMixin):
         raise UserError(
@@ -206,7 +215,8 @@ def _check_given(
         (the recipe, which names a built-in objective that was given; the description of any other one, or None).
     """
     plain = Recipe()
-    idle = {"model": OF_THE_UNET if model is not None else (), "dataset": DATA if dataset is not None else ()}
+    of_the_data = (*DATA, "pretrained_vae_name_or_path", "vae_sample")
+    idle = {"model": OF_THE_UNET if model is not None else (), "dataset": of_the_data if dataset is not None else ()}
     for name, settings in {**idle, "objective": ("objective",) if objective is not None else ()}.items():
         for setting in settings:
             if getattr(recipe, setting) != getattr(plain, setting):
@@ -231,11 +241,25 @@ def _open_data(recipe: Recipe, dataset: Any, accelerator: Accelerator) -> Traini
         data = dataset if isinstance(dataset, (Images, StreamedImages)) else MapDataset(dataset)
         if recipe.class_conditional and data.num_classes is None:
             raise UserError("`class_conditional` needs labels, and the items of the data set have none.")
+        if recipe.random_flip and isinstance(data, Latents) and not data.mirrored:
+            raise UserError("`random_flip` needs latents of mirrored images: encode them with mirrored=True.")
         return data
+    if recipe.pretrained_vae_name_or_path is not None:
+        return _open_latents(recipe, recipe.pretrained_vae_name_or_path, accelerator)
     if not recipe.streaming:
         return load_images(recipe, class_conditional=recipe.class_conditional, accelerator=accelerator)
     rank, ranks = accelerator.process_index, accelerator.num_processes
     return StreamedImages(recipe, recipe.class_conditional, recipe.shuffle_buffer, recipe.seed, rank, ranks)
+
+
+def _open_latents(recipe: Recipe, name: str, accelerator: Accelerator) -> Latents:
+    """The images of a recipe as latents of its autoencoder, which is loaded and checked before they are read."""
+    vae = load_vae(name)
+    if recipe.resolution is not None:
+        latent_shape(vae, (vae.config.in_channels, recipe.resolution, recipe.resolution))
+    images = load_images(recipe, class_conditional=recipe.class_conditional, accelerator=accelerator)
+    options: dict[str, Any] = {"sampled": recipe.vae_sample, "mirrored": recipe.random_flip}
+    return encode_images(images, vae, recipe, **options, accelerator=accelerator)
 
 
 def _resolve(
@@ -283,6 +307,8 @@ def _check_objective(
             f"a batch must not be larger than the data: {batch_size} images a step (batch x accumulation x processes) "
             f"and {data.count} in the data; lower `train_batch_size`."
         )
+    if data.vae is not None and objective.settings().get("metric") == "lpips":
+        raise UserError("`metric` lpips compares pictures, and the network draws latents: take another `metric`.")
     try:
         objective.check_images(data.shape)
         scheduler.training_sigmas(
@@ -313,6 +339,7 @@ def _open_batches(
             images = batches_of(step_loader(data, sampler, accelerator, recipe.dataloader_num_workers))
         rank, ranks = accelerator.process_index, accelerator.num_processes
         opened[role] = Batches(images, size, micro_batch_size, rank, ranks, recipe.random_flip, augmented)
+        opened[role].transform = data.transform
     if recipe.reference_batch_size and not isinstance(data, StreamedImages):
         opened[GENERATOR].references = open_references(
             data, recipe.seed, recipe.reference_batch_size, steps, accelerator, recipe.random_flip

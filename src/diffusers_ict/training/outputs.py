@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -117,7 +118,7 @@ def export_run(run: Run, step: int) -> None:
         base_model=base,
         base_model_on_hub=base_on_hub,
         images=run.data.count,
-        shape=list(run.data.shape),
+        shape=list(run.data.examples.shape),
         classes=run.data.num_classes,
         class_names=None if run.data.class_names is None else list(run.data.class_names),
         parameters=sum(p.numel() for p in run.networks.unet.parameters()),
@@ -129,11 +130,21 @@ def export_run(run: Run, step: int) -> None:
         version=__version__,
         commit=code_commit(),
         command=recipe.command(),
+        **_latents_of(run),
         changes=run.identity.changes,
     ).write(folder)
     if (folder / "model_index.json").is_file():  # else nobody could follow what the card says of loading it
         with optional("the model card"):
             write_card(folder)
+
+
+def _latents_of(run: Run) -> dict[str, Any]:
+    """What the metadata say of latents."""
+    if run.data.vae is None:
+        return {}
+    name = run.recipe.pretrained_vae_name_or_path
+    vae, on_hub = ("an autoencoder of its own", False) if name is None else public_name(name)
+    return {"autoencoder": vae, "autoencoder_on_hub": on_hub, "latent_shape": list(run.data.shape)}
 
 
 def class_names_of(data: TrainingData) -> dict[int, str] | None:

@@ -41,11 +41,11 @@ class Recipe(RunSettings, DataSettings):
     loss: str = setting("ict", "method", choices=tuple(BUILT_IN))
     objective: dict[str, Any] = setting(
         {},
-        "settings of the method [as published, l2 for CT]. ict: s0 s1 p_mean p_std huber_c; ct: s0 s1 mu0 metric "
-        "lpips_weights lpips_below lpips_pooling lpips_clip_target; ect: q stage_steps stages align_steps p_mean p_std "
-        "huber_c k b; act: consistency adversarial_weight adversarial_weight_mid r1_gamma r1_interval augment "
-        "augment_signal augment_tau augment_horizon discriminator_beta1 discriminator_beta2 discriminator_time_weight, "
-        "and those of its consistency",
+        "settings of the method [as published, l2 for CT]. ict: s0 s1 p_mean p_std huber_c metric=pseudo-huber|cauchy "
+        "cauchy_c; ct: s0 s1 mu0 metric=l2|lpips lpips_weights lpips_below lpips_pooling lpips_clip_target; ect: q "
+        "stage_steps stages align_steps p_mean p_std huber_c metric cauchy_c k b; act: consistency adversarial_weight "
+        "adversarial_weight_mid r1_gamma r1_interval augment augment_signal augment_tau augment_horizon "
+        "discriminator_beta1 discriminator_beta2 discriminator_time_weight, and those of its consistency",
     )
     reference_batch_size: int = setting(
         0,
@@ -59,6 +59,10 @@ class Recipe(RunSettings, DataSettings):
     random_flip: bool = setting(False, "mirror half of the images, at random")
     streaming: bool = setting(False, "read images while training, instead of all of them before: for data of any size")
     shuffle_buffer: int = setting(10_000, "streaming: images per process that are shuffled in memory", at_least=1)
+    pretrained_vae_name_or_path: str | None = setting(
+        None, "train on the latents of this AutoencoderKL or AutoencoderTiny, which the exported pipeline decodes"
+    )
+    vae_sample: bool = setting(False, "draw latents from the autoencoder's posterior at each step, not its mean")
 
     # The network and its optimizer.
     model_config_name_or_path: str | None = setting(None, "UNet2DModel config [one that suits the resolution]")
@@ -135,6 +139,7 @@ class Recipe(RunSettings, DataSettings):
             raise UserError("`reference_batch_size` needs images that are read in any order: leave `streaming` out.")
         if self.normalize and self.streaming:
             raise UserError("`normalize` looks at all data before the first step: leave `streaming` out.")
+        self._check_latents()
         if self.gradient_checkpointing and self.torch_compile:
             raise UserError(
                 "`gradient_checkpointing` computes passes again, which a graph cannot: leave it or `torch_compile` out."
@@ -148,6 +153,22 @@ class Recipe(RunSettings, DataSettings):
         decays = self.ema_decays
         if not decays or len(set(decays)) < len(decays) or not all(0 < decay < 1 for decay in decays):
             raise UserError(f"`ema_decays` must be different numbers between 0 and 1, got {decays}.")
+
+    def _check_latents(self) -> None:
+        """Refuse, by a UserError, what has no meaning beside an autoencoder or without one."""
+        if self.pretrained_vae_name_or_path is None:
+            if self.vae_sample:
+                raise UserError("`vae_sample` draws latents: name an autoencoder as `pretrained_vae_name_or_path`.")
+            return
+        if self.normalize:
+            raise UserError("an autoencoder encodes pictures: leave `normalize` or `pretrained_vae_name_or_path` out.")
+        if self.streaming:
+            raise UserError("latents are encoded once, before the first step: leave `streaming` out.")
+        if self.pretrained_model_name_or_path:
+            raise UserError(
+                "a model of latents begins afresh: leave `pretrained_model_name_or_path` or "
+                "`pretrained_vae_name_or_path` out."
+            )
 
     def images_in_step(self, processes: int) -> int:
         """Images of one optimizer step on so many processes together."""

@@ -17,6 +17,9 @@ import yaml
 from accelerate import Accelerator
 from diffusers import UNet2DModel
 
+from ..autoencoders import fingerprint
+from ..data import TrainingData
+from ..data.latents import Latents
 from ..data.settings import DataSettings
 from ..errors import UserError
 from ..hub.run_files import run_contents
@@ -33,7 +36,7 @@ FORMAT = 2  # of what is compared; to be raised when its entries change their na
 NEUTRAL = {
     *(item.name for settings in (RunSettings, DataSettings) for item in fields(settings)),
     *("config", "model_config_name_or_path", "pretrained_model_name_or_path", "discriminator_config_name_or_path"),
-    *("num_train_epochs", "dataloader_num_workers"),
+    *("num_train_epochs", "dataloader_num_workers", "pretrained_vae_name_or_path", "vae_sample"),
 }
 # Settings that decide nothing but rounding.
 ROUNDING = (
@@ -92,6 +95,13 @@ def decisive(
         **configs,
     }
     return json.loads(json.dumps(facts, default=str))  # as a checkpoint gives them back
+
+
+def identity_of(data: TrainingData) -> dict[str, dict[str, Any]]:
+    """What decides a run beside the images: of latents, the weights of the autoencoder, and how they are drawn."""
+    if not isinstance(data, Latents):
+        return {}
+    return {"autoencoder": {"weights": fingerprint(data.vae), "latents": "drawn" if data.sampled else "means"}}
 
 
 def circumstances(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..array_pictures import Shades
+from ..autoencoders import Autoencoder
 from ..data.dataset import Images
 from ..image_grid import as_pictures, classes_in_turn
 from ..normalization import Normalization, save_normalization
@@ -29,10 +30,13 @@ def contiguous_copy(network: Network) -> Network:
 
 
 def make_pipeline(
-    unet: nn.Module, scheduler: ICTScheduler, normalization: Normalization | None = None
+    unet: nn.Module,
+    scheduler: ICTScheduler,
+    normalization: Normalization | None = None,
+    vae: Autoencoder | None = None,
 ) -> ConsistencyPipeline:
     """A pipeline around this very UNet, put into eval mode, without progress bars."""
-    pipeline = ConsistencyPipeline(unet.eval(), scheduler)
+    pipeline = ConsistencyPipeline(unet.eval(), scheduler, vae)
     pipeline.normalization = normalization
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -109,13 +113,15 @@ def export(
     for variant, network in variants.items():
         _save(contiguous_copy(network), folder / "unet", variant)
     if isinstance(pipeline.unet, ModelMixin):
-        saved = ConsistencyPipeline(contiguous_copy(pipeline.unet), pipeline.scheduler)
+        saved = ConsistencyPipeline(contiguous_copy(pipeline.unet), pipeline.scheduler, pipeline.vqvae)
         saved.id2label, saved.normalization = pipeline.id2label, pipeline.normalization
         saved.save_pretrained(folder)
     else:
         _save(contiguous_copy(pipeline.unet), folder / "unet", None)
         pipeline.scheduler.to_stock().save_pretrained(folder / "scheduler")
         save_normalization(folder, pipeline.normalization)
+        if pipeline.vqvae is not None:
+            pipeline.vqvae.save_pretrained(folder / "vqvae")
 
 
 def _save(network: nn.Module, folder: Path, variant: str | None) -> None:

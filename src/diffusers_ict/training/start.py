@@ -1,8 +1,10 @@
 """What a run begins with: its objective, and nothing, a consistency model, or a diffusion model that becomes one."""
 
 import re
+from typing import Any
 
 from ..conversion import ConvertedModel, convert
+from ..data import TrainingData
 from ..errors import UserError
 from ..formulas.preconditioning import SIGMA_DATA
 from ..objectives import BUILT_IN, objective_class
@@ -11,6 +13,7 @@ from ..scheduling_ict import ICTScheduler
 from .recipe import SHORT, Recipe
 
 ALIGN_STEPS = 500
+LEVELS_OF_LATENTS = 100
 
 
 def load_start(recipe: Recipe) -> ConvertedModel | None:
@@ -49,6 +52,19 @@ def make_objective(recipe: Recipe, start: ConvertedModel | None) -> Objective:
             f"predicts {start.prediction}, because only ECT aligns it first, got {recipe.loss}."
         )
     return objective_class(recipe.loss).from_settings(**{"align_steps": ALIGN_STEPS, **recipe.objective})
+
+
+def scheduler_for(data: TrainingData, scheduler: ICTScheduler) -> ICTScheduler:
+    """A run's scheduler, which clips only where data lie within [-1, 1].
+
+    That of latents has more levels, because stock LDMPipeline takes 50 steps where nothing is said.
+    """
+    changes: dict[str, Any] = {}
+    if data.normalization is not None:
+        changes = {"clip_denoised": data.normalization.bounded}
+    if data.vae is not None:
+        changes = {"clip_denoised": False, "num_train_timesteps": LEVELS_OF_LATENTS}
+    return ICTScheduler.from_config(scheduler.config, **changes) if changes else scheduler
 
 
 def check_curriculum(objective: Objective, total_steps: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DModel
 
+from ..autoencoders import Autoencoder, downsampling
 from ..conversion import ConvertedModel
 from ..data import TrainingData
 from ..data.draw import GENERATOR, INIT, derive_seed
@@ -125,8 +126,10 @@ def check_resolution(recipe: Recipe) -> None:
         default_levels(recipe.resolution)
 
 
-def check_fits(config: dict, shape: tuple[int, int, int], num_classes: int | None) -> None:
-    """Check that a UNet of this config takes and returns these images and labels.
+def check_fits(
+    config: dict, shape: tuple[int, int, int], num_classes: int | None, vae: Autoencoder | None = None
+) -> None:
+    """Check that a UNet of this config takes and returns these images and labels, or the latents of an autoencoder.
 
     Raises:
         UserError: what does not fit.
@@ -142,17 +145,21 @@ def check_fits(config: dict, shape: tuple[int, int, int], num_classes: int | Non
     if not isinstance(widths, (tuple, list)):
         raise UserError(f"block_out_channels of the UNet's config must be a list of widths, got {widths!r}.")
     factor = 2 ** (len(widths) - 1)
+    smaller = 1 if vae is None else downsampling(vae)
     for side in sides:
         if side % factor:
+            inputs = "images" if vae is None else f"latents, {smaller} times smaller than images,"
             raise UserError(
-                f"this UNet halves its images {len(widths) - 1} times, so the resolution must be a multiple of "
-                f"{factor}, such as {nearest_multiples(side, factor)}, got {side}."
+                f"this UNet halves its {inputs} {len(widths) - 1} times, so the resolution must be a multiple of "
+                f"{factor * smaller}, such as {nearest_multiples(side * smaller, factor * smaller)}, got "
+                f"{side * smaller}."
             )
     given = config.get("in_channels", 3), config.get("out_channels", 3)
     if given != (channels, channels):
+        remedy = "choose another model" + (", or convert the images with `image_mode`" if vae is None else "")
         raise UserError(
-            f"the images have {channels} channels, so the UNet needs {channels} in and out, and it has {given[0]} in "
-            f"and {given[1]} out; choose another model, or convert the images with `image_mode`."
+            f"the {'images' if vae is None else 'latents'} have {channels} channels, so the UNet needs {channels} in "
+            f"and out, and it has {given[0]} in and {given[1]} out; {remedy}."
         )
     classes = config.get("num_class_embeds")
     if classes != num_classes:
@@ -247,10 +254,10 @@ def make_unet(
     """
     if start is not None:
         unet = with_dropout(start.pipeline.unet, recipe, objective)
-        check_fits(dict(unet.config), images.shape, images.num_classes)
+        check_fits(dict(unet.config), images.shape, images.num_classes, images.vae)
     else:
         config = config_for(recipe, images, on_cpu, earlier)
-        check_fits(config, images.shape, images.num_classes)
+        check_fits(config, images.shape, images.num_classes, images.vae)
         config = {**config, "dropout": choose_dropout(recipe, config, objective)}
         check_config(UNet2DModel, config, "the UNet")
         unet = build(config, derive_seed(recipe.seed, INIT, GENERATOR))

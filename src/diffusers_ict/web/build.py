@@ -19,7 +19,7 @@ from ..loading import load_consistency
 from ..names import LONGEST, markdown, visible
 from ..objectives import objective_class
 from ..pipeline_consistency import ConsistencyPipeline
-from .onnx import make_onnx
+from .onnx import check_pixels, make_onnx
 from .runtime import runtime_archive, unpack_runtime
 from .server import files_of
 
@@ -78,6 +78,7 @@ def build_page(
     if not (folder / "runtime").resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{folder / 'runtime'} must not be a link that leads out of the page's folder: remove it.")
     pipeline = load_consistency(model)
+    check_pixels(pipeline, "a page")
     label = None if pipeline.unet.config.num_class_embeds is None else 0  # of the stored output
     name, on_hub = public_name(model)
     title = visible(title or name.split("/")[-1], LONGEST)

@@ -80,6 +80,7 @@ def make_onnx(pipeline: ConsistencyPipeline, dtype: str = "fp32", name: str = "m
 
 def _check(pipeline: ConsistencyPipeline, dtype: str) -> None:
     """Raise UserError for what can be known before the export."""
+    check_pixels(pipeline, "an ONNX file")
     if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"ONNX files need {', '.join(missing)}: pip install {' '.join(missing)}.")
     if dtype not in LIMITS:
@@ -92,6 +93,12 @@ def _check(pipeline: ConsistencyPipeline, dtype: str) -> None:
             f"an ONNX file holds at most {LARGEST_BYTES:,} bytes of weights and this model has {size:,}; "
             "export a smaller model."
         )
+
+
+def check_pixels(pipeline: ConsistencyPipeline, what: str) -> None:
+    """Refuse, by a UserError, to make something of a model of latents."""
+    if pipeline.vqvae is not None:
+        raise UserError(f"{what} is made of models that draw pixels, and this one draws latents: use diffusers for it.")
 
 
 def _inputs(pipeline: ConsistencyPipeline, levels: list[float]) -> tuple[Tensor, ...]:
