@@ -115,6 +115,10 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
 
         A model that has no size takes images of any that its halvings divide.
         """
+        if self.condition_channels:
+            raise ValueError(
+                "a model of pairs does the edit that it was trained for: call ConsistencyPipeline with image."
+            )
         channels, resize = self.unet.config.in_channels, resize and self.unet.config.sample_size is not None
         size = self._image_size() if resize else None
         pixels = read_images(image, "image", self._input_range, MODES.get(channels), size)

@@ -19,7 +19,10 @@ from ..settings import ArgumentParser, add_assignments, add_flags, as_flag, chec
 from .run_settings import RunSettings
 
 # Settings that belong to one data set: data given on the command line replace all of them.
-OF_THE_DATA = ("dataset_name", "train_data_dir", "dataset_config_name", "dataset_split", "image_column", "label_column")
+OF_THE_DATA = (
+    *("dataset_name", "train_data_dir", "dataset_config_name", "dataset_split"),
+    *("image_column", "label_column", "conditioning_image_column"),
+)
 POLYNOMIAL_END = 1e-7  # where this schedule of diffusers ends
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -132,6 +135,8 @@ class Recipe(RunSettings, DataSettings):
             raise UserError("`reference_batch_size` needs images that are read in any order: leave `streaming` out.")
         if self.normalize and self.streaming:
             raise UserError("`normalize` looks at all data before the first step: leave `streaming` out.")
+        if self.conditioning_image_column and self.streaming:
+            raise UserError("`conditioning_image_column` needs images that are read before: leave `streaming` out.")
         if self.gradient_checkpointing and self.torch_compile:
             raise UserError(
                 "`gradient_checkpointing` computes passes again, which a graph cannot: leave it or `torch_compile` out."

@@ -2,8 +2,9 @@
 
 import copy
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from diffusers import ModelMixin
 from PIL import Image
@@ -38,6 +39,8 @@ def make_pipeline(
 def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, seed: int) -> Image.Image:
     """Samples with one step and with two, from the same noise, below real images of the same classes.
 
+    Those of pairs are drawn for the conditions of the real images, which stand above.
+
     Args:
         images: the data, of which random images are shown; classes without images have blank places.
         count: images drawn with each number of steps; classes go round in order.
@@ -45,19 +48,29 @@ def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, se
     """
     device, classes = pipeline.device, pipeline.unet.config.num_class_embeds
     labels = torch.arange(count) % classes if classes else None
+    rows = _rows_of(images, labels, count, seed)
+    conditions, given = _conditions_of(images, rows)
     drawn = {}
     for steps in (1, 2):
         generator = torch.Generator(device).manual_seed(seed)
-        (sampled,) = pipeline(count, labels, steps, generator=generator, output_type="np", return_dict=False)
+        options: dict[str, Any] = {"generator": generator, "image": given, "output_type": "np", "return_dict": False}
+        (sampled,) = pipeline(count, labels, steps, **options)
         drawn[f"{steps} step{'s' if steps > 1 else ''}"] = (
             sampled if sampled.shape[-1] in (1, 3, 4) else sampled[..., :1]
         )
-    rows = _rows_of(images, labels, count, seed)
     real, _ = images.batch(rows.clamp(min=0), None, "cpu")
     real[rows < 0] = 1
     names = images.class_names if labels is not None else ()
-    blocks = {"real": as_pictures(real), **drawn}
+    blocks = {**conditions, "real": as_pictures(real), **drawn}
     return classes_in_turn(blocks, list(map(str, range(classes))) if names is None else names)
+
+
+def _conditions_of(images: Images, rows: Tensor) -> tuple[dict[str, np.ndarray], Tensor | None]:
+    """The conditions of some images as a block of a grid, and as a pipeline takes them, in [0, 1]; without, neither."""
+    if images.condition is None:
+        return {}, None
+    x, _ = images.condition.batch(rows.clamp(min=0), None, "cpu")
+    return {"condition": as_pictures(x)}, (x + 1) / 2
 
 
 def _rows_of(images: Images, labels: Tensor | None, count: int, seed: int) -> Tensor:

@@ -103,14 +103,15 @@ def config_for(recipe: Recipe, images: TrainingData, on_cpu: bool = False, earli
     """
     channels, height, width = images.shape
     name = recipe.model_config_name_or_path
-    of_the_data = {"in_channels": channels, "out_channels": channels, "num_class_embeds": images.num_classes}
+    seen = channels + images.condition_channels
+    of_the_data = {"in_channels": seen, "out_channels": channels, "num_class_embeds": images.num_classes}
     size = {"sample_size": height if height == width else [height, width]}
     if name is None and earlier is not None:
         return {**earlier, **of_the_data, **size}
     if name is None:
         if not takes_small(recipe, images, on_cpu):
             shorter, longer = sorted((height, width))
-            return {**default_unet_config(shorter, channels, images.num_classes, longer), **size}
+            return {**default_unet_config(shorter, channels, images.num_classes, longer), **of_the_data, **size}
         name = SMALL
     return {**of_the_data, **read_config(name), **size}
 
@@ -125,8 +126,11 @@ def check_resolution(recipe: Recipe) -> None:
         default_levels(recipe.resolution)
 
 
-def check_fits(config: dict, shape: tuple[int, int, int], num_classes: int | None) -> None:
+def check_fits(config: dict, shape: tuple[int, int, int], num_classes: int | None, condition_channels: int = 0) -> None:
     """Check that a UNet of this config takes and returns these images and labels.
+
+    Args:
+        condition_channels: of what it is given of each image, in further input channels.
 
     Raises:
         UserError: what does not fit.
@@ -149,9 +153,11 @@ def check_fits(config: dict, shape: tuple[int, int, int], num_classes: int | Non
                 f"{factor}, such as {nearest_multiples(side, factor)}, got {side}."
             )
     given = config.get("in_channels", 3), config.get("out_channels", 3)
-    if given != (channels, channels):
+    if given != (channels + condition_channels, channels):
+        conditions = f" and their conditions {condition_channels}" if condition_channels else ""
+        needed = f"{channels + condition_channels} in and {channels} out" if conditions else f"{channels} in and out"
         raise UserError(
-            f"the images have {channels} channels, so the UNet needs {channels} in and out, and it has {given[0]} in "
+            f"the images have {channels} channels{conditions}, so the UNet needs {needed}, and it has {given[0]} in "
             f"and {given[1]} out; choose another model, or convert the images with `image_mode`."
         )
     classes = config.get("num_class_embeds")
@@ -247,10 +253,10 @@ def make_unet(
     """
     if start is not None:
         unet = with_dropout(start.pipeline.unet, recipe, objective)
-        check_fits(dict(unet.config), images.shape, images.num_classes)
+        check_fits(dict(unet.config), images.shape, images.num_classes, images.condition_channels)
     else:
         config = config_for(recipe, images, on_cpu, earlier)
-        check_fits(config, images.shape, images.num_classes)
+        check_fits(config, images.shape, images.num_classes, images.condition_channels)
         config = {**config, "dropout": choose_dropout(recipe, config, objective)}
         check_config(UNet2DModel, config, "the UNet")
         unet = build(config, derive_seed(recipe.seed, INIT, GENERATOR))
