@@ -69,6 +69,11 @@ class Extractor:
         return features.float().cpu(), None if logits is None else logits.float().cpu()
 
 
+def no_extractor(device: torch.device | str) -> Extractor:
+    """One without features, where no metric reads any."""
+    return Extractor("nothing", "none", "none", lambda x: torch.zeros(len(x), 1), torch.device(device))
+
+
 def check_extractor(name: str) -> None:
     """Check that there is an extractor of that name, before anything is read or downloaded.
 

@@ -1,9 +1,11 @@
 """A check of a consistency repository: everything a sampler relies on, and the model card."""
 
+import importlib.util
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from ..loading import load_stock, variants_of
 from ..names import operand, shell
 from ..pipeline_consistency import ConsistencyPipeline
 from ..stock_key import STOCK_KEY
-from .card import read_card
+from .card import PIPELINE, read_card
 from .fetch import fetch_file
 from .metadata import ConversionMetadata, RunMetadata
 
@@ -89,10 +91,13 @@ def _time(stock: ConsistencyModelPipeline) -> Finding:
 def _channels(stock: ConsistencyModelPipeline) -> Finding:
     config = stock.unet.config
     classes = f"{config.num_class_embeds} classes" if config.num_class_embeds else "no classes"
-    text = f"{config.in_channels} channels in, {config.out_channels} out, size {config.sample_size}, {classes}"
-    fault = ""
-    if config.in_channels != config.out_channels:
-        fault = ": the numbers of input and output channels must be equal"
+    fault, given = "", config.in_channels - config.out_channels
+    of_image = f" ({given} of a given image, which pipeline.py takes)" if given > 0 else ""
+    text = (
+        f"{config.in_channels} channels in{of_image}, {config.out_channels} out, size {config.sample_size}, {classes}"
+    )
+    if given < 0:
+        fault = ": there must not be more output channels than input channels"
     elif config.sample_size is None:
         fault = ": without sample_size in its config stock diffusers cannot sample"
     return _ok_unless(fault, "images", f"{text}{fault}.")
@@ -136,6 +141,11 @@ def _levels(stock: ConsistencyModelPipeline, repository: str) -> Finding:
 def _equality(stock: ConsistencyModelPipeline) -> Finding:
     ours = ConsistencyPipeline(stock.unet, stock.scheduler)
     ours.set_progress_bar_config(disable=True)
+    options: dict[str, Any] = {"output_type": "np", "return_dict": False}
+    if given := ours.condition_channels:  # by the code that is published beside them, not by that of the repository
+        stock = _published_pipeline()(stock.unet, stock.scheduler)
+        stock.set_progress_bar_config(disable=True)
+        options["image"] = torch.rand(1, given, *ours._image_size(), generator=torch.Generator().manual_seed(0))
     labels = 0 if stock.unet.config.num_class_embeds else None
     worst = 0.0
     for steps in (1, 2):
@@ -143,7 +153,7 @@ def _equality(stock: ConsistencyModelPipeline) -> Finding:
         for pipeline in (stock, ours):
             generator = torch.Generator().manual_seed(0)
             try:
-                images.append(pipeline(1, labels, steps, generator=generator, output_type="np", return_dict=False)[0])
+                images.append(pipeline(1, labels, steps, generator=generator, **options)[0])
             except Exception as error:  # a broken model may raise anything
                 return Finding("sampling", Severity.ERROR, f"{steps}-step sampling fails: {first_line(error)}")
         if not np.isfinite(images).all():
@@ -151,6 +161,16 @@ def _equality(stock: ConsistencyModelPipeline) -> Finding:
         worst = max(worst, float(np.abs(images[0] - images[1]).max()))
     text = f"stock diffusers and diffusers-ict differ by at most {worst:.3g} with one and two steps."
     return _ok_unless(worst, "sampling", text)
+
+
+def _published_pipeline() -> type[ConsistencyModelPipeline]:
+    """The class of the file pipeline.py that is written into repositories."""
+    spec = importlib.util.spec_from_file_location("diffusers_ict_published_pipeline", str(PIPELINE))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ConsistencySigmasPipeline
 
 
 def _card(repository: str) -> Finding:

@@ -58,6 +58,7 @@ class RunMetadata(Metadata):
         batch_size: images of one optimizer step on all processes together.
         command: repeats the run; commit: of the code, where it is a checkout.
         objective: description of the user's own objective, or None for one of the recipe.
+        condition: channels of the images that a model of pairs is given, or 0.
         changes: of settings, by resumes: {"step", "setting", "from", "to"} each, `step` steps having been done.
     """
 
@@ -81,6 +82,7 @@ class RunMetadata(Metadata):
     commit: str | None
     command: str
     objective: str | None = None
+    condition: int = 0
     changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 

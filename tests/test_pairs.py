@@ -1,0 +1,310 @@
+"""Pairs: data with a condition beside every image, what the network sees of it, and runs."""
+
+import json
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import make_unet, pictures
+from PIL import Image
+from short_run import assert_bitwise_equal, assert_refused, run
+
+from diffusers_ict import ConsistencyPipeline, ICTScheduler
+from diffusers_ict.data.batches import Batches
+from diffusers_ict.data.draw import Draw
+from diffusers_ict.data.load import load_images
+from diffusers_ict.data.map_dataset import MapDataset
+from diffusers_ict.errors import UserError
+from diffusers_ict.formulas.preconditioning import Condition, ConsistencyFunction, c_noise
+from diffusers_ict.hub.check_repository import Severity, check_repository
+from diffusers_ict.objectives.adcm import ADCM
+from diffusers_ict.objectives.base import consistency_pair
+from diffusers_ict.objectives.ct import CT
+from diffusers_ict.objectives.ect import ECT
+from diffusers_ict.objectives.ict import ICT
+from diffusers_ict.training.recipe import Recipe
+from diffusers_ict.training.train import train
+
+
+class Recorder(torch.nn.Module):
+    """A network that keeps what it is called with, and answers with a part of it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels, self.calls = channels, []
+        self.weight = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x, timesteps, class_labels=None, return_dict=True):
+        self.calls.append((x, timesteps, class_labels))
+        return (self.weight * x[:, : self.channels],)
+
+
+class Bent(Recorder):
+    """A network whose output is no line in the noisy image, and depends on the condition."""
+
+    def forward(self, x, timesteps, class_labels=None, return_dict=True):
+        return (torch.tanh(x[:, : self.channels] + x[:, self.channels :]),)
+
+
+# ---------------------------------------------------------------------------------------- what the network sees
+
+
+@pytest.mark.parametrize("objective", [ICT(), ECT(), CT(), ADCM()], ids=lambda objective: objective.method)
+def test_the_network_sees_the_scaled_noisy_image_and_the_condition_as_it_is(objective):
+    x, noise, image = torch.rand(5, 3, 4, 4) * 2 - 1, torch.randn(5, 3, 4, 4), torch.rand(5, 2, 4, 4) * 2 - 1
+    sigma, sigma_next = objective.sample_pair(torch.rand(5, dtype=torch.float64), 0, 100)
+    net, labels = Recorder(3), torch.arange(5)
+    f = ConsistencyFunction(net)
+    pair = consistency_pair(f, x, noise, sigma, sigma_next, Condition(labels, image))
+    assert len(net.calls) == 2
+    for (seen, timesteps, told), level in zip(net.calls, (sigma_next, sigma)):
+        scale = (level.float() ** 2 + 0.25).sqrt()[:, None, None, None]
+        noisy = x + level.float()[:, None, None, None] * noise
+        assert torch.equal(seen, torch.cat([noisy / scale, image], 1))
+        assert torch.equal(timesteps, c_noise(level))
+        assert torch.equal(told, labels)
+    assert pair.student.shape == pair.target.shape == x.shape
+    assert objective.loss(pair).shape == (5,)
+
+
+def test_noise_is_drawn_for_the_image_alone_and_flips_mirror_both():
+    images, grey = pictures()
+    x, condition = torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(grey)[:, None]
+    draw = Draw(3, 7, 8, "cpu")
+    sigmas = torch.full((8,), 0.1), torch.full((8,), 0.2)
+    (batch,) = Batches(iter([{"x": x[:8], "condition": condition[:8]}]), 8, 8, random_flip=True).step(draw, *sigmas)
+    (alone,) = Batches(iter([{"x": x[:8]}]), 8, 8, random_flip=True).step(draw, *sigmas)
+    assert batch.noise.shape == batch.x.shape == (8, 3, 8, 8)
+    assert torch.equal(batch.noise, alone.noise)
+    assert torch.equal(batch.x, alone.x)
+    flips = draw.flips()
+    assert 0 < flips.sum() < 8
+    for row, flip in enumerate(flips):
+        for seen, stored in ((batch.x, x), (batch.condition, condition)):
+            assert torch.equal(seen[row], (stored[row].flip(-1) if flip else stored[row]).float() / 127.5 - 1)
+    told = batch.told
+    assert isinstance(told, Condition)
+    assert told.labels is None
+    assert told.image is batch.condition
+    assert alone.told is None
+
+
+def test_levels_that_a_network_chooses_are_chosen_with_the_conditions():
+    objective, net = ADCM(), Bent(3)
+    x, image = torch.rand(2, 3, 8, 8) * 2 - 1, torch.rand(2, 3, 8, 8)
+    objective.rebuild(ConsistencyFunction(net), x, torch.randn(2, 3, 8, 8), Condition(None, image), lambda sums: sums)
+    with_image = objective.memory.sigmas
+    objective.rebuild(ConsistencyFunction(net), x, torch.randn(2, 3, 8, 8), Condition(None, -image), lambda sums: sums)
+    assert with_image is not None
+    assert with_image != objective.memory.sigmas
+
+
+# ------------------------------------------------------------------------------------------------------- the data
+
+
+def test_files_parquet_and_folders_give_the_same_pairs(tmp_path, pairs):
+    images, grey = pictures()
+    colour, negative = ([Image.fromarray(one) for one in each] for each in (images, grey))
+    features = datasets.Features({"grey": datasets.Image(), "picture": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"grey": negative, "picture": colour}, features=features)
+    rows.to_parquet(tmp_path / "pairs.parquet")
+    folder = tmp_path / "folder"
+    for number in range(len(images)):
+        for name, one in (("input", negative[number]), ("target", colour[number])):
+            (folder / name / f"{number % 3}").mkdir(parents=True, exist_ok=True)
+            one.save(folder / name / f"{number % 3}" / f"{number:03}.{'png' if number % 2 else 'tiff'}")
+    order = sorted(range(len(images)), key=lambda n: (n % 3, f"{n:03}"))
+    column = {"conditioning_image_column": "grey"}
+    read = {
+        "npz": load_images(dataset_name=str(pairs), image_column="image", class_conditional=True, **column),
+        "parquet": load_images(dataset_name=str(tmp_path / "pairs.parquet"), **column),  # the other column is meant
+        "open": load_images(dataset=rows, **column),
+        "folder": load_images(train_data_dir=str(folder), conditioning_image_column="input", class_conditional=True),
+    }
+    for name, found in read.items():
+        rows_of = torch.tensor(order if name == "folder" else range(len(images)))
+        assert found.shape == (3, 8, 8), name
+        assert found.condition_channels == 1, name
+        assert torch.equal(found.pixels, torch.from_numpy(images).permute(0, 3, 1, 2)[rows_of]), name
+        assert torch.equal(found.condition.pixels[:, 0], torch.from_numpy(grey)[rows_of]), name
+    assert read["folder"].labels.tolist() == [number % 3 for number in order]
+    item, batch = read["npz"][5], read["npz"].__getitems__([5, 6])
+    assert item["label"] == 5 % 3
+    assert torch.equal(item["condition"], batch["condition"][0])
+    assert read["npz"].overview()["conditions"] == "1x8x8, of 8x8, 64 uint8"
+    assert (
+        read["parquet"].fingerprint()
+        == read["open"].fingerprint()
+        != load_images(dataset_name=str(tmp_path / "pairs.parquet"), image_column="picture").fingerprint()
+    )
+
+
+def test_small_conditions_are_enlarged_by_lanczos_and_modes_are_their_own(tmp_path):
+    images, _ = pictures()
+    small = images[:, ::2, ::2]
+    np.savez(tmp_path / "small.npz", image=images, small=small)
+    settings = {"dataset_name": str(tmp_path / "small.npz"), "image_column": "image"}
+    found = load_images(**settings, conditioning_image_column="small", conditioning_image_mode="L")
+    assert found.shape == (3, 8, 8)
+    for stored, condition in zip(small, found.condition.pixels):
+        expected = Image.fromarray(stored).convert("L").resize((8, 8), Image.Resampling.LANCZOS)
+        assert np.array_equal(condition[0].numpy(), np.asarray(expected))
+    itself = load_images(**settings, conditioning_image_column="image", conditioning_image_mode="L", resolution=4)
+    assert itself.condition.shape == (1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"input": ["a.png"], "target": ["a.jpg", "b.png"]}, "the image b has no partner"),
+        ({"input": ["a.png", "c/d.png"], "target": ["a.png"]}, "the condition c/d has no partner"),
+        ({"input": ["a.png", "a.jpg"], "target": ["a.png"]}, "have one name"),
+        ({"wrong": ["a.png"], "target": ["a.png"]}, "has target, wrong, not input"),
+        ({"input": ["a.png"]}, "has input, not target"),
+    ],
+)
+def test_a_folder_of_pairs_that_does_not_fit_is_refused(tmp_path, names, message):
+    for folder, files in names.items():
+        for name in files:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8)).save(tmp_path / folder / name)
+    with pytest.raises(UserError, match=r"conditioning_image_column|sub-folder") as refusal:
+        load_images(train_data_dir=str(tmp_path), conditioning_image_column="input")
+    assert message in str(refusal.value)
+
+
+def test_conditions_that_do_not_fit_are_refused(tmp_path, pairs):
+    images, grey = pictures()
+    np.savez(tmp_path / "fewer.npz", image=images, grey=grey[:-1])
+    name = {"dataset_name": str(tmp_path / "fewer.npz"), "image_column": "image"}
+    with pytest.raises(UserError, match="one for each of 64 images, got 63"):
+        load_images(**name, conditioning_image_column="grey")
+    with pytest.raises(UserError, match="must name one of"):
+        load_images(**name, conditioning_image_column="blue")
+    with pytest.raises(UserError, match="`conditioning_image_mode` means nothing for images without"):
+        load_images(**name, conditioning_image_mode="L")
+    with pytest.raises(UserError, match="`conditioning_image_column` means nothing for data with `normalize`"):
+        load_images(**name, conditioning_image_column="grey", normalize="none")
+    mixed = [Image.new("RGB" if number else "L", (8, 8)) for number in range(2)]
+    features = datasets.Features({"mixed": datasets.Image(), "image": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"mixed": mixed, "image": mixed[1:] * 2}, features=features)
+    with pytest.raises(UserError, match=r"^the conditions .*give `resolution` and `conditioning_image_mode`\.$"):
+        load_images(dataset=rows, conditioning_image_column="mixed")
+    sides = [Image.new("L", (8, 10)), Image.new("L", (8, 8))]
+    rows = datasets.Dataset.from_dict({"mixed": sides, "image": sides[::-1]}, features=features)
+    assert len(load_images(dataset=rows, conditioning_image_column="mixed", center_crop=True)) == 2
+    rows = datasets.Dataset.from_dict({"mixed": sides, "image": sides[1:] * 2}, features=features)
+    with pytest.raises(UserError, match=r"`center_crop` needs an image and its condition of one size .* 8x10"):
+        load_images(dataset=rows, conditioning_image_column="mixed", center_crop=True)
+
+
+class Items(torch.utils.data.Dataset):
+    """A data set of a caller's own: items as they are handed over."""
+
+    def __init__(self, items: list[dict]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.items[index]
+
+
+def test_a_data_set_of_ones_own_may_have_conditions():
+    x, condition = torch.rand(3, 8, 4) * 2 - 1, torch.rand(2, 8, 4)
+    own = MapDataset(Items([{"x": x, "condition": condition}] * 3))
+    assert (own.shape, own.condition_channels) == ((3, 8, 4), 2)
+    assert own.fingerprint() != MapDataset(Items([{"x": x, "condition": condition / 2}] * 3)).fingerprint()
+    for wrong in ([{"x": x, "condition": condition}, {"x": x}], [{"x": x, "condition": condition[:, :4]}] * 2):
+        with pytest.raises(UserError, match='all items or none must have a "condition"'):
+            MapDataset(Items(wrong))
+    with pytest.raises(UserError, match="within -1 and 1"):
+        MapDataset(Items([{"x": x, "condition": condition * 3 + 1}]))
+
+
+# ------------------------------------------------------------------------------------------------------- the runs
+
+
+@pytest.mark.parametrize("loss", ["ict", pytest.param("ct", marks=pytest.mark.slow)])
+def test_a_resumed_run_and_micro_batches_are_bitwise_and_nearly_the_uninterrupted_one(tmp_path, pair_flags, loss):
+    flags = [*pair_flags, "--loss", loss, "--dropout", "0", "--objective", "s0=2", "s1=16", "--logging_steps", "1"]
+    assert run(*flags, "--output_dir", tmp_path / "whole") == 0
+    assert run(*flags, "--output_dir", tmp_path / "parts") == 0
+    for done in (tmp_path / "parts").glob("checkpoint-1*"):
+        shutil.rmtree(done)
+    assert run(*flags, "--output_dir", tmp_path / "parts", "--resume_from_checkpoint", "latest") == 0
+    assert_bitwise_equal(tmp_path / "whole", tmp_path / "parts")
+    once = ["--train_batch_size", "8", "--gradient_accumulation_steps", "1"]
+    assert run(*flags, *once, "--output_dir", tmp_path / "once") == 0
+    logs = [
+        [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "once")
+    ]
+    assert logs[0] == pytest.approx(logs[1], rel=1e-3)
+    whole = ConsistencyPipeline.from_pretrained(tmp_path / "whole")
+    assert (whole.unet.config.in_channels, whole.unet.config.out_channels, whole.condition_channels) == (4, 3, 1)
+
+
+def test_a_run_shows_conditions_above_real_images_and_its_card_says_how_to_give_them(tmp_path, pair_flags):
+    flags = [*pair_flags, "--objective", "s0=2", "s1=4", "--max_train_steps", "2"]
+    assert run(*flags, "--output_dir", tmp_path / "out") == 0
+    without = [flag for flag in flags if flag not in ("--conditioning_image_column", "grey")]
+    assert run(*without, "--output_dir", tmp_path / "plain") == 0
+    heights = {}
+    for name in ("out", "plain"):
+        with Image.open(tmp_path / name / "samples" / "step-0000002.png") as grid:
+            heights[name] = grid.height
+    assert heights["out"] > heights["plain"] * 1.25  # four rows instead of three
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "pipeline(image=image" in card
+    assert "image=" not in (tmp_path / "plain" / "README.md").read_text()
+    findings = check_repository(str(tmp_path / "out"))
+    assert [finding.topic for finding in findings if finding.severity is Severity.ERROR] == []
+
+
+@pytest.mark.slow
+def test_a_run_learns_to_invert_images(tmp_path, pair_config):
+    """The condition says all: the samples are the images themselves, which noise alone would not tell."""
+    images, _ = pictures(512)
+    np.savez(tmp_path / "inverse.npz", image=images, inverse=255 - images)
+    recipe = Recipe(
+        dataset_name=str(tmp_path / "inverse.npz"), image_column="image", conditioning_image_column="inverse",
+        model_config_name_or_path=str(pair_config), loss="ict", objective={"s0": 4, "s1": 16}, dropout=0.0,
+        max_train_steps=600, train_batch_size=32, learning_rate=2e-3, lr_scheduler="cosine", ema_decays=[0.98],
+        output_dir=str(tmp_path / "out"), checkpointing_steps=1000, validation_steps=1000,
+    )  # fmt: skip
+    assert train(recipe) is None
+    pipeline = ConsistencyPipeline.from_pretrained(tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    unseen, _ = pictures(600)
+    unseen = unseen[512:]
+    given = torch.from_numpy(255 - unseen).permute(0, 3, 1, 2)
+    drawn = pipeline(image=given, generator=torch.Generator().manual_seed(0), output_type="np").images
+    error = np.sqrt(np.mean((drawn - unseen / 255) ** 2))
+    ignorant = np.sqrt(np.mean((images.mean((0, 1, 2)) / 255 - unseen / 255) ** 2))
+    assert error < ignorant / 2, (error, ignorant)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--loss", "act"], "no discriminator sees, got act"),
+        (["--reference_batch_size", "8"], "`reference_batch_size` averages targets".replace("`", "")),
+        (["--streaming"], "leave --streaming out"),
+    ],
+)
+def test_what_does_not_fit_pairs_is_refused(tmp_path, pair_flags, capsys, more, message):
+    message = message.replace("reference_batch_size", "--reference_batch_size")
+    assert_refused(tmp_path, capsys, message, *pair_flags, *more, "--output_dir", tmp_path / "out")
+
+
+def test_a_start_without_conditions_is_refused(tmp_path, pair_flags, capsys):
+    made = make_unet(in_channels=3, out_channels=3)
+    ConsistencyPipeline(made, ICTScheduler()).save_pretrained(tmp_path / "start")
+    at = pair_flags.index("--model_config_name_or_path")
+    flags = [*pair_flags[:at], *pair_flags[at + 2 :], "--pretrained_model_name_or_path", tmp_path / "start"]
+    message = "their conditions 1, so the UNet needs 4 in and 3 out, and it has 3 in and 3 out"
+    assert_refused(tmp_path, capsys, message, *flags, "--output_dir", tmp_path / "out")
