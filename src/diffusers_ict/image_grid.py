@@ -66,9 +66,9 @@ def labelled_blocks(
         row_names: of the rows of each grid.
     """
     tall, side = next(iter(blocks.values())).shape[1:3]
-    zoom = max(1, SIDE // side)
+    zoom = max(1, int(SIDE / math.sqrt(tall * side)))
     grids = {name: image_grid(images, columns, zoom, gap).convert("RGB") for name, images in blocks.items()}
-    font, titles = _font(TEXT), [_fitted(name[:LONGEST], side * zoom) for name in column_names]
+    font, titles = font_of(TEXT), [_fitted(name[:LONGEST], side * zoom) for name in column_names]
     middle = _width(list(blocks), font)
     left = middle + _width(row_names, font)
     top = max((small.size + 2) * len(lines) for small, lines in titles) + 4 if titles else 0
@@ -114,7 +114,7 @@ def legible(name: str, otherwise: str) -> str:
 
 
 @lru_cache(maxsize=16)
-def _font(size: int) -> Any:
+def font_of(size: int) -> Any:
     """DejaVu Sans, which comes with matplotlib and has many scripts; without matplotlib, Pillow's own font."""
     package = importlib.util.find_spec("matplotlib")
     for folder in (package.submodule_search_locations or ()) if package else ():
@@ -126,7 +126,7 @@ def _font(size: int) -> Any:
 
 @lru_cache(maxsize=1024)
 def _is_missing(letter: str) -> bool:
-    drawn, lacking = (bytes(_font(TEXT).getmask(each)) for each in (letter, NO_CHARACTER))
+    drawn, lacking = (bytes(font_of(TEXT).getmask(each)) for each in (letter, NO_CHARACTER))
     return drawn == lacking
 
 
@@ -138,7 +138,7 @@ def _width(names: Sequence[str], font: Any) -> int:
 def _fitted(name: str, width: int) -> tuple[Any, list[str]]:
     """The largest font in which a name is few lines of that width, and these lines."""
     for size in range(TEXT, SMALL_TEXT - 1, -1):
-        font = _font(size)
+        font = font_of(size)
         lines = _lines(name, width, font)
         if len(lines) <= LINES and all(font.getlength(piece) <= width for piece in PIECES.findall(name)):
             break

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from PIL.Image import Image
 from torch import Tensor
@@ -62,6 +63,27 @@ def read_conditions(image: PipelineImageInput, channels: int, size: tuple[int, i
             f"{tuple(pixels.shape[1:])}: resize and convert it."
         )
     return VaeImageProcessor.normalize(pixels)
+
+
+def read_values(arrays: Any, name: str) -> Tensor:
+    """Arrays that are no pictures, in their own units: float32 or float64 [B, C, H, W], as they are.
+
+    Args:
+        arrays: of numbers [H, W, C] or [B, H, W, C], a tensor [C, H, W] or [B, C, H, W], or a list of such.
+    """
+    listed = [
+        one if isinstance(one, Tensor) else torch.from_numpy(np.moveaxis(one, -1, -3).copy())
+        for one in (arrays if isinstance(arrays, list) else [arrays])
+        if isinstance(one, (np.ndarray, Tensor)) and one.ndim in (3, 4) and 0 not in one.shape
+    ]
+    count = len(arrays) if isinstance(arrays, list) else 1
+    if len(listed) != count or len({one.shape for one in listed}) != 1 or listed[0].is_complex():
+        raise ValueError(f"{name} must be arrays [H, W, C] or tensors [C, H, W] of numbers, all of one shape.")
+    values = torch.cat([one if one.ndim == 4 else one[None] for one in listed])
+    values = values if values.dtype == torch.float64 else values.float()
+    if not values.isfinite().all():
+        raise ValueError(f"{name} must hold finite numbers.")
+    return values
 
 
 def read_mask(mask_image: PipelineImageInput, size: tuple[int, ...]) -> Tensor:

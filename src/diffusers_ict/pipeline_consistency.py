@@ -225,6 +225,14 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         if unknown := set(tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs may hold 'latents' only, got {sorted(unknown)}.")
 
+    def _check_denormalize(self, denormalize: bool, output_type: str) -> None:
+        if denormalize and self.normalization is None:
+            raise ValueError("this model has no normalization.json and draws pictures: leave denormalize out.")
+        if denormalize and output_type not in ("np", "pt"):
+            raise ValueError(
+                f"data in their own units are arrays: choose output_type 'np' or 'pt', got {output_type!r}."
+            )
+
     def _noise(self, shape: tuple[int, ...], generator: Generators, latents: Tensor | None) -> Tensor:
         """z, float32 [batch_size, C, height, width]: `latents` where they are given."""
         device = self._execution_device
@@ -353,14 +361,6 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
         if image is None:
             raise ValueError(f"this model draws images for given ones: give image, of {channels} channels.")
         return read_conditions(image, channels, size).to(self._execution_device)
-
-    def _check_denormalize(self, denormalize: bool, output_type: str) -> None:
-        if denormalize and self.normalization is None:
-            raise ValueError("this model has no normalization.json and draws pictures: leave denormalize out.")
-        if denormalize and output_type not in ("np", "pt"):
-            raise ValueError(
-                f"data in their own units are arrays: choose output_type 'np' or 'pt', got {output_type!r}."
-            )
 
     def _guide(self, scale: float, guide: nn.Module | None) -> nn.Module | None:
         """The guide that is to be asked, where the samples are; None where guidance is off."""

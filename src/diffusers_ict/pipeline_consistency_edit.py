@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .arguments import number, positive
 from .formulas.editing import Colorize, Edit, Inpaint, SuperResolve, start_level
-from .image_inputs import MODES, read_images, read_mask
+from .image_inputs import MODES, read_images, read_mask, read_values
 from .pipeline_consistency import Callback, ConsistencyPipelineBase, Generators, Labels
 
 NOTHING = Inpaint(torch.ones(()))  # is known
@@ -41,6 +41,7 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
         return_dict: bool = True,
         callback_on_step_end: Callback = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        denormalize: bool = False,
     ) -> ImagePipelineOutput | tuple:
         """Draw images whose known part is that of the given ones, to 1e-6 in [-1, 1].
 
@@ -48,7 +49,8 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
             image: one or several, which are resized to the model's size as other pipelines of diffusers do it: PIL
                 images, or arrays [H, W, C] or [B, H, W, C] or tensors [C, H, W] or [B, C, H, W] of floats from 0 to 1,
                 of uint8 with white at 255, or of uint16 with white at 65,535. PIL images are converted to the model's
-                channels; where it draws no transparency, transparent pixels are laid on white.
+                channels; where it draws no transparency, transparent pixels are laid on white. For a model with a
+                `normalization`, arrays or tensors of its size in the units of its data.
             edit: `Inpaint`, `Colorize`, `SuperResolve`, or an `Edit` of your own.
             class_labels: one class for all images, or one for each given image, by number or by name (`id2label`);
                 drawn with `generator` when the model is class-conditional and none are given.
@@ -61,6 +63,7 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
             generator: one, or a list with one for each drawn image.
             latents: standard normal noise for the first level, [images, C, H, W], instead of drawn noise.
             output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs: as in other pipelines.
+            denormalize: as `ConsistencyPipeline` has it.
 
         Raises:
             ValueError: an argument out of range or of a wrong shape; the message says what is allowed.
@@ -68,7 +71,8 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
         repeats = positive("num_images_per_prompt", num_images_per_prompt)
         given = self._pixels(image)
         pixels = given.repeat_interleave(repeats, 0)
-        y = VaeImageProcessor.normalize(pixels)
+        y = VaeImageProcessor.normalize(pixels) if self.normalization is None else self.normalization.apply(pixels)
+        self._check_denormalize(denormalize, output_type)
         self._check_inputs(len(y), generator, output_type, callback_on_step_end_tensor_inputs)
         known = _known_part(edit, y)
         levels = self._levels(num_inference_steps, strength) if sigmas is None else sigmas
@@ -79,11 +83,13 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
         sample = start + self._noise(y.shape, generator, latents) * level
         labels = self._labels_of(len(given), repeats, class_labels, generator)
         if sigmas is None and strength == 0:  # not by way of [-1, 1] and noise of sigma_min, which would round
-            return self._output(y if output_type == "latent" else pixels, output_type, return_dict, in_unit=True)
+            if output_type == "latent" or self.normalization is not None:
+                return self._output(y, output_type, return_dict, denormalize=denormalize)
+            return self._output(pixels, output_type, return_dict, in_unit=True)
 
         after_step = self._after_step(edit, known, callback_on_step_end)
         sample = self._sample(sample, labels, generator, after_step, lambda x: edit.complete(x, known))
-        return self._output(sample, output_type, return_dict)
+        return self._output(sample, output_type, return_dict, denormalize=denormalize)
 
     def _after_step(self, edit: Edit, known: Tensor, callback: Callback) -> Callable[[int, Tensor, Tensor], Tensor]:
         """What is done with the sample of each step: (number, time, sample) -> sample."""
@@ -113,7 +119,8 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
     def _pixels(self, image: PipelineImageInput, resize: bool = True) -> Tensor:
         """Images with the model's channels, and of its size if they are to be resized: float32 [B, C, H, W] in [0, 1].
 
-        A model that has no size takes images of any that its halvings divide.
+        A model that has no size takes images of any that its halvings divide. Arrays that are no pictures stay in their
+        own units, and are of the model's size.
         """
         if self.condition_channels:
             raise ValueError(
@@ -121,7 +128,13 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
             )
         channels, resize = self.unet.config.in_channels, resize and self.unet.config.sample_size is not None
         size = self._image_size() if resize else None
-        pixels = read_images(image, "image", self._input_range, MODES.get(channels), size)
+        if self.normalization is None:
+            pixels = read_images(image, "image", self._input_range, MODES.get(channels), size)
+        else:
+            pixels = read_values(image, "image")
+            if size is not None and tuple(pixels.shape[-2:]) != size:
+                height, width = pixels.shape[-2:]
+                raise ValueError(f"arrays for this model must be {size[1]}x{size[0]}, got {width}x{height}.")
         if pixels.ndim != 4 or pixels.shape[1] != channels:
             raise ValueError(
                 f"images for this model must have {channels} channels, got some of the shape {tuple(pixels.shape[1:])}."
@@ -206,8 +219,10 @@ class ConsistencyColorizePipeline(ConsistencyEditPipeline):
             options: other arguments of `ConsistencyEditPipeline`.
 
         Raises:
-            ValueError: as `ConsistencyEditPipeline`, and for a model that does not draw three channels.
+            ValueError: as `ConsistencyEditPipeline`, and for a model that does not draw three channels, or no pictures.
         """
+        if self.normalization is not None:
+            raise ValueError("this model draws arrays that are no pictures, and these have no luminance.")
         return super().__call__(image, Colorize(), **options)
 
 
@@ -224,14 +239,16 @@ class ConsistencyDenoisePipeline(ConsistencyEditPipeline):
         generator: Generators = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        denormalize: bool = False,
     ) -> ImagePipelineOutput | tuple:
         """Remove Gaussian noise of a known standard deviation.
 
         Args:
             image: as for `ConsistencyEditPipeline`, but of the model's size; arrays and tensors may exceed 0 and 1, as
                 noise does.
-            sigma: standard deviation of the noise in images in [-1, 1]: twice that in images in [0, 1].
-            class_labels, generator, output_type, return_dict: as for `ConsistencyEditPipeline`.
+            sigma: standard deviation of the noise in images in [-1, 1]: twice that in images in [0, 1], and in arrays
+                that are no pictures, that of their noise divided by the `scale` of the normalization.
+            class_labels, generator, output_type, return_dict, denormalize: as for `ConsistencyEditPipeline`.
 
         Raises:
             ValueError: as `ConsistencyEditPipeline`, and for another size, or a level outside [sigma_min, sigma_max).
@@ -248,9 +265,15 @@ class ConsistencyDenoisePipeline(ConsistencyEditPipeline):
                 f"images must be {width}x{height} for this model, got {w}x{h}: resizing would change their noise."
             )
         options: dict[str, Any] = {"generator": generator, "output_type": output_type, "return_dict": return_dict}
+        options["denormalize"] = denormalize
         # The noise is in the image already.
         return super().__call__(
-            noisy, NOTHING, class_labels, sigmas=[level], latents=torch.zeros_like(noisy), **options
+            noisy,
+            NOTHING,
+            class_labels,
+            sigmas=[level],
+            latents=torch.zeros_like(noisy, dtype=torch.float32),
+            **options,
         )
 
 

@@ -29,6 +29,7 @@ from ..hub.provenance import code_commit, hardware
 from ..invocation import command_words
 from ..loading import load_consistency
 from ..names import shell, visible
+from ..normalization import Normalization
 from ..pipeline_consistency import ConsistencyPipeline
 from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
@@ -160,6 +161,7 @@ def _evaluator(
     """Read the real images, or their statistics, after a check that all metrics can be computed, or a UserError."""
     cache = Path(settings.cache_dir or "~/.cache/diffusers-ict").expanduser()
     check_writable("cache_dir", cache)
+    normalization = getattr(subject, "normalization", None)
     if isinstance(subject, Images):
         count, shape, classes = len(subject), subject.shape, None
     else:
@@ -168,7 +170,7 @@ def _evaluator(
     if settings.tune_sigmas is not None:
         wanted.append((METRICS[settings.tune_metric], settings.tune_samples or count))
     if wanted:
-        check_extractor(settings.extractor)
+        check_extractor(settings.extractor, normalization is None)
     keep = any(metric.needs_features for metric, _ in wanted)
     by_class = classes is not None and settings.labels == "data"
     given = subject.condition_channels if isinstance(subject, ConsistencyPipeline) else 0
@@ -182,14 +184,18 @@ def _evaluator(
 
     images, real = None, count
     if settings.reference is None:
-        images = _real_images(settings, by_class, accelerator)
+        images = _real_images(settings, by_class, accelerator, normalization)
         _check_alike(images.shape, shape)
         real = len(images) * (1 + settings.flip_reference)
     if wanted and (widths := WIDTHS.get((settings.extractor, settings.extractor_weights))):
         check_counts(real, widths, settings.extractor)  # before the weights are downloaded
     named = settings.extractor, settings.extractor_weights
-    extractor = make_extractor(*named, accelerator.device) if wanted else no_extractor(accelerator.device)
-    extract = Extraction(extractor, accelerator, settings.batch_size, shape)
+    extractor = (
+        make_extractor(*named, accelerator.device, normalization is None)
+        if wanted
+        else no_extractor(accelerator.device)
+    )
+    extract = Extraction(extractor, accelerator, settings.batch_size, shape, normalization is None)
     if settings.reference is not None:
         reference = read_reference(Path(settings.reference), extractor, keep)
         _check_alike(reference.description["shape"], shape)
@@ -236,9 +242,13 @@ def _check_alike(real: Sequence[int], shape: Sequence[int]) -> None:
         )
 
 
-def _real_images(settings: EvaluationSettings, by_class: bool, accelerator: Accelerator) -> Images:
+def _real_images(
+    settings: EvaluationSettings, by_class: bool, accelerator: Accelerator, normalization: Normalization | None
+) -> Images:
+    if settings.normalize and normalization is None:
+        raise UserError("`normalize` is for models that were trained with it: leave it out for pictures.")
     try:
-        return load_images(settings, class_conditional=by_class, accelerator=accelerator)
+        return load_images(settings, class_conditional=by_class, accelerator=accelerator, normalization=normalization)
     except LabelsError as error:
         raise UserError(f"{str(error)[:-1]}; or draw every class equally often: `labels` uniform.") from error
 

@@ -74,12 +74,17 @@ def no_extractor(device: torch.device | str) -> Extractor:
     return Extractor("nothing", "none", "none", lambda x: torch.zeros(len(x), 1), torch.device(device))
 
 
-def check_extractor(name: str) -> None:
+def check_extractor(name: str, pictures: bool = True) -> None:
     """Check that there is an extractor of that name, before anything is read or downloaded.
 
+    Args:
+        pictures: whether it is given pictures, or else arrays.
+
     Raises:
-        UserError: there is none, or something has to be installed first; says what.
+        UserError: there is none, it takes pictures alone, or something has to be installed first; says what.
     """
+    if name in ("inception", "dinov2") and not pictures:
+        raise UserError(f"`extractor` {name} is made for pictures, and the model draws arrays: give pixels, or a file.")
     if name == "inception" and importlib.util.find_spec("torch_fidelity") is None:
         raise UserError(
             "`extractor` inception needs torch-fidelity: pip install --no-deps torch-fidelity (without --no-deps it "
@@ -95,7 +100,9 @@ def check_extractor(name: str) -> None:
         raise UserError(f"there is no file {name} for `extractor`.")
 
 
-def make_extractor(name: str, weights: str | None = None, device: torch.device | str = "cpu") -> Extractor:
+def make_extractor(
+    name: str, weights: str | None = None, device: torch.device | str = "cpu", pictures: bool = True
+) -> Extractor:
     """The extractor of that name.
 
     Args:
@@ -103,12 +110,15 @@ def make_extractor(name: str, weights: str | None = None, device: torch.device |
             (torch.export) of a module; both take uint8 [n, C, H, W] and return features, or (features, logits).
         weights: of inception, a .pth or .safetensors file; of dinov2, a folder or Hub id. By default downloaded.
         device: where it computes.
+        pictures: else it is given arrays that are no pictures, float32 [n, C, H, W] as networks see them.
 
     Raises:
         UserError: as `check_extractor`, or weights that cannot be downloaded or read.
     """
-    check_extractor(name)
+    check_extractor(name, pictures)
     device = torch.device(device)
+    if name == "pixels" and not pictures:
+        return Extractor("normalised values", "none", "none", lambda x: x.flatten(1), device)
     if name == "pixels":
         return Extractor("raw pixels in [0, 1]", "none", "none", lambda x: x.flatten(1).float() / 255, device)
     if name in ("inception", "dinov2"):

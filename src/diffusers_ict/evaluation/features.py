@@ -46,17 +46,22 @@ class Features:
 
 @dataclass(frozen=True)
 class Extraction:
-    """An extractor that runs on all processes, on `batch_size` images of `shape`, (C, H, W), at once on each."""
+    """An extractor that runs on all processes, on `batch_size` images of `shape`, (C, H, W), at once on each.
+
+    Images are uint8, or float32 where they are no pictures.
+    """
 
     extractor: Extractor
     accelerator: Accelerator
     batch_size: int
     shape: tuple[int, int, int]
+    pictures: bool = True
 
     @cached_property
     def widths(self) -> list[int]:
         """Numbers of features, and of logits where there are any, of an image; a black one shows them."""
-        return [output.shape[1] for output in self._outputs(torch.zeros(1, *self.shape, dtype=torch.uint8))]
+        kind = torch.uint8 if self.pictures else torch.float32
+        return [output.shape[1] for output in self._outputs(torch.zeros(1, *self.shape, dtype=kind))]
 
     def __call__(self, images: ImagesByNumber, count: int, label: str, keep: bool) -> Features:
         """Features of `count` images on the main process, and of none on the others.

@@ -11,6 +11,7 @@ from ..data.dataset import Images
 from ..data.load import load_images
 from ..data.own_output import check_apart
 from ..data.settings import DataSettings
+from ..data.transform import to_unit
 from ..errors import UserError
 from ..files import atomic_file, write_json
 from ..formulas.noise_schedule import karras_sigmas
@@ -43,14 +44,15 @@ def inspect(
     """
     check_apart(data, "output_dir", folder)
     pipeline = load_consistency(model).to(best_device())
-    images = load_images(data, class_conditional=pipeline.unet.config.num_class_embeds is not None)
+    conditional = pipeline.unet.config.num_class_embeds is not None
+    images = load_images(data, class_conditional=conditional, normalization=pipeline.normalization)
     if images.shape != image_shape(pipeline):
         (c, h, w), (channels, height, width) = images.shape, image_shape(pipeline)
         raise UserError(
             f"training images must be like the model's, {width}x{height} of {channels} channels, and are {w}x{h} of "
             f"{c}; convert them with `resolution` and `image_mode`."
         )
-    extractor = make_extractor(extractor_name, extractor_weights, pipeline.device)
+    extractor = make_extractor(extractor_name, extractor_weights, pipeline.device, pipeline.normalization is None)
     folder.mkdir(parents=True, exist_ok=True)
     report = along_the_noise(pipeline, images, folder)
     report |= neighbours(pipeline, images, extractor, count, folder)
@@ -70,7 +72,7 @@ def along_the_noise(pipeline: ConsistencyPipeline, images: Images, folder: Path)
     count = min(64, len(images))
     shown = torch.arange(count) * (len(images) // count)
     pixels, labels = images.part(shown)
-    x, labels = pixels.to(device).float() / 127.5 - 1, None if labels is None else labels.to(device)
+    x, labels = to_unit(pixels, None, device), None if labels is None else labels.to(device)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
     sigmas = karras_sigmas(41)
     told: Told = labels
@@ -108,7 +110,7 @@ def neighbours(pipeline: ConsistencyPipeline, images: Images, extractor, count: 
     distances, indices, typical, copies = memorisation(features, training)
     first = distances.argsort()[:12]
     pair = {"sample": drawn[first], "nearest image": images.part(indices[first])[0]}
-    blocks = {name: as_pictures(pixels.float() / 127.5 - 1) for name, pixels in pair.items()}
+    blocks = {name: as_pictures(to_unit(pixels, None, "cpu")) for name, pixels in pair.items()}
     names = [f"{distance:.3g}" for distance in distances[first].tolist()]
     labelled_blocks(blocks, len(first), names).save(folder / "neighbours.png")
     return {

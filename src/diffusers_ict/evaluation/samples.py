@@ -4,14 +4,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..array_pictures import Shades
 from ..class_names import drawn_classes
 from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
-from ..data.transform import PictureFormat
+from ..data.transform import PictureFormat, to_unit
 from ..errors import UserError, first_line
 from ..image_grid import as_pictures, classes_in_turn, labelled_blocks
 from ..image_inputs import MODES
@@ -98,6 +100,8 @@ def drawer(
 ) -> Callable[[Tensor], Tensor]:
     """A function that draws the samples of some numbers [n] through the noise levels `levels`: uint8 [n, C, H, W].
 
+    Samples of a model whose data are no pictures are float32, as its network sees the data.
+
     The noise of a sample depends on the seed and its number alone, its label is that of `labels_of`. So step counts and
     variants are compared on the same noise, whatever the batch size and the number of processes.
 
@@ -110,7 +114,8 @@ def drawer(
     def draw(numbers: Tensor) -> Tensor:
         seeds = [derive_seed(seed, EVALUATION, number) for number in numbers.tolist()]
         generators = [torch.Generator(pipeline.device).manual_seed(seed) for seed in seeds]
-        options: dict[str, Any] = {"sigmas": levels, "generator": generators, "output_type": "pt"}
+        kind = "latent" if pipeline.normalization else "pt"
+        options: dict[str, Any] = {"sigmas": levels, "generator": generators, "output_type": kind}
         if given is not None:
             options["image"] = given(numbers)
         (drawn,) = pipeline(len(seeds), labels(numbers), **options, return_dict=False)
@@ -118,7 +123,7 @@ def drawer(
             raise UserError(
                 f"the model draws images that are not numbers at noise levels {levels}; its weights are broken."
             )
-        return (drawn * 255).round().to(torch.uint8)  # as PIL images are made
+        return drawn if pipeline.normalization else (drawn * 255).round().to(torch.uint8)  # as PIL images are made
 
     return draw
 
@@ -146,25 +151,38 @@ def read_given(pipeline: ConsistencyPipeline, files: Sequence[Path]) -> Tensor |
     return torch.stack([torch.from_numpy(pixels.copy()) for pixels in read])
 
 
-def given_sheet(pipeline: ConsistencyPipeline, given: Tensor, count: int, steps: int, seed: int) -> Image.Image:
-    """A picture of a model of pairs: a column for each of `given`, uint8 [n, C', H, W], with the samples for it below.
+def draw_in_turn(
+    pipeline: ConsistencyPipeline, count: int, steps: int, seed: int, given: Tensor | None = None
+) -> Tensor:
+    """So many samples in `steps` steps, each class in turn, as `drawer` has them.
 
     Args:
-        count: samples in all; the given pictures take turns.
+        given: what a model of pairs is given, uint8 [n, C', H, W], in turn.
     """
     levels = pipeline.scheduler.sampling_sigmas(steps).tolist()
-    draw = drawer(pipeline, None, seed, levels, lambda numbers: given[numbers % len(given)])
-    drawn = torch.cat([draw(numbers).cpu() for numbers in torch.arange(count).split(AT_ONCE)])
-    blocks = {name: as_pictures(each.float() / 127.5 - 1) for name, each in {"given": given, "drawn": drawn}.items()}
-    return labelled_blocks(blocks, len(given))
-
-
-def sample_sheet(pipeline: ConsistencyPipeline, count: int, steps: int, seed: int) -> Image.Image:
-    """A picture of so many samples in `steps` steps, each class in turn: columns of one class each, with its name."""
-    levels = pipeline.scheduler.sampling_sigmas(steps).tolist()
     parts = torch.arange(count).split(AT_ONCE)
-    pixels = torch.cat([drawer(pipeline, None, seed, levels)(numbers) for numbers in parts])
-    images = as_pictures(pixels.float() / 127.5 - 1)
+    conditions = None if given is None else lambda numbers: given[numbers % len(given)]
+    return torch.cat([drawer(pipeline, None, seed, levels, conditions)(numbers) for numbers in parts]).cpu()
+
+
+def as_arrays(pipeline: ConsistencyPipeline, drawn: Tensor) -> np.ndarray:
+    """Samples of `drawer` as [n, H, W, C]: pictures in uint8, others in float32 and in the units of the data."""
+    values = drawn if pipeline.normalization is None else pipeline.normalization.undo(drawn)
+    return values.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def sample_sheet(pipeline: ConsistencyPipeline, drawn: Tensor) -> Image.Image:
+    """A picture of samples of `draw_in_turn`: columns of one class each, with its name."""
     numbers = drawn_classes(pipeline.id2label, pipeline.unet.config.num_class_embeds or 0)
     names = [(pipeline.id2label or {}).get(number, str(number)) for number in numbers]
-    return classes_in_turn({"": images}, names)
+    if pipeline.normalization is None:
+        return classes_in_turn({"": as_pictures(to_unit(drawn, None, "cpu"))}, names)
+    values = pipeline.normalization.undo(drawn)
+    shades = Shades.of(values)
+    return shades.with_bar(classes_in_turn(shades.rows({"": values}), names))
+
+
+def given_sheet(given: Tensor, drawn: Tensor) -> Image.Image:
+    """A picture of a model of pairs: a column for each of `given`, uint8 [n, C', H, W], with its samples below."""
+    blocks = {name: as_pictures(to_unit(each, None, "cpu")) for name, each in {"given": given, "drawn": drawn}.items()}
+    return labelled_blocks(blocks, len(given))

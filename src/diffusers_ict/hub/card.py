@@ -21,6 +21,7 @@ from ..errors import UserError, first_line
 from ..files import read_json, read_text, write_text
 from ..formulas.stock_grid import middle_level
 from ..names import LONGEST, block, code, literal, markdown, visible
+from ..normalization import NORMALIZATION_NAME
 from ..objectives import objective_class
 from ..stock_key import STOCK_KEY
 from .metadata import ConversionMetadata, RunMetadata
@@ -93,6 +94,7 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
         "metrics": [name for row in report.get("rows", [])[:1] for name in row["metrics"] if not name.endswith("_std")],
         "quality_plot": (folder / "evaluation.png").is_file(),
         "inspection": _entries(folder / "inspection.json"),
+        "normalization": _entries(folder / NORMALIZATION_NAME),
     }
 
 

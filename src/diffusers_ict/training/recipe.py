@@ -20,8 +20,8 @@ from .run_settings import RunSettings
 
 # Settings that belong to one data set: data given on the command line replace all of them.
 OF_THE_DATA = (
-    *("dataset_name", "train_data_dir", "dataset_config_name", "dataset_split"),
-    *("image_column", "label_column", "conditioning_image_column"),
+    *("dataset_name", "train_data_dir", "dataset_config_name", "dataset_split", "image_column", "label_column"),
+    *("conditioning_image_column", "channels_first"),
 )
 POLYNOMIAL_END = 1e-7  # where this schedule of diffusers ends
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"

@@ -1,16 +1,17 @@
 """Sample grids, and the exported pipeline of a run."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from diffusers import ModelMixin
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..array_pictures import Shades
 from ..data.dataset import Images
 from ..image_grid import as_pictures, classes_in_turn
 from ..normalization import Normalization, save_normalization
@@ -19,6 +20,7 @@ from ..scheduling_ict import ICTScheduler
 from .ema import Average, variant_name
 
 Network = TypeVar("Network", bound=nn.Module)
+SHOWN = 256  # arrays of the data that say which values colours span
 
 
 def contiguous_copy(network: Network) -> Network:
@@ -49,28 +51,36 @@ def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, se
     device, classes = pipeline.device, pipeline.unet.config.num_class_embeds
     labels = torch.arange(count) % classes if classes else None
     rows = _rows_of(images, labels, count, seed)
-    conditions, given = _conditions_of(images, rows)
-    drawn = {}
+    given = None if images.condition is None else images.condition.batch(rows.clamp(min=0), None, "cpu")[0]
+    drawn: dict[str, Tensor] = {}
     for steps in (1, 2):
         generator = torch.Generator(device).manual_seed(seed)
-        options: dict[str, Any] = {"generator": generator, "image": given, "output_type": "np", "return_dict": False}
-        (sampled,) = pipeline(count, labels, steps, **options)
-        drawn[f"{steps} step{'s' if steps > 1 else ''}"] = (
-            sampled if sampled.shape[-1] in (1, 3, 4) else sampled[..., :1]
-        )
+        # As in the network's units, in which the data is: pictures in [-1, 1].
+        options: dict[str, Any] = {"output_type": "latent" if images.normalization else "pt", "return_dict": False}
+        if given is not None:
+            options["image"] = (given + 1) / 2
+        (sampled,) = pipeline(count, labels, steps, generator=generator, **options)
+        drawn[f"{steps} step{'s' if steps > 1 else ''}"] = sampled if images.normalization else sampled * 2 - 1
     real, _ = images.batch(rows.clamp(min=0), None, "cpu")
     real[rows < 0] = 1
-    names = images.class_names if labels is not None else ()
-    blocks = {**conditions, "real": as_pictures(real), **drawn}
-    return classes_in_turn(blocks, list(map(str, range(classes))) if names is None else names)
+    known = images.class_names or list(map(str, range(classes or 0)))
+    shown = {} if given is None or images.normalization else {"condition": given}  # arrays have colours of their own
+    return array_sheet({**shown, "real": real, **drawn}, images, known if labels is not None else ())
 
 
-def _conditions_of(images: Images, rows: Tensor) -> tuple[dict[str, np.ndarray], Tensor | None]:
-    """The conditions of some images as a block of a grid, and as a pipeline takes them, in [0, 1]; without, neither."""
-    if images.condition is None:
-        return {}, None
-    x, _ = images.condition.batch(rows.clamp(min=0), None, "cpu")
-    return {"condition": as_pictures(x)}, (x + 1) / 2
+def array_sheet(blocks: dict[str, Tensor], images: Images, class_names: Sequence[str]) -> Image.Image:
+    """Blocks [n, C, H, W] in the network's units as one picture, with a bar of values where they are no pictures.
+
+    Args:
+        images: of the data, whose values the colours span.
+    """
+    if images.normalization is None:
+        return classes_in_turn({name: as_pictures(block) for name, block in blocks.items()}, class_names)
+    undo = images.normalization.undo
+    shades = Shades.of(undo(images.part(slice(0, SHOWN))[0].cpu()))
+    return shades.with_bar(
+        classes_in_turn(shades.rows({name: undo(block) for name, block in blocks.items()}), class_names)
+    )
 
 
 def _rows_of(images: Images, labels: Tensor | None, count: int, seed: int) -> Tensor:

@@ -137,6 +137,8 @@ def make_space(model: Path, folder: Path, license: str | None, *, repo_id: str) 
 def _images(pipeline: ConsistencyPipeline) -> dict[str, Any]:
     """What the images of a model are: grey, or of three colours, with alpha or without, and square; or UserError."""
     config, names = pipeline.unet.config, pipeline.id2label
+    if pipeline.normalization is not None:
+        raise UserError("the page shows pictures, and the model draws arrays of numbers; sample it from Python.")
     sides = {config.sample_size} if isinstance(config.sample_size, int) else set(config.sample_size or ())
     if pipeline.condition_channels:
         raise UserError("the page draws from noise alone, and this model is given images: use another model.")

@@ -36,11 +36,15 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
 
         `image` is a PIL image, a tensor [B, C, H, W] or an array [B, H, W, C] of floats from 0 to 1, or a list of one
         of them; one is for all images of the batch, and several are for one each.
+
+        Images need not be square, and output_type "latent" gives them as the network draws them, [B, C, H, W], without
+        a range.
         """
         given = self.unet.config.in_channels - self.unet.config.out_channels
         if bool(given) != (image is not None):
             raise ValueError(f"image must have {given} channels for this model." if given else "leave image out.")
-        if sigmas is None and image is None:
+        square = isinstance(self.unet.config.sample_size, int)
+        if sigmas is None and image is None and square and output_type != "latent":
             return super().__call__(
                 batch_size,
                 class_labels,
@@ -69,7 +73,7 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
             output = self.unet(seen, t, class_labels=labels, return_dict=False)[0]
             sample = self.scheduler.step(output, t, sample, generator=generator, return_dict=False)[0]
 
-        images = self.postprocess_image(sample, output_type)
+        images = sample if output_type == "latent" else self.postprocess_image(sample, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
