@@ -259,7 +259,8 @@ def test_a_run_shows_conditions_above_real_images_and_its_card_says_how_to_give_
             heights[name] = grid.height
     assert heights["out"] > heights["plain"] * 1.25  # four rows instead of three
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "pipeline(image=image" in card
+    assert "pipeline(image=image, num_inference_steps=2)" in card
+    assert "pipeline_tag: image-to-image" in card
     assert "image=" not in (tmp_path / "plain" / "README.md").read_text()
     findings = check_repository(str(tmp_path / "out"))
     assert [finding.topic for finding in findings if finding.severity is Severity.ERROR] == []
