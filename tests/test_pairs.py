@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_unet, pictures
 from PIL import Image
-from short_run import assert_bitwise_equal, assert_refused, run
+from short_run import assert_bitwise_equal, assert_refused, run, two_processes
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.data.batches import Batches
@@ -183,8 +183,8 @@ def test_conditions_that_do_not_fit_are_refused(tmp_path, pairs):
         load_images(**name, conditioning_image_column="grey")
     with pytest.raises(UserError, match="must name one of"):
         load_images(**name, conditioning_image_column="blue")
-    with pytest.raises(UserError, match="`conditioning_image_mode` means nothing for images without"):
-        load_images(**name, conditioning_image_mode="L")
+    with pytest.raises(UserError, match="`conditioning_image_mode` is for pairs"):
+        Recipe(**name, conditioning_image_mode="L")
     with pytest.raises(UserError, match="`conditioning_image_column` means nothing for data with `normalize`"):
         load_images(**name, conditioning_image_column="grey", normalize="none")
     mixed = [Image.new("RGB" if number else "L", (8, 8)) for number in range(2)]
@@ -239,13 +239,23 @@ def test_a_resumed_run_and_micro_batches_are_bitwise_and_nearly_the_uninterrupte
     assert_bitwise_equal(tmp_path / "whole", tmp_path / "parts")
     once = ["--train_batch_size", "8", "--gradient_accumulation_steps", "1"]
     assert run(*flags, *once, "--output_dir", tmp_path / "once") == 0
-    logs = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        for name in ("whole", "once")
-    ]
-    assert logs[0] == pytest.approx(logs[1], rel=1e-3)
+    assert losses_of(tmp_path / "whole") == pytest.approx(losses_of(tmp_path / "once"), rel=1e-3)
     whole = ConsistencyPipeline.from_pretrained(tmp_path / "whole")
     assert (whole.unet.config.in_channels, whole.unet.config.out_channels, whole.condition_channels) == (4, 3, 1)
+
+
+@pytest.mark.slow
+def test_two_processes_see_the_same_pairs_as_one(tmp_path, pair_flags):
+    flags = [*pair_flags, "--dropout", "0", "--objective", "s0=2", "s1=16", "--logging_steps", "1"]
+    assert run(*flags, "--output_dir", tmp_path / "one") == 0
+    done = two_processes("train_ict.py", *flags, "--gradient_accumulation_steps", 1, "--output_dir", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    losses = [losses_of(tmp_path / name) for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def losses_of(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_a_run_shows_conditions_above_real_images_and_its_card_says_how_to_give_them(tmp_path, pair_flags):

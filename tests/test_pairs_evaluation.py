@@ -13,6 +13,7 @@ from torch import nn
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import evaluate, inspect_model, sample
+from diffusers_ict.conversion import convert, save_converted
 from diffusers_ict.data.load import load_images
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation.paired import paired_metrics, psnr, ssim
@@ -133,6 +134,8 @@ def test_what_does_not_fit_a_model_of_pairs_is_refused(tmp_path, capsys, model, 
     pipeline = ConsistencyPipeline.from_pretrained(model)
     with pytest.raises(UserError, match="this model is given images"):
         make_onnx(pipeline)
+    with pytest.raises(UserError, match="a model of pairs needs no conversion"):
+        save_converted(convert(str(model)), tmp_path / "converted", str(model))
     with pytest.raises(UserError, match="this model is given images"):
         build_page(str(model), tmp_path / "page")
 

@@ -40,7 +40,7 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
         Images need not be square, and output_type "latent" gives them as the network draws them, [B, C, H, W], without
         a range.
         """
-        given = self.unet.config.in_channels - self.unet.config.out_channels
+        given = max(0, self.unet.config.in_channels - self.unet.config.out_channels)
         if bool(given) != (image is not None):
             raise ValueError(f"image must have {given} channels for this model." if given else "leave image out.")
         square = isinstance(self.unet.config.sample_size, int)

@@ -118,7 +118,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
     @property
     def condition_channels(self) -> int:
         """Channels of the images that a model of pairs is given, which it sees behind those of the sample; else 0."""
-        return self.unet.config.in_channels - self.unet.config.out_channels
+        return max(0, self.unet.config.in_channels - self.unet.config.out_channels)
 
     # As diffusers has them, for networks that are no ModelMixin, too.
 

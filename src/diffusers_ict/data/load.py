@@ -75,8 +75,6 @@ def load_images(
     if settings.normalize is not None or normalization is not None:
         return _load_arrays(settings, dataset, class_conditional, normalization)
     refuse(settings, "pictures, without `normalize`", "channels_first")
-    if settings.conditioning_image_column is None:
-        refuse(settings, "images without `conditioning_image_column`", "conditioning_image_mode")
     form = settings.form  # which a mistake in the settings ends before data are fetched
     if settings.image_cache_dir:
         check_apart(settings, "image_cache_dir", settings.image_cache_dir)

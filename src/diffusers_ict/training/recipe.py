@@ -135,6 +135,10 @@ class Recipe(RunSettings, DataSettings):
             raise UserError("`reference_batch_size` needs images that are read in any order: leave `streaming` out.")
         if self.normalize and self.streaming:
             raise UserError("`normalize` looks at all data before the first step: leave `streaming` out.")
+        if self.conditioning_image_mode and not self.conditioning_image_column:
+            raise UserError(
+                "`conditioning_image_mode` is for pairs, which `conditioning_image_column` makes: leave it out."
+            )
         if self.conditioning_image_column and self.streaming:
             raise UserError("`conditioning_image_column` needs images that are read before: leave `streaming` out.")
         if self.gradient_checkpointing and self.torch_compile:
