@@ -24,6 +24,7 @@ FIGURES = {
     "seconds": "seconds",
     "images_per_second": "images/s",
     "against_floor": "against its floor",
+    "against_ict": "cost against iCT",
     "against_diffusers": "speed against diffusers",
     "share_of_peak": "share of peak",
     "peak_gib": "peak GiB",

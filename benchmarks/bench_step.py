@@ -27,8 +27,13 @@ from diffusers_ict.training.unets import read_config
 METHODS = {
     "iCT": {"loss": "ict"},
     "CT": {"loss": "ct"},
+    "iCT, 1024 references": {"loss": "ict", "reference_batch_size": 1024},
+    "ECT": {"loss": "ect"},
+    "ECT, adaptive weights": {"loss": "ect", "objective": {"adaptive_weight": True}},
+    "ADCM": {"loss": "adcm"},
     "ACT on CT": {"loss": "act", "objective": {"consistency": "ct"}},
     "ACT on iCT": {"loss": "act", "objective": {"consistency": "ict"}},
+    "relativistic on iCT": {"loss": "relativistic", "objective": {"consistency": "ict", "start": 0.0}},
 }
 PRECISIONS = {
     "fp32": {},
@@ -40,8 +45,10 @@ PRECISIONS = {
 # Forward passes of a step's arithmetic, where a backward pass counts as two: (of the UNet, of the discriminator).
 # Consistency: the student forwards and backwards, the teacher forwards. ACT: D on the student's images, and backwards
 # to them; then one pass that makes fakes, and D forwards and backwards on fakes and on images. The gradient penalty,
-# each 16th step, is not counted, and not timed on CPUs.
-PASSES = {"ict": (4, 0), "ct": (4, 0), "act": (5, 8)}
+# each 16th step, is not counted, and not timed on CPUs. Relativistic: as ACT, with D on images in the first part, too,
+# and on a quarter of the fakes and images moved a little.
+PASSES = {"ict": (4, 0), "ct": (4, 0), "ect": (4, 0), "adcm": (4, 0), "act": (5, 8), "relativistic": (5, 10)}
+ADVERSARIAL = ("act", "relativistic")
 Row = dict[str, float | str | None]
 
 
@@ -78,20 +85,24 @@ def bench_case(options: argparse.Namespace, batch: int, precision: str) -> Itera
     for what, own in zip(peers, times):
         yield {"what": what, "seconds": statistics.median(own), "against_floor": median_ratio(own, floors)}
     del peers  # and their memory
-    if any(METHODS[method]["loss"] == "act" for method in options.methods):
+    if any(METHODS[method]["loss"] in ADVERSARIAL for method in options.methods):
         critic = ConsistencyDiscriminator.from_config(
             ConsistencyDiscriminator.load_config(find_shipped(options.discriminator))
         )
         forward["critic"] = forward_of(critic, batch, precision)
+    of_ict: dict[bool, float] = {}
     for method, compiled in product(options.methods, (False, True) if options.compiled else (False,)):
         passes = PASSES[METHODS[method]["loss"]]
         run = run_of(options, method, precision, batch, compiled)
         taken, ratio, memory = step_seconds(*run, options, several(list(zip(passes, forward.values()))))
+        if method == "iCT":
+            of_ict[compiled] = taken
         yield {
             "what": method + (", compiled" if compiled else ""),
             "seconds": taken,
             "images_per_second": batch / taken,
             "against_floor": ratio,
+            "against_ict": taken / of_ict[compiled] if compiled in of_ict else None,
             "against_diffusers": peer / taken,
             "share_of_peak": 4 * flops / taken / peak if passes[1] == 0 else None,
             "peak_gib": memory or None,
@@ -172,7 +183,8 @@ def run_of(
 ) -> tuple[Recipe, Images]:
     """A run of so many steps on random images that never saves."""
     steps = options.warm + options.timed + 1
-    act = {"discriminator_config_name_or_path": options.discriminator} if METHODS[method]["loss"] == "act" else {}
+    adversarial = METHODS[method]["loss"] in ADVERSARIAL
+    act = {"discriminator_config_name_or_path": options.discriminator} if adversarial else {}
     recipe = Recipe(
         **METHODS[method], **PRECISIONS[precision], **act,
         model_config_name_or_path=str(find_shipped(options.unet)), train_batch_size=batch, dropout=options.dropout,

@@ -19,9 +19,10 @@ def provenance() -> dict[str, str]:
     git = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False, timeout=60)
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
-    cuda = torch.cuda.is_available()
+    cuda, program = torch.cuda.is_available(), Path(sys.argv[0]).resolve()
+    program = program.relative_to(ROOT) if program.is_relative_to(ROOT) else Path("benchmarks") / program.name
     return {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words]),
+        "command": " ".join(["python", program.as_posix(), *words]),
         "commit": commit.stdout.strip() if commit.returncode == 0 else os.environ.get("COMMIT", "unknown"),
         "hardware": torch.cuda.get_device_name() if cuda else f"{os.cpu_count()} cores, {platform.machine()}",
         "torch": torch.__version__,

@@ -5,12 +5,13 @@ import platform
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from conftest import ROOT
-from short_run import ICT, words
+from short_run import ICT, assert_refused, words
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -72,6 +73,19 @@ def test_lost_processes_are_named_by_their_ranks(monkeypatch):
     dead.wait(timeout=60)
 
 
+def started(launcher: subprocess.Popen, log: Path) -> dict[str, psutil.Process]:
+    """The two processes of a launcher by rank, once they have trained a few steps."""
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 3):
+        assert time.monotonic() < deadline
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    processes = {child.environ()["RANK"]: child for child in children if "RANK" in child.environ()}
+    assert processes.keys() == {"0", "1"}
+    return processes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", ["0", "1"])
 def test_a_process_that_dies_ends_the_others_within_a_minute_with_a_sentence(victim, flags, tmp_path):
@@ -80,20 +94,67 @@ def test_a_process_that_dies_ends_the_others_within_a_minute_with_a_sentence(vic
     command += ["--checkpointing_steps", "100000", "--output_dir", str(tmp_path / "out")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
     launcher = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    log = tmp_path / "out" / "log.jsonl"
-    deadline = time.monotonic() + 120
-    while not (log.exists() and log.read_text().count("\n") > 3):
-        assert time.monotonic() < deadline
-        assert launcher.poll() is None
-        time.sleep(0.05)
-    processes = {
-        child.environ()["RANK"]: child
-        for child in psutil.Process(launcher.pid).children(recursive=True)
-        if "RANK" in child.environ()
-    }
-    assert processes.keys() == {"0", "1"}
+    processes = started(launcher, tmp_path / "out" / "log.jsonl")
     processes[victim].kill()
     _, errors = launcher.communicate(timeout=60)
     assert launcher.returncode != 0
     assert f"train_ict.py: process {victim} of the run is gone; there is no checkpoint; the same command with" in errors
     assert not any(process.is_running() for process in processes.values())
+
+
+STUCK = """
+import signal, sys, time, types
+from diffusers_ict.training import interruption
+interruption.STUCK_SECONDS = 0.5
+alone = types.SimpleNamespace(num_processes=1)
+with interruption.Interruption(alone, farewell=lambda: "a step is stuck; checkpoint-5 is the newest\\n") as run:
+    run.begin_step()
+    if sys.argv[1] == "between":
+        assert run.reason(0) is None
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(2)
+    if sys.argv[1] == "between":
+        run.begin_step()
+    print(run.reason(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "told"),
+    [("within", 3, "a step is stuck; checkpoint-5 is the newest\n"), ("between", 0, "")],
+)
+def test_a_signal_ends_a_step_that_is_stuck_and_no_other_work(where, code, told):
+    ended = subprocess.run(
+        [sys.executable, "-c", STUCK, where], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (code, told)
+    assert ended.stdout == ("" if code else "received SIGTERM\n")
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_process_that_waits_for_one_that_does_nothing(flags, tmp_path):
+    """Its main thread is in a library, which Python's handlers of signals wait for."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(ROOT / "train_scripts" / "train_ict.py"), *words(*ICT, *flags, "--max_train_steps", 100_000)]
+    command += ["--checkpointing_steps", "3", "--output_dir", str(tmp_path / "out")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    launcher = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    processes = started(launcher, tmp_path / "out" / "log.jsonl")
+    processes["1"].suspend()
+    time.sleep(2)
+    began = time.monotonic()
+    processes["0"].terminate()
+    processes["0"].wait(timeout=100)
+    assert time.monotonic() - began < 75
+    processes["1"].resume()
+    _, errors = launcher.communicate(timeout=60)
+    assert "stopped by a signal in a step that did not end within a minute; checkpoint-" in errors
+    assert not any(process.is_running() for process in processes.values())
+
+
+def test_precisions_and_accumulation_of_the_config_that_a_run_does_not_have_are_refused(
+    flags, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    message = "asks for 4 accumulation steps and the run has 2: give --gradient_accumulation_steps 4"
+    assert_refused(tmp_path, capsys, message, *ICT, *flags, "--output_dir", tmp_path / "out")

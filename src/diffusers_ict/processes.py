@@ -7,23 +7,30 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, DistributedType, gather_object
+from accelerate.utils import DataLoaderConfiguration, DistributedType, InitProcessGroupKwargs, gather_object
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .errors import UserError, first_line
 
 PEERS: list[tuple[str, int]] = []  # (machine, process id) of each process of the run, by rank
+TIMEOUT_SECONDS = 3 * 3600  # that a process waits for the others: NCCL's ten minutes are less than work of one alone
 PATIENCE_SECONDS = 2.0  # for a process to be seen as gone whose connections are
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
-def make_accelerator(mixed_precision: str | None, report_to: str | None, folder: str) -> Accelerator:
+def make_accelerator(
+    mixed_precision: str | None, report_to: str | None, folder: str, timeout: float = TIMEOUT_SECONDS
+) -> Accelerator:
     """Accelerate's view of devices and processes.
+
+    Args:
+        timeout: seconds that a process waits for the others.
 
     Raises:
         UserError: the precision, the tracker or the way the processes were launched cannot be used here.
@@ -34,10 +41,16 @@ def make_accelerator(mixed_precision: str | None, report_to: str | None, folder:
         # Pinned batches are copied while the device computes.
         loading = DataLoaderConfiguration(non_blocking=True)
         accelerator = Accelerator(
-            mixed_precision=mixed_precision, log_with=report_to, project_dir=folder, dataloader_config=loading
+            mixed_precision=mixed_precision,
+            log_with=report_to,
+            project_dir=folder,
+            dataloader_config=loading,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
         )
     except (ValueError, ImportError) as error:
         raise UserError(f"accelerate cannot run with these settings: {first_line(error)}") from error
+    if accelerator.mixed_precision == "fp8":
+        raise UserError("`mixed_precision` may be no, fp16 or bf16, got fp8 from accelerate's config: give it here.")
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError(
             "`mixed_precision` fp16 does not exist on CPUs, where accelerate would compute in float32; use bf16 or no."

@@ -70,7 +70,8 @@ def open_run(
     """
     if recipe.push_to_hub:
         check_push(recipe.hub_model_id, recipe.license)  # before a start is loaded or the data are read
-    accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir)
+    accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir, recipe.ddp_timeout)
+    _check_accumulation(recipe, accelerator)
     recipe, own_objective = _check_given(recipe, model, dataset, objective)
     start = load_start(recipe) if model is None else None
     if objective is None or own_objective is None:
@@ -120,6 +121,16 @@ def open_run(
         publisher=BackgroundPublisher(Path(recipe.output_dir), recipe.hub_model_id, recipe.hub_private_repo),
         lock=lock,
     )
+
+
+def _check_accumulation(recipe: Recipe, accelerator: Accelerator) -> None:
+    """Refuse an accumulation in accelerate's config that the run does not have."""
+    wanted = accelerator.gradient_accumulation_steps
+    if wanted not in (1, recipe.gradient_accumulation_steps):
+        raise UserError(
+            f"accelerate's config asks for {wanted} accumulation steps and the run has "
+            f"{recipe.gradient_accumulation_steps}: give `gradient_accumulation_steps` {wanted}, or take it out there."
+        )
 
 
 def _check_before_data(recipe: Recipe, objective: Objective, fresh: bool) -> set[str]:

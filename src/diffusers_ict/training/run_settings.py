@@ -23,6 +23,7 @@ class RunSettings:
         None, "'latest' (the beginning, if there is none), or a checkpoint folder"
     )
     resume_with_changes: bool = setting(False, "let a resumed run differ from its checkpoint, and record how")
+    ddp_timeout: int = setting(10_800, "seconds that a process of several waits for the others", at_least=1)
     report_to: str | None = setting(None, "tracker beside the JSON lines", choices=("tensorboard", "wandb", "trackio"))
     logging_steps: int = setting(10, "steps between log lines", at_least=1)
     dry_run: bool = setting(False, "estimate time and memory, print the stages, and stop")

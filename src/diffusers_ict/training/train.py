@@ -14,6 +14,7 @@ from ..data.batches import Batch
 from ..data.draw import FAKES, GENERATOR, REALS
 from ..errors import TrainingDiverged, TrainingStopped
 from ..formulas.preconditioning import boundary
+from ..invocation import message_name, typed
 from ..objectives.base import Objective, consistency_pair
 from ..processes import lost_processes, synchronized
 from .adversary import Adversary
@@ -68,7 +69,8 @@ def _train_run(run: Run) -> str | None:
     """Train to the end, and export and publish the result. Why publishing failed, or None."""
     recipe = run.recipe
     try:
-        with run.own_randomness(), Interruption(run.accelerator, recipe.max_train_minutes) as interruption:
+        stuck = Interruption(run.accelerator, recipe.max_train_minutes, partial(_farewell, run.output_dir))
+        with run.own_randomness(), stuck as interruption:
             _train_steps(run, interruption)
     except TrainingDiverged as error:
         raise TrainingDiverged(
@@ -84,6 +86,14 @@ def _train_run(run: Run) -> str | None:
         return None
     publish_run(run)
     return run.publisher.finish()
+
+
+def _farewell(output_dir: Path) -> str:
+    """What a process says that a signal ends in the middle of a step."""
+    return (
+        f"{message_name(typed('train'))}: stopped by a signal in a step that did not end within a minute; "
+        f"{describe_newest(output_dir)}; the same command with --resume_from_checkpoint latest goes on.\n"
+    )
 
 
 def _train_steps(run: Run, interruption: Interruption) -> None:
@@ -115,6 +125,7 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
         update_weights = captured_step(optimizer)
 
     for step in run.steps:
+        interruption.begin_step()
         # ------------------------------------------------------------ the generator
         denoising, adversary = objective.denoises(step, total_steps), networks.adversary_at(step)
         for part, batch in enumerate(run.micro_batches(GENERATOR, step), 1):
