@@ -2,6 +2,7 @@
 
 import os
 import platform
+import socket
 import subprocess
 import sys
 import time
@@ -158,3 +159,44 @@ def test_precisions_and_accumulation_of_the_config_that_a_run_does_not_have_are_
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     message = "asks for 4 accumulation steps and the run has 2: give --gradient_accumulation_steps 4"
     assert_refused(tmp_path, capsys, message, *ICT, *flags, "--output_dir", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_processes_that_a_cluster_starts_stop_together_and_go_on(flags, tmp_path):
+    """As examples/slurm.sh has it: no launcher, their places in the environment, and SIGTERM to each of them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = str(ROOT / "train_scripts" / "train_ict.py")
+    own = [*words(*ICT, *flags), "--max_train_steps", "60", "--checkpointing_steps", "1000"]
+    own += ["--output_dir", str(tmp_path / "out"), "--resume_from_checkpoint", "latest"]
+
+    def start() -> list[subprocess.Popen]:
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        places = [{"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
+        return [
+            subprocess.Popen(
+                [sys.executable, script, *own],
+                env={**os.environ, "ACCELERATE_USE_CPU": "1", **shared, **place},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for place in places
+        ]
+
+    processes, log = start(), tmp_path / "out" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") > 3):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    for process in processes:
+        process.terminate()
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [3, 3], errors
+    assert "received SIGTERM, and stopped after step" in errors[0]
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] != ["checkpoint-60"]
+    again = start()
+    errors = [process.communicate(timeout=300)[1] for process in again]
+    assert [process.returncode for process in again] == [0, 0], errors
+    assert (tmp_path / "out" / "model_index.json").is_file()

@@ -332,3 +332,16 @@ def test_lines_in_a_pipe_are_there_when_they_are_printed():
         finally:
             process.stdin.close()
             process.wait(60)
+
+
+def test_the_block_of_the_training_script_says_what_pyproject_says():
+    """PEP 723: what `uv run` and `hf jobs uv run` make an environment of."""
+    tomllib = pytest.importorskip("tomllib", reason="a module of Python 3.11")
+    script = (ROOT / "train_scripts" / "train_ict.py").read_text("utf-8")
+    (block,) = re.findall(r"(?m)^# /// script\n((?:#(?: .*)?\n)+?)# ///$", script)
+    block = tomllib.loads("".join(line[2:] or "\n" for line in block.splitlines(keepends=True)))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert block["requires-python"] == project["requires-python"]
+    assert block["dependencies"] == [f"{project['name']}[train]"]
+    source = block["tool"]["uv"]["sources"][project["name"]]["path"]
+    assert (ROOT / "train_scripts" / source / "pyproject.toml").samefile(ROOT / "pyproject.toml")
