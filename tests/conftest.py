@@ -10,12 +10,15 @@ os.environ["TQDM_DISABLE"] = "1"
 os.environ["OMP_NUM_THREADS"] = os.environ.get("TEST_THREADS", "1")
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # tests run beside each other, and threads that spin stop the others
 
+import importlib
+import importlib.util
 import json
 import shutil
 import signal
 import sys
 import sysconfig
 import tempfile
+import types
 import venv
 from contextlib import ExitStack
 from pathlib import Path
@@ -64,6 +67,17 @@ def write_npz(path: Path, count: int = 64, channels: int = 1, side: int = 8, cla
     return path
 
 
+def pictures(count: int = 64, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Coloured rectangles of random places [n, H, W, 3], and their negatives in grey [n, H, W]."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((count, side, side, 3), np.uint8)
+    for image in images:
+        image[:] = rng.integers(0, 256, 3)
+        top, left = rng.integers(0, side // 2, 2)
+        image[top : top + side // 2, left : left + side // 2] = rng.integers(0, 256, 3)
+    return images, (255 - images.mean(-1)).astype(np.uint8)
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     """The content of each file in a folder, by its path there."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -110,6 +124,33 @@ def flags(data: Path, config: Path) -> list[str]:
     ]
 
 
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    images, grey = pictures()
+    np.savez(tmp_path / "pairs.npz", image=images, grey=grey, label=np.arange(len(images)) % 3)
+    return tmp_path / "pairs.npz"
+
+
+@pytest.fixture
+def pair_config(tmp_path: Path) -> Path:
+    """A network that states neither channels nor classes."""
+    config = {name: value for name, value in {**TINY, **ONE_LEVEL}.items() if "channels" not in name[:12]}
+    path = tmp_path / "unet.json"
+    path.write_text(json.dumps({**config, "_class_name": "UNet2DModel"}))
+    return path
+
+
+@pytest.fixture
+def pair_flags(pairs: Path, pair_config: Path) -> list[str]:
+    return [
+        *("--dataset_name", str(pairs), "--image_column", "image", "--conditioning_image_column", "grey"),
+        *("--model_config_name_or_path", str(pair_config), "--train_batch_size", "4", "--random_flip"),
+        *("--gradient_accumulation_steps", "2", "--max_train_steps", "12", "--learning_rate", "1e-3"),
+        *("--ema_decays", "0.9", "--checkpointing_steps", "5", "--checkpoints_total_limit", "3"),
+        *("--num_validation_images", "4", "--validation_steps", "1000"),
+    ]
+
+
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory) -> Path:
     """The folder of an iCT run of 12 steps that nothing disturbed; the first test that uses `finished` makes it."""
@@ -151,6 +192,21 @@ def environment_without_us(base: Path) -> str:
 def python_without_us(tmp_path_factory) -> str:
     """An interpreter that many tests share: none may install anything for it."""
     return environment_without_us(tmp_path_factory.mktemp("environment"))
+
+
+@pytest.fixture
+def fidelity():
+    """Modules of torch-fidelity, without the parts of it that need torchvision. torchmetrics imports them, too."""
+    package = types.ModuleType("torch_fidelity")
+    package.__path__ = list(importlib.util.find_spec("torch_fidelity").submodule_search_locations)
+    utils = types.ModuleType("torch_fidelity.utils")
+    for unused in ("create_feature_extractor", "resolve_feature_extractor", "resolve_feature_layer_for_metric",
+                   "extract_featuresdict_from_input_id_cached"):  # fmt: skip
+        setattr(utils, unused, None)
+    sys.modules |= {"torch_fidelity": package, "torch_fidelity.utils": utils}
+    yield lambda name: importlib.import_module(f"torch_fidelity.{name}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "torch_fidelity"]:
+        del sys.modules[name]
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_two_processes_tell_bad_input_once_and_a_quiet_launcher_adds_nothing(tmp
     ("own", "message"),
     [
         (["--train_batch_size", 40], "a batch must not be larger than the data: 80 images a step"),
-        (["--model_config_name_or_path", "act_lsun_cat256_unet.json"], "must be a multiple of 32, got 8"),
+        (["--model_config_name_or_path", "act_lsun_cat256_unet.json"], "must be a multiple of 32, such as 32, got 8"),
         (["--class_conditional"], "the UNet is made for no classes and the run has 4"),
         (["--max_train_steps", 2], "4 stages and needs at least as many steps"),
         (["--intermediate_sigmas"], "--intermediate_sigmas must name the second noise level of two steps"),

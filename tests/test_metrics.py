@@ -1,10 +1,6 @@
 """The metrics against torchmetrics, torch-fidelity and naive references, on the same features."""
 
-import importlib
-import importlib.util
 import operator
-import sys
-import types
 from fractions import Fraction
 
 import numpy as np
@@ -43,21 +39,6 @@ def sets() -> tuple[torch.Tensor, torch.Tensor]:
 
 def as_images(features: torch.Tensor) -> torch.Tensor:
     return features.to(torch.uint8)[:, None, None, :].expand(-1, 3, 2, -1)
-
-
-@pytest.fixture
-def fidelity():
-    """Modules of torch-fidelity, without the parts of it that need torchvision. torchmetrics imports them, too."""
-    package = types.ModuleType("torch_fidelity")
-    package.__path__ = list(importlib.util.find_spec("torch_fidelity").submodule_search_locations)
-    utils = types.ModuleType("torch_fidelity.utils")
-    for unused in ("create_feature_extractor", "resolve_feature_extractor", "resolve_feature_layer_for_metric",
-                   "extract_featuresdict_from_input_id_cached"):  # fmt: skip
-        setattr(utils, unused, None)
-    sys.modules |= {"torch_fidelity": package, "torch_fidelity.utils": utils}
-    yield lambda name: importlib.import_module(f"torch_fidelity.{name}")
-    for name in [name for name in sys.modules if name.split(".")[0] == "torch_fidelity"]:
-        del sys.modules[name]
 
 
 def test_frechet_distance_equals_torchmetrics(sets, fidelity):

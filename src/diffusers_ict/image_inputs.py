@@ -47,6 +47,24 @@ def read_images(
     return pixels
 
 
+def read_conditions(image: PipelineImageInput, channels: int, size: tuple[int, int]) -> Tensor:
+    """What a model of pairs is given: float32 [B, C', H, W] in [-1, 1], of the height and width `size`.
+
+    PIL images are resized, by the filter of training; arrays and tensors, which diffusers would resize by another one,
+    are not.
+    """
+    first = image[0] if isinstance(image, list) and image else image
+    resized = size if isinstance(first, Image) else None
+    pixels = read_images(image, "image", (0.0, 1.0), MODES.get(channels), resized)
+    if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (channels, *size):
+        height, width = size
+        raise ValueError(
+            f"image must be {width}x{height} of {channels} channels for this model, got the shape "
+            f"{tuple(pixels.shape[1:])}: resize and convert it."
+        )
+    return VaeImageProcessor.normalize(pixels)
+
+
 def read_values(arrays: Any, name: str) -> Tensor:
     """Arrays that are no pictures, in their own units: float32 or float64 [B, C, H, W], as they are.
 

@@ -18,13 +18,15 @@ from diffusers import (
     LDMPipeline,
     UNet2DModel,
 )
-from diffusers.image_processor import VaeImageProcessor
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from .arguments import integer, number, positive
 from .autoencoders import Autoencoder, decode, downsampling, encode
 from .class_names import class_numbers, drawn_classes, load_class_names, save_class_names
+from .formulas.preconditioning import with_condition
+from .image_inputs import read_conditions
 from .normalization import Normalization, load_normalization, save_normalization
 from .scheduling_ict import ICTScheduler
 
@@ -131,6 +133,11 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         stock.save_pretrained(save_directory, **kwargs)
 
     @property
+    def condition_channels(self) -> int:
+        """Channels of the images that a model of pairs is given, which it sees behind those of the sample; else 0."""
+        return max(0, self.unet.config.in_channels - self.unet.config.out_channels)
+
+    @property
     def vae(self) -> Autoencoder | None:
         """The autoencoder, by the name that other pipelines give it."""
         return self.vqvae
@@ -179,6 +186,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         edit: Callable[[Tensor], Tensor] = lambda estimate: estimate,
         guide: nn.Module | None = None,
         guidance_scale: float = 1.0,
+        condition: Tensor | None = None,
     ) -> Tensor:
         """Evaluate, edit, and add noise again, through the levels that are set: CM, Algorithms 1 and 4.
 
@@ -188,14 +196,15 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
             after_step: called with (step, timestep, sample); what it returns is the sample.
             edit: called with the clipped estimate; what it returns is the estimate.
             guide: a network that the estimate is moved away from, by `guidance_scale`.
+            condition: what the networks see in further input channels, [B, C', H, W] in [-1, 1], or None.
         """
         timesteps = self.scheduler.timesteps
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, t in enumerate(timesteps):
-                scaled = self.scheduler.scale_model_input(sample, t).to(self.dtype)
-                output = self.unet(scaled, t, class_labels=labels, return_dict=False)[0]
+                seen = with_condition(self.scheduler.scale_model_input(sample, t).to(self.dtype), condition)
+                output = self.unet(seen, t, class_labels=labels, return_dict=False)[0]
                 if guide is not None:  # f_guide + scale (f - f_guide), for f is linear in what its network gives
-                    other = guide(scaled, t, class_labels=labels, return_dict=False)[0]
+                    other = guide(seen, t, class_labels=labels, return_dict=False)[0]
                     output = torch.lerp(other.float(), output.float(), guidance_scale)
                 # The sample stays in float32 whatever the network computes in.
                 estimate = edit(self.scheduler.estimate(output.float(), sample))
@@ -334,11 +343,12 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
         guidance_scale: float = 1.0,
         guide: nn.Module | None = None,
         denormalize: bool = False,
+        image: PipelineImageInput | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw images: Algorithm 1 of Consistency Models (arXiv:2303.01469).
 
         Args:
-            batch_size: number of images.
+            batch_size: number of images; with several of `image`, as many as these.
             class_labels: one class for all images, or one for each, by number or by name (`id2label`); drawn with
                 `generator` when the model is class-conditional and none are given.
             num_inference_steps: evaluations of the network; ignored where `timesteps` or `sigmas` are given.
@@ -360,6 +370,9 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
             guide: that network, at twice the evaluations: an earlier average of the same training, such as
                 `UNet2DModel.from_pretrained(folder, subfolder="unet", variant="ema995")`, or a smaller network.
             denormalize: give "np" or "pt" in the units of the data that the model was trained on with `--normalize`.
+            image: what a model of pairs is given, one for all images or one for each: PIL images, which are resized to
+                the model's size by a Lanczos filter, or arrays [H, W, C] or [B, H, W, C] or tensors [C, H, W] or
+                [B, C, H, W] of that size, of floats from 0 to 1, uint8 or uint16.
 
         Raises:
             ValueError: an argument out of range or of a wrong shape; the message says what is allowed.
@@ -368,6 +381,9 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
         self._check_denormalize(denormalize, output_type)
         height, width = self._image_size(height, width)
         batch_size, callback_steps = positive("batch_size", batch_size), positive("callback_steps", callback_steps)
+        condition = self._condition(image, (height, width))
+        if condition is not None:
+            batch_size, condition = _as_many(batch_size, condition)
         if timesteps is not None and sigmas is not None:
             raise ValueError("give timesteps or sigmas, not both.")
         self._check_inputs(batch_size, generator, output_type, callback_on_step_end_tensor_inputs)
@@ -375,7 +391,7 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
         self.scheduler.set_timesteps(steps, self._execution_device, timesteps, sigmas)
 
         smaller = self.vae_scale_factor
-        shape = (batch_size, self.unet.config.in_channels, height // smaller, width // smaller)
+        shape = (batch_size, self.unet.config.out_channels, height // smaller, width // smaller)
         sample = self._noise(shape, generator, latents) * self.scheduler.init_noise_sigma
         labels = self._labels(batch_size, class_labels, generator)
 
@@ -385,12 +401,20 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
                 callback(step, t, sample)
             return sample
 
-        return self._output(
-            self._sample(sample, labels, generator, after_step, guide=guide, guidance_scale=guidance_scale),
-            output_type,
-            return_dict,
-            denormalize=denormalize,
-        )
+        guidance: dict[str, Any] = {"guide": guide, "guidance_scale": guidance_scale}
+        sample = self._sample(sample, labels, generator, after_step, **guidance, condition=condition)
+        return self._output(sample, output_type, return_dict, denormalize=denormalize)
+
+    def _condition(self, image: PipelineImageInput | None, size: tuple[int, int]) -> Tensor | None:
+        """What a model of pairs is given: float32 [B, C', H, W] in [-1, 1]; None for another model."""
+        channels = self.condition_channels
+        if not channels:
+            if image is not None:
+                raise ValueError("this model was not trained on pairs and is given no images: leave image out.")
+            return None
+        if image is None:
+            raise ValueError(f"this model draws images for given ones: give image, of {channels} channels.")
+        return read_conditions(image, channels, size).to(self._execution_device)
 
     def _guide(self, scale: float, guide: nn.Module | None) -> nn.Module | None:
         """The guide that is to be asked, where the samples are; None where guidance is off."""
@@ -404,3 +428,15 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
             if getattr(guide.config, name) != (own := getattr(self.unet.config, name)):
                 raise ValueError(f"the guide must have {name} {own} as the model, got {getattr(guide.config, name)}.")
         return guide.to(self._execution_device, self.dtype)
+
+
+def _as_many(batch_size: int, condition: Tensor) -> tuple[int, Tensor]:
+    """The number of images, and as many conditions: one is for all images, and several are for one image each."""
+    if len(condition) == 1:
+        return batch_size, condition.expand(batch_size, -1, -1, -1)
+    if batch_size not in (1, len(condition)):
+        raise ValueError(
+            f"image must be one image, or as many as batch_size, got {len(condition)} and batch_size {batch_size}; "
+            "repeat them for variations."
+        )
+    return len(condition), condition

@@ -148,6 +148,10 @@ class ConsistencyEditPipeline(ConsistencyPipelineBase):
         A model that has no size takes images of any that its halvings divide. Arrays that are no pictures stay in their
         own units, and are of the model's size.
         """
+        if self.condition_channels:
+            raise ValueError(
+                "a model of pairs does the edit that it was trained for: call ConsistencyPipeline with image."
+            )
         channels, resize = self.image_channels, resize and self.unet.config.sample_size is not None
         size = self._image_size() if resize else None
         if self.normalization is None:

@@ -55,14 +55,20 @@ def check_config(kind: type[ModelMixin], config: Mapping[str, Any], name: str) -
         raise UserError(f"the config of {name} cannot be used: {foreign_line(error)}") from error
 
 
-def check_call(network: nn.Module, shape: tuple[int, int, int], num_classes: int | None) -> None:
+def check_call(
+    network: nn.Module, shape: tuple[int, int, int], num_classes: int | None, condition_channels: int = 0
+) -> None:
     """Call a network once as training does, with two images (C, H, W) of zeros. Its mode is as it was before.
+
+    Args:
+        condition_channels: that it takes behind those of the images.
 
     Raises:
         UserError: it cannot be called so, or does not return images of the same shape.
     """
     parameter = next(network.parameters(), torch.empty(0))
-    x = torch.zeros(2, *shape, device=parameter.device)
+    channels, *sides = shape
+    x = torch.zeros(2, channels + condition_channels, *sides, device=parameter.device)
     labels = torch.zeros(2, dtype=torch.int64, device=x.device) if num_classes else None
     training = network.training
     try:
@@ -75,6 +81,6 @@ def check_call(network: nn.Module, shape: tuple[int, int, int], num_classes: int
         ) from error
     finally:
         network.train(training)
-    if not isinstance(out, torch.Tensor) or out.shape != x.shape:
+    if not isinstance(out, torch.Tensor) or out.shape != (2, *shape):
         got = list(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-        raise UserError(f"the model must return a tuple that begins with images {list(x.shape)}, got {got}.")
+        raise UserError(f"the model must return a tuple that begins with images {[2, *shape]}, got {got}.")

@@ -2,6 +2,7 @@
 
     diffusers-ict sample my-model                                            # a folder, or an id on the Hub
     diffusers-ict sample my-model --num_samples 100 --num_inference_steps 1 --output many.png
+    diffusers-ict sample my-model --image grey-1.png grey-2.png              # a model of pairs
     diffusers-ict sample my-model --output samples.npy                   # arrays [n, H, W, C], in units of the data
 
 Exit codes: 0 done, 2 bad input.
@@ -15,13 +16,16 @@ from ..errors import UserError
 from ..names import visible
 from .program import argument, program
 
+SAMPLES = 60
+
 
 @program(
     "sample",
     __doc__,
     argument("model", help="folder or Hub id of a consistency pipeline"),
     argument("--variant", help="weights other than the published ones, such as ema9999"),
-    argument("--num_samples", type=int, default=60, help="how many in all [60]"),
+    argument("--image", type=Path, nargs="+", help="pairs: files of the images that the model is given, in turn"),
+    argument("--num_samples", type=int, help="how many in all [60, or one for each --image]"),
     argument("--num_inference_steps", type=int, default=2, help="network evaluations of each sample [2]"),
     argument("--seed", type=int, default=0, help="of the noise [0]"),
     argument("--output", type=Path, default=Path("samples.png"), help="picture, or .npy file [samples.png]"),
@@ -29,24 +33,27 @@ from .program import argument, program
 def main(options: argparse.Namespace) -> None:
     """Draw and save the picture: columns of one class each, with its name."""
     for name in ("num_samples", "num_inference_steps"):
-        if (given := getattr(options, name)) < 1:
+        if (given := getattr(options, name)) is not None and given < 1:
             raise UserError(f"`{name}` must be at least 1, got {given}.")
     import numpy as np
 
-    from ..evaluation.samples import as_arrays, draw_in_turn, sample_sheet
+    from ..evaluation.samples import as_arrays, draw_in_turn, given_sheet, read_given, sample_sheet
     from ..files import check_writable
     from ..loading import load_consistency
     from ..processes import best_device
 
     check_writable("output", options.output.parent)
     pipeline = load_consistency(options.model, options.variant).to(best_device())
+    given = read_given(pipeline, options.image or [])
+    count = options.num_samples or (SAMPLES if given is None else len(given))
     start = time.perf_counter()
-    drawn = draw_in_turn(pipeline, options.num_samples, options.num_inference_steps, options.seed)
+    drawn = draw_in_turn(pipeline, count, options.num_inference_steps, options.seed, given)
     taken = time.perf_counter() - start
     options.output.parent.mkdir(parents=True, exist_ok=True)
     if options.output.suffix == ".npy":
         np.save(options.output, as_arrays(pipeline, drawn))
     else:
-        sample_sheet(pipeline, drawn).save(options.output)
+        sheet = sample_sheet(pipeline, drawn) if given is None else given_sheet(given, drawn)
+        sheet.save(options.output)
     steps = f"{options.num_inference_steps} step{'s' if options.num_inference_steps > 1 else ''}"
-    print(f"{visible(options.output)}: {options.num_samples} samples with {steps} in {taken:.1f} seconds.")
+    print(f"{visible(options.output)}: {count} samples with {steps} in {taken:.1f} seconds.")

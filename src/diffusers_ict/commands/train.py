@@ -75,7 +75,7 @@ def next_commands(recipe: Recipe, images: int | None) -> list[list[str]]:
     few += ["--extractor", "pixels"] if recipe.normalize else []
     name = re.sub(r"[^\w.-]+", "-", os.path.basename(os.path.abspath(folder))).strip("-.")  # that a repository can have
     return [
-        ["sample", operand(folder)],
+        ["sample", operand(folder), *(["--image", "FILE"] if recipe.conditioning_image_column else [])],
         ["evaluate", operand(folder), *data, *few],
         ["publish", operand(folder), "--hub_model_id", recipe.hub_model_id or f"you/{name or 'my-model'}"],
     ]

@@ -24,9 +24,13 @@ def save_converted(converted: ConvertedModel, folder: Path, source: str, license
         license: of the weights, an identifier of the Hub.
 
     Raises:
-        UserError: the folder exists, or cannot be written.
+        UserError: the folder exists, or cannot be written, or the model is one of pairs.
     """
     check_new(folder)
+    if converted.pipeline.condition_channels:
+        raise UserError(
+            "a model of pairs needs no conversion, which would lose its card: publish the folder of its run."
+        )
     target = folder.resolve()
     existing = next(parent for parent in target.parents if parent.exists())
     try:

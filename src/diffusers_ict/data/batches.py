@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ..formulas.augmentation import NUM_UNIFORM
 from ..formulas.posterior_mean import posterior_mean
+from ..formulas.preconditioning import Condition, Told
 from .draw import Draw
 from .references import References
 from .stream import StreamedImages
-from .transform import Transform, pictures
+from .transform import Transform, pictures, to_unit
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Batch:
         uniform: uniform numbers for augmentation, [B, NUM_UNIFORM], or None.
         dropout_seed: of this micro batch.
         mean: posterior means of the noisier points, [B, C, H, W], or None.
+        condition: what the network is given of pairs, in [-1, 1], [B, C', H, W], or None.
     """
 
     x: Tensor
@@ -35,6 +37,12 @@ class Batch:
     uniform: Tensor | None
     dropout_seed: int
     mean: Tensor | None = None
+    condition: Tensor | None = None
+
+    @property
+    def told(self) -> Told:
+        """What a consistency function gets beside noisy images and levels: the labels, with the condition of pairs."""
+        return self.labels if self.condition is None else Condition(self.labels, self.condition)
 
     def with_mean_of(self, references: Tensor, labels: Tensor | None) -> "Batch":
         """This batch with the posterior means among itself and references [n, C, H, W] with labels [n] or None."""
@@ -50,7 +58,8 @@ class Batches:
     i mod n, as the loader has it.
 
     Attributes:
-        images: gives the next micro batch at each `next`: {"x": [B, C, H, W], "label": [B]}, or without labels.
+        images: gives the next micro batch at each `next`: {"x": [B, C, H, W], "label": [B]}, or without labels; of
+            pairs with a "condition" [B, C', H, W].
         batch_size: images of a step on all processes together; micro_batch_size: of a micro batch.
         rank, ranks: which of how many processes this is.
         random_flip: mirror half of the images.
@@ -93,9 +102,10 @@ class Batches:
     ) -> Batch:
         images = next(self.images)
         rows = slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
+        flipped = None if flips is None else flips[rows]
         places = range(rows.start, rows.stop)
-        x = self.transform(images["x"], None if flips is None else flips[rows], draw, places)
-        labels = images.get("label")
+        x = self.transform(images["x"], flipped, draw, places)
+        labels, condition = images.get("label"), images.get("condition")
         return Batch(
             x,
             None if labels is None else labels.to(draw.device),
@@ -104,6 +114,7 @@ class Batches:
             sigma_next[rows],
             None if uniform is None else uniform[rows],
             draw.dropout_seed(number),
+            condition=None if condition is None else to_unit(condition, flipped, draw.device),
         )
 
 

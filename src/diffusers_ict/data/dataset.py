@@ -24,7 +24,7 @@ class Images(Dataset):
     """A map-style data set of images of one shape.
 
     An item is {"x": [C, H, W], "label": int}, without "label" where there are no labels. `__getitems__` reads a whole
-    batch at once, {"x": [B, C, H, W], "label": int64 [B]}.
+    batch at once, {"x": [B, C, H, W], "label": int64 [B]}. Pairs have a "condition", too, [C', H, W] of the same type.
 
     Args:
         pixels: uint8 or float [n, C, H, W], one tensor, several that are joined, or rows that are read when they are
@@ -34,6 +34,7 @@ class Images(Dataset):
         class_names: one for each class where the data set names them.
         originals: how many pictures there were of each (width, height, mode) before the conversion, where it is known.
         normalization: of data that is no picture, or None.
+        condition: what the model is given of each image, of the same height and width, or None.
 
     Attributes:
         transform: of what the loader gives to what the network learns.
@@ -51,24 +52,27 @@ class Images(Dataset):
         class_names: tuple[str, ...] | None = None,
         originals: Counter[tuple[int, int, str]] | None = None,
         normalization: Normalization | None = None,
+        condition: "Images | None" = None,
     ) -> None:
         self.rows = pixels if isinstance(pixels, (Tensor, StoredRows)) else torch.cat(tuple(pixels))
         self.labels, self.num_classes, self.class_names = labels, num_classes, class_names
-        self.originals, self.normalization = originals, normalization
+        self.originals, self.normalization, self.condition = originals, normalization, condition
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         batch = self.__getitems__([index % len(self)])
-        return {"x": batch["x"][0]} | ({} if self.labels is None else {"label": int(batch["label"][0])})
+        one = {name: values[0] for name, values in batch.items()}
+        return one if self.labels is None else {**one, "label": int(one["label"])}
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
         rows = torch.as_tensor(indices)
         if self.device.type == "cuda":  # without waiting for the device, as a copy from unpinned memory would
             rows = rows.pin_memory().to(self.device, non_blocking=True)
         pixels, labels = self.part(rows)
-        return {"x": pixels} | ({} if labels is None else {"label": labels})
+        batch = {"x": pixels} if labels is None else {"x": pixels, "label": labels}
+        return batch if self.condition is None else {**batch, "condition": self.condition.rows[rows]}
 
     @property
     def device(self) -> torch.device:
@@ -80,6 +84,11 @@ class Images(Dataset):
         """(C, H, W)."""
         _, channels, height, width = self.rows.shape
         return channels, height, width
+
+    @property
+    def condition_channels(self) -> int:
+        """C', or 0 where there are no conditions."""
+        return 0 if self.condition is None else self.condition.shape[0]
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -93,8 +102,8 @@ class Images(Dataset):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the pixels."""
-        return self.rows.nbytes
+        """Bytes of the pixels, and of those of the conditions."""
+        return self.rows.nbytes + (0 if self.condition is None else self.condition.nbytes)
 
     @property
     def examples(self) -> "Images":
@@ -117,16 +126,22 @@ class Images(Dataset):
             return self
         if device.type == "cuda" and self.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
             return self
+        return self._copied_to(device)
+
+    def _copied_to(self, device: torch.device) -> "Images":
         pixels = torch.empty(len(self), *self.shape, dtype=self.rows.dtype, device=device)
         for place, part in zip(pixels.split(AT_ONCE), _parts(self.rows)):
             place.copy_(part)
         labels = None if self.labels is None else self.labels.to(device)
-        return Images(pixels, labels, self.num_classes, self.class_names, self.originals, self.normalization)
+        condition = None if self.condition is None else self.condition._copied_to(device)
+        about = self.num_classes, self.class_names, self.originals, self.normalization
+        return Images(pixels, labels, *about, condition)
 
     def fingerprint(self) -> str:
         """SHA-256 of pixels, shape, labels and class names, in 32 hexadecimal digits, wherever the images lie."""
         labels = None if self.labels is None else _sha256(self.labels)
-        return fingerprint_of([[len(self), *self.shape], self._sha256_of_pixels, labels, self.class_names])
+        own = [[len(self), *self.shape], self._sha256_of_pixels, labels, self.class_names]
+        return fingerprint_of(own if self.condition is None else [*own, self.condition.fingerprint()])
 
     @cached_property
     def _sha256_of_pixels(self) -> str:
@@ -135,7 +150,13 @@ class Images(Dataset):
     def overview(self) -> dict[str, str]:
         """Texts by title: number, shape and classes of the images, and what the pictures were, where it is known."""
         told = {"images": f"{len(self)} of {'x'.join(map(str, self.shape))}, {self._classes()}"}
-        return told if self.originals is None else {**told, "originals": summary(self.originals)}
+        if self.originals is not None:
+            told["originals"] = summary(self.originals)
+        if self.condition is not None:
+            originals = self.condition.originals
+            of = "" if originals is None else f", of {summary(originals)}"
+            told["conditions"] = f"{'x'.join(map(str, self.condition.shape))}{of}"
+        return told
 
     @cached_property
     def empty_classes(self) -> list[int]:

@@ -27,6 +27,7 @@ from .arrays import normalised, read_arrays
 from .dataset import Images, fingerprint_of
 from .npz import read_npz
 from .own_output import check_apart
+from .pairs import check_crops, form_of_conditions, of_conditions, of_targets, read_partners
 from .rows import StoredRows, read_rows
 from .settings import DataSettings
 from .sources import Stored, read_dataset, read_folder, refuse
@@ -87,21 +88,52 @@ def load_images(
         check_class_names(stored.class_names or ())
         if class_conditional:  # before decoding, which may take long
             labels, classes = checked_labels(stored.labels, count, stored.class_names)
-        pixels: Tensor | StoredRows
-        if isinstance(stored.pictures, np.ndarray):
-            pixels, originals = _decode_array(stored.pictures, form)
-        else:
-            folder = settings.image_cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "diffusers-ict")
-            try:
-                pixels, originals = _decode_dataset(stored.pictures, stored.key, form, Path(folder), copies)
-            except UserError as error:
-                some = stored.pictures.select(range(0, count, 1 + count // SURVEYED))
-                if all_of_them := all_problems((row["image"] for row in some), form):
-                    raise UserError(all_of_them) from error
-                raise
-    images = Images(pixels, labels, classes, stored.class_names, originals)
+        pixels, originals = _decode(stored, form, settings, copies)
+        images = Images(pixels, labels, classes, stored.class_names, originals)
+        if settings.conditioning_image_column is not None:
+            images.condition = _conditions_of(images, stored, settings, dataset, copies)
     _warn(images, originals, settings)
     return images
+
+
+def _decode(
+    stored: Stored, form: PictureFormat, settings: DataSettings, copies: int
+) -> tuple[Tensor | StoredRows, Counter]:
+    """Stored pictures as uint8 [n, C, H, W], and what they were: (width, height, mode)."""
+    if isinstance(stored.pictures, np.ndarray):
+        return _decode_array(stored.pictures, form)
+    folder = settings.image_cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "diffusers-ict")
+    try:
+        return _decode_dataset(stored.pictures, stored.key, form, Path(folder), copies)
+    except UserError as error:
+        some = stored.pictures.select(range(0, len(stored.pictures), 1 + len(stored.pictures) // SURVEYED))
+        if all_of_them := all_problems((row["image"] for row in some), form):
+            raise UserError(all_of_them) from error
+        raise
+
+
+def _conditions_of(
+    images: Images, targets: Stored, settings: DataSettings, dataset: datasets.Dataset | None, copies: int
+) -> Images:
+    """The conditions of images, in the order and in the size of these.
+
+    Raises:
+        UserError: as for images, and for conditions of another number or of other parts of the pictures.
+    """
+    try:
+        if settings.train_data_dir:
+            assert isinstance(targets.pictures, datasets.Dataset)
+            stored = read_partners(settings, targets.pictures)
+        else:
+            stored = _open(of_conditions(settings), False, dataset)
+        if len(stored.pictures) != len(images):
+            raise UserError(f"there must be one for each of {len(images)} images, got {len(stored.pictures)}.")
+        pixels, originals = _decode(stored, form_of_conditions(settings, images.shape[1]), settings, copies)
+    except UserError as error:
+        told = str(error).replace("`image_mode`", "`conditioning_image_mode`")
+        raise UserError(f"the conditions of `conditioning_image_column`: {told}") from error
+    check_crops(images.originals or Counter(), originals)
+    return Images(pixels, originals=originals)
 
 
 def _load_arrays(
@@ -137,7 +169,7 @@ def _check_source(settings: DataSettings, dataset: datasets.Dataset | None) -> N
 def _open(settings: DataSettings, with_labels: bool, dataset: datasets.Dataset | None) -> Stored:
     _check_source(settings, dataset)
     if settings.train_data_dir:
-        return read_folder(settings, with_labels)
+        return read_folder(of_targets(settings), with_labels)
     if settings.dataset_name and settings.dataset_name.endswith(".npz"):
         return Stored(*read_npz(Path(settings.dataset_name), settings, with_labels)[1:])
     return read_dataset(settings, with_labels, dataset)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import UserError, first_line
 from .settings import DataSettings
-from .sources import listed, pick, refuse
+from .sources import listed, pick, refuse, without_conditions
 
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 SMALLEST = 8  # pixels: side of images in rows; a row of fewer numbers is something else
@@ -75,7 +75,8 @@ def read_npz(path: Path, settings: DataSettings, with_labels: bool, with_images:
 def _choose(headers: dict[str, Header], settings: DataSettings, with_labels: bool) -> tuple[str, str | None]:
     """The names of the array of images and of that of the labels."""
     types = {name: f"{header.dtype} {list(header.shape)}" for name, header in headers.items()}
-    image = pick(types, "image_column", settings.image_column, [n for n in headers if headers[n].may_be_images])
+    suitable = without_conditions([name for name in headers if headers[name].may_be_images], settings)
+    image = pick(types, "image_column", settings.image_column, suitable)
     if image is None or not (len(headers[image].shape) in (3, 4) or headers[image].side):
         raise UserError(
             "`image_column` must name an array [n, H, W], [n, H, W, C] or [n, C, H, W] of uint8, uint16 or floats from "

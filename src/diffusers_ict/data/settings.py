@@ -23,7 +23,15 @@ class DataSettings:
     train_data_dir: str | None = setting(None, "folder of images; one sub-folder for each class if class-conditional")
     image_column: str | None = setting(None, "column of the images, where there are several")
     label_column: str | None = setting(None, "column of the labels, where there are several")
+    conditioning_image_column: str | None = setting(
+        None,
+        "pairs: column of the images that the model is given; of a train_data_dir the sub-folder, beside target or the "
+        "one that image_column names, with files of equal names",
+    )
     image_mode: str | None = setting(None, "convert every image to this mode", choices=("L", "RGB", "RGBA"))
+    conditioning_image_mode: str | None = setting(
+        None, "convert every conditioning image to this mode", choices=("L", "RGB", "RGBA")
+    )
     background: str = setting(
         "white", "colour behind transparent pixels where image_mode has no alpha: name or #rrggbb"
     )

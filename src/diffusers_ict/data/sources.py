@@ -196,7 +196,7 @@ def with_columns(data: Any, settings: DataSettings, with_labels: bool) -> Any:
     """
     types = {name: type_of(feature) for name, feature in data.features.items()}
     images, stored = ([n for n in types if types[n] == kind] for kind in ("Image", "binary"))
-    image = pick(types, "image_column", settings.image_column, images or stored)
+    image = pick(types, "image_column", settings.image_column, without_conditions(images or stored, settings))
     if image is None or types[image] not in ("Image", "binary", "string"):
         raise UserError(
             "`image_column` must name a column of images, encoded files as bytes, or paths of files, got "
@@ -240,6 +240,11 @@ def pick(columns: dict[str, str], setting: str, wanted: str | None, suitable: Se
     if wanted is None and len(suitable) > 1:
         raise UserError(f"several columns or arrays could be meant by `{setting}`: {', '.join(suitable)}; name one.")
     return wanted or next(iter(suitable), None)
+
+
+def without_conditions(names: Sequence[str], settings: DataSettings) -> Sequence[str]:
+    """Columns that may be the images: all but that of the conditions, unless it is the only one."""
+    return [name for name in names if name != settings.conditioning_image_column] or names
 
 
 def listed(columns: dict[str, str]) -> str:

@@ -76,6 +76,7 @@ class StreamedImages:
                 "a folder of images is read without it."
             )
         refuse(settings, "a stream, which keeps no images", "image_cache_dir")
+        refuse(settings, "a stream", "conditioning_image_column", "conditioning_image_mode")
         self.form, self.buffer, self.seed, self.rank, self.ranks = settings.form, buffer, seed, rank, ranks
         path = Path(settings.dataset_name)
         parts = sorted(path.glob("*.npz"))
@@ -94,6 +95,7 @@ class StreamedImages:
         self._block, self._used = self._read(Place()), 0
         self.examples = self._block.images
         self.normalization = None  # which would need all images before the first step
+        self.condition_channels = 0
         self.shape = self._shape = self.examples.shape
 
     def fingerprint(self) -> str:

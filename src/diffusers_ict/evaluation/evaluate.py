@@ -13,6 +13,7 @@ import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
+from torch import Tensor
 
 from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
@@ -34,10 +35,11 @@ from ..processes import make_accelerator
 from ..scheduling_ict import ICTScheduler
 from ..settings import check_bounds
 from ..version import __version__
-from .extractors import WIDTHS, check_extractor, make_extractor
+from .extractors import WIDTHS, check_extractor, make_extractor, no_extractor
 from .features import Extraction, ImagesByNumber, Reference, measure_reference, read_reference
+from .paired import PAIRED, PairedMetric, closeness, paired_metrics
 from .report import PUBLISHED, plot_quality, table_lines
-from .samples import drawer, image_shape, labels_of, list_variants
+from .samples import conditions_of, drawer, image_shape, labels_of, list_variants, row_of
 from .selection import METRICS, Figures, Metric
 from .settings import EvaluationSettings
 from .tuning import tune
@@ -86,7 +88,9 @@ def evaluate(
     for images, variant, sigmas in _rows(model_name, subject, variants, evaluator):
         steps = sigmas and len(sigmas)
         name = f"{variant or PUBLISHED}, steps {steps}" if steps else "images"
-        figures, report["higher_is_better"] = evaluator.figures(images, evaluator.count, metrics, name)
+        figures, higher = evaluator.figures(images, evaluator.count, metrics, name)
+        figures |= evaluator.closeness(images, name)
+        report["higher_is_better"] = [*higher, *(metric.name for metric in evaluator.paired if metric.higher_is_better)]
         report["rows"].append({"num_inference_steps": steps, "variant": variant, "sigmas": sigmas, "metrics": figures})
         accelerator.print("\n".join(table_lines(report["rows"], [variant or PUBLISHED for variant in variants])))
     if accelerator.is_main_process:
@@ -113,6 +117,24 @@ class Evaluator:
     extract: Extraction
     reference: Reference
     label_source: Images | None  # data whose classes samples are drawn as frequently as, or None for each class in turn
+    paired: Sequence[PairedMetric] = ()  # of each row, between samples and the images of the data
+    pairs: Images | None = None  # data whose conditions samples are drawn for
+
+    def drawer(self, pipeline: ConsistencyPipeline, seed: int, sigmas: list[float]) -> ImagesByNumber:
+        """What draws the samples of a row, for the conditions of the data where the model is given some."""
+        given = None if self.pairs is None else conditions_of(pipeline, self.pairs, seed)
+        return drawer(pipeline, self.label_source, seed, sigmas, given)
+
+    def closeness(self, images: ImagesByNumber, label: str) -> Figures:
+        """Figures of the paired metrics. Samples are drawn once more: each is a function of its number."""
+        if self.pairs is None or not self.paired:
+            return {}
+        data, row, accelerator = self.pairs, row_of(self.pairs, self.settings.seed), self.extract.accelerator
+
+        def targets(numbers: Tensor) -> Tensor:
+            return data.part(row(numbers))[0]
+
+        return closeness(images, targets, self.count, self.paired, accelerator, self.settings.batch_size, label)
 
     def figures(
         self, images: ImagesByNumber, count: int, metrics: Sequence[Metric], label: str
@@ -140,7 +162,6 @@ def _evaluator(
     cache = Path(settings.cache_dir or "~/.cache/diffusers-ict").expanduser()
     check_writable("cache_dir", cache)
     normalization = getattr(subject, "normalization", None)
-    check_extractor(settings.extractor, normalization is None)
     if isinstance(subject, Images):
         count, shape, classes = len(subject), subject.shape, None
     else:
@@ -148,8 +169,12 @@ def _evaluator(
     wanted = [(metric, count) for metric in metrics]
     if settings.tune_sigmas is not None:
         wanted.append((METRICS[settings.tune_metric], settings.tune_samples or count))
+    if wanted:
+        check_extractor(settings.extractor, normalization is None)
     keep = any(metric.needs_features for metric, _ in wanted)
     by_class = classes is not None and settings.labels == "data"
+    given = subject.condition_channels if isinstance(subject, ConsistencyPipeline) else 0
+    paired = _paired(settings, given, shape, accelerator)
     if by_class and settings.reference is not None:
         raise UserError("`reference` does not say how frequent classes are: give the data, or `labels` uniform.")
 
@@ -162,10 +187,13 @@ def _evaluator(
         images = _real_images(settings, by_class, accelerator, normalization)
         _check_alike(images.shape, shape)
         real = len(images) * (1 + settings.flip_reference)
-    if widths := WIDTHS.get((settings.extractor, settings.extractor_weights)):
+    if wanted and (widths := WIDTHS.get((settings.extractor, settings.extractor_weights))):
         check_counts(real, widths, settings.extractor)  # before the weights are downloaded
-    extractor = make_extractor(
-        settings.extractor, settings.extractor_weights, accelerator.device, normalization is None
+    named = settings.extractor, settings.extractor_weights
+    extractor = (
+        make_extractor(*named, accelerator.device, normalization is None)
+        if wanted
+        else no_extractor(accelerator.device)
     )
     extract = Extraction(extractor, accelerator, settings.batch_size, shape, normalization is None)
     if settings.reference is not None:
@@ -174,13 +202,35 @@ def _evaluator(
         real = reference.count
     check_counts(real, extract.widths, extractor.name)
     label_source = images if by_class else None
+    pairs = images if given else None
     if isinstance(subject, ConsistencyPipeline):
         labels_of(subject, label_source, settings.seed)  # refuses other classes before anything is computed
+        if pairs is not None:
+            conditions_of(subject, pairs, settings.seed)  # and other conditions
     if images is not None:
         name, _ = public_name(settings.data_name)
         facts = {"dataset": name, "split": settings.dataset_split, "flipped": settings.flip_reference}
         reference = measure_reference(images, facts, extract, cache, keep)
-    return Evaluator(settings, count, metrics, extract, reference, label_source)
+    return Evaluator(settings, count, metrics, extract, reference, label_source, paired, pairs)
+
+
+def _paired(
+    settings: EvaluationSettings, given: int, shape: tuple[int, int, int], accelerator: Accelerator
+) -> list[PairedMetric]:
+    """The paired metrics, after a check of what a model that is given images of `given` channels, or none, needs."""
+    names = [name for name in settings.metrics if name in PAIRED]
+    if names and not given:
+        raise UserError(
+            f"the metric {names[0]} compares images with those that belong to their conditions, which a model of pairs "
+            "is given: remove it from `metrics`."
+        )
+    if not given and settings.conditioning_image_column is not None:
+        raise UserError("`conditioning_image_column` means nothing for a model that is given no images: leave it out.")
+    if given and settings.reference is not None:
+        raise UserError("`reference` holds no conditions, which this model draws for: give the data.")
+    if given and settings.labels != "data":
+        raise UserError("`labels` uniform means nothing for a model of pairs, whose conditions have classes: leave it.")
+    return paired_metrics(names, shape, settings.lpips_weights, accelerator.device)
 
 
 def _check_alike(real: Sequence[int], shape: Sequence[int]) -> None:
@@ -213,7 +263,7 @@ def _rows(
         pipeline = load_consistency(model_name, variant).to(evaluator.extract.accelerator.device)  # with tuned levels
         for steps in evaluator.settings.steps:
             sigmas = [float(sigma) for sigma in pipeline.scheduler.sampling_sigmas(steps)]
-            yield drawer(pipeline, evaluator.label_source, evaluator.settings.seed, sigmas), variant, sigmas
+            yield evaluator.drawer(pipeline, evaluator.settings.seed, sigmas), variant, sigmas
 
 
 def _images_to_measure(path: Path) -> DataSettings | None:
@@ -234,8 +284,8 @@ def _checked_metrics(
         values = getattr(settings, name)
         if values is not None and not 0 < len(values) == len(set(values)):
             raise UserError(f"`{name}` needs at least one value, and none twice, got {values or 'none'}.")
-    if unknown := [name for name in settings.metrics if name not in METRICS]:
-        raise UserError(f"`metrics` may be {', '.join(METRICS)}, got {unknown[0]}.")
+    if unknown := [name for name in settings.metrics if name not in (*METRICS, *PAIRED)]:
+        raise UserError(f"`metrics` may be {', '.join((*METRICS, *PAIRED))}, got {unknown[0]}.")
     if bool(settings.data_name) == (settings.reference is not None):
         raise UserError("give `dataset_name` or `train_data_dir`, or `reference` with statistics, one of the three.")
     longest = ICTScheduler().config.num_train_timesteps
@@ -243,7 +293,7 @@ def _checked_metrics(
         raise UserError(f"`steps` must lie within 1 and {longest}, got {settings.steps}.")
     if settings.tune_sigmas is not None and folder is None:
         raise UserError("`tune_sigmas` writes into the model's scheduler: give the model as a local folder.")
-    return [METRICS[name] for name in settings.metrics] if metrics is None else metrics
+    return [METRICS[name] for name in settings.metrics if name in METRICS] if metrics is None else metrics
 
 
 def _variants(settings: EvaluationSettings, model_name: str) -> list[str | None]:
@@ -266,7 +316,7 @@ def _tune(steps: int, pipeline: ConsistencyPipeline, evaluator: Evaluator, folde
     figures = Figures()
 
     def figure(levels: list[float], fresh: bool) -> float:
-        images = drawer(pipeline, evaluator.label_source, settings.seed if fresh else search_seed, levels)
+        images = evaluator.drawer(pipeline, settings.seed if fresh else search_seed, levels)
         figures.update(evaluator.figures(images, count, [metric], f"{len(levels)} steps")[0])
         return next(iter(figures.values()))  # a deviation stands behind its figure
 

@@ -19,6 +19,7 @@ from ..errors import UserError, first_line
 from ..files import read_tensors, sha256
 from ..hub.provenance import weights_hash
 from ..progress import told
+from .report import NO_FEATURES
 
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -67,6 +68,11 @@ class Extractor:
                     f"[n, classes], got {shown} as {what} of {len(images)} images."
                 )
         return features.float().cpu(), None if logits is None else logits.float().cpu()
+
+
+def no_extractor(device: torch.device | str) -> Extractor:
+    """One without features, where no metric reads any."""
+    return Extractor(NO_FEATURES, "none", "none", lambda x: torch.zeros(len(x), 1), torch.device(device))
 
 
 def check_extractor(name: str, pictures: bool = True) -> None:

@@ -15,6 +15,7 @@ from ..data.transform import to_unit
 from ..errors import UserError
 from ..files import atomic_file, write_json
 from ..formulas.noise_schedule import karras_sigmas
+from ..formulas.preconditioning import Condition, Told
 from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
 from ..image_grid import as_pictures, labelled_blocks
@@ -23,7 +24,7 @@ from ..pipeline_consistency import ConsistencyPipeline
 from ..processes import best_device
 from .extractors import make_extractor
 from .metrics import centred, neighbour_distances
-from .samples import drawer, image_shape
+from .samples import conditions_of, drawer, image_shape
 
 
 def inspect(
@@ -67,13 +68,18 @@ def along_the_noise(pipeline: ConsistencyPipeline, images: Images, folder: Path)
     """along_sigma.png and gap.png: the first noisy image, then f of six images, with noise growing to the right."""
     device = pipeline.device
     f = pipeline.scheduler.consistency_function(pipeline.unet)
+    conditions_of(pipeline, images, 0)  # refuses data with others than the model's
     count = min(64, len(images))
-    pixels, labels = images.part(torch.arange(count) * (len(images) // count))
+    shown = torch.arange(count) * (len(images) // count)
+    pixels, labels = images.part(shown)
     x = pipeline.encode_images(to_unit(pixels, None, device))
     labels = None if labels is None else labels.to(device)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
     sigmas = karras_sigmas(41)
-    estimates = estimates_along(f, x, noise, sigmas, labels)
+    told: Told = labels
+    if images.condition is not None:
+        told = Condition(labels, images.condition.batch(shown, None, device)[0])
+    estimates = estimates_along(f, x, noise, sigmas, told)
     gap = consistency_gap(estimates)
     plot_gap(sigmas, gap, folder / "gap.png")
     levels, rows = sigmas[::4], 6
@@ -94,7 +100,8 @@ def along_the_noise(pipeline: ConsistencyPipeline, images: Images, folder: Path)
 def neighbours(pipeline: ConsistencyPipeline, images: Images, extractor, count: int, folder: Path) -> dict:
     """neighbours.png: the samples that are nearest to a training image, each above that image, by distance."""
     levels = [float(level) for level in pipeline.scheduler.sampling_sigmas(2)]
-    draw = drawer(pipeline, images if pipeline.unet.config.num_class_embeds else None, 0, levels)
+    by_class = images if pipeline.unet.config.num_class_embeds else None
+    draw = drawer(pipeline, by_class, 0, levels, conditions_of(pipeline, images, 0))
     drawn = torch.cat([draw(numbers).cpu() for numbers in torch.arange(count).split(250)])
     features, training = (
         torch.cat([extractor.features(part(numbers))[0] for numbers in torch.arange(total).split(250)])
@@ -116,12 +123,12 @@ def neighbours(pipeline: ConsistencyPipeline, images: Images, extractor, count: 
 
 
 @torch.no_grad()
-def estimates_along(f, x: Tensor, noise: Tensor, sigmas: Tensor, labels: Tensor | None = None) -> Tensor:
+def estimates_along(f, x: Tensor, noise: Tensor, sigmas: Tensor, labels: Told = None) -> Tensor:
     """f(x + sigma z, sigma) for every level: what the model makes of ever noisier versions of the same images.
 
     Args:
         f: a `ConsistencyFunction`.
-        x, noise: [B, C, H, W], images in [-1, 1]; sigmas: [N]; labels: [B] or None.
+        x, noise: [B, C, H, W], images in [-1, 1]; sigmas: [N]; labels: [B], a `Condition`, or None.
 
     Returns:
         [N, B, C, H, W]. A perfectly consistent model gives the same for every level of one trajectory; x + sigma z is

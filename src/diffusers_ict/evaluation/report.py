@@ -7,7 +7,16 @@ from typing import Any
 from ..files import atomic_file
 
 PUBLISHED = "published"  # the name of the weights that are no variant
-TITLES = {"fid": "FID", "frechet": "Frechet distance", "fd_dinov2": "FD-DINOv2", "kid": "KID"}
+NO_FEATURES = "nothing"  # the name of the extractor where no metric reads features
+TITLES = {
+    "psnr": "PSNR in dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "fid": "FID",
+    "frechet": "Frechet distance",
+    "fd_dinov2": "FD-DINOv2",
+    "kid": "KID",
+}
 MARKERS = "os^Dv*"
 COLUMNS = 4  # of panels, at most
 
@@ -53,7 +62,8 @@ def plot_quality(report: dict[str, Any], target: Path) -> None:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(len(variants), 4), fontsize=8)
     against = f"against {report['reference_images']:,} images of {report['dataset']}"
-    figure.suptitle(f"{report['samples']:,} samples {against}, features: {report['extractor']}", fontsize=9)
+    features = "" if report["extractor"] == NO_FEATURES else f", features: {report['extractor']}"
+    figure.suptitle(f"{report['samples']:,} samples {against}{features}", fontsize=9)
     with atomic_file(target) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 

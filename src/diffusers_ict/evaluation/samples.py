@@ -1,6 +1,7 @@
 """The samples of an evaluation, drawn by a pipeline. Each is a function of its number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from ..array_pictures import Shades
 from ..class_names import drawn_classes
 from ..data.dataset import Images
 from ..data.draw import EVALUATION, derive_seed
-from ..data.transform import to_unit
+from ..data.transform import PictureFormat, to_unit
 from ..errors import UserError, first_line
-from ..image_grid import as_pictures, classes_in_turn
+from ..image_grid import as_pictures, classes_in_turn, labelled_blocks
+from ..image_inputs import MODES
 from ..loading import variants_of
 from ..pipeline_consistency import ConsistencyPipeline
 
@@ -63,13 +65,40 @@ def labels_of(pipeline: ConsistencyPipeline, images: Images | None, seed: int) -
             f"the model has {classes} classes and the data has {images.num_classes or 'none'}; give "
             "`label_column`, or draw every class equally often with `labels` uniform."
         )
+    known, row = images.labels.cpu(), row_of(images, seed)
+    return lambda numbers: known[row(numbers)]
+
+
+def row_of(images: Images, seed: int) -> Callable[[Tensor], Tensor]:
+    """Rows of the data by the numbers of samples: all in random order, again and again."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(derive_seed(seed, EVALUATION)))
-    shuffled = images.labels.cpu()[order]
-    return lambda numbers: shuffled[numbers % len(shuffled)]
+    return lambda numbers: order[numbers % len(order)]
+
+
+def conditions_of(pipeline: ConsistencyPipeline, images: Images, seed: int) -> Callable[[Tensor], Tensor] | None:
+    """What a model of pairs is given for samples, by their numbers: uint8 [n, C', H, W]; None for another model.
+
+    Raises:
+        UserError: the data have no conditions, or others than the model's, or the model takes none.
+    """
+    needed, there = pipeline.condition_channels, images.condition_channels
+    if needed != there:
+        raise UserError(
+            f"the model is given images of {needed} channels, and the conditions of the data have {there or 'none'}: "
+            "set `conditioning_image_column` and `conditioning_image_mode` as in training."
+        )
+    if images.condition is None:
+        return None
+    rows, row = images.condition.rows, row_of(images, seed)
+    return lambda numbers: rows[row(numbers)]
 
 
 def drawer(
-    pipeline: ConsistencyPipeline, images: Images | None, seed: int, levels: list[float]
+    pipeline: ConsistencyPipeline,
+    images: Images | None,
+    seed: int,
+    levels: list[float],
+    given: Callable[[Tensor], Tensor] | None = None,
 ) -> Callable[[Tensor], Tensor]:
     """A function that draws the samples of some numbers [n] through the noise levels `levels`: uint8 [n, C, H, W].
 
@@ -77,6 +106,10 @@ def drawer(
 
     The noise of a sample depends on the seed and its number alone, its label is that of `labels_of`. So step counts and
     variants are compared on the same noise, whatever the batch size and the number of processes.
+
+    Args:
+        images: the labels are those of `labels_of` for them.
+        given: of a model of pairs, the conditions of some numbers.
     """
     labels = labels_of(pipeline, images, seed)
 
@@ -85,6 +118,8 @@ def drawer(
         generators = [torch.Generator(pipeline.device).manual_seed(seed) for seed in seeds]
         kind = "latent" if pipeline.normalization else "pt"
         options: dict[str, Any] = {"sigmas": levels, "generator": generators, "output_type": kind}
+        if given is not None:
+            options["image"] = given(numbers)
         (drawn,) = pipeline(len(seeds), labels(numbers), **options, return_dict=False)
         if not drawn.isfinite().all():
             raise UserError(
@@ -95,11 +130,41 @@ def drawer(
     return draw
 
 
-def draw_in_turn(pipeline: ConsistencyPipeline, count: int, steps: int, seed: int) -> Tensor:
-    """So many samples in `steps` steps, each class in turn, as `drawer` has them."""
+def read_given(pipeline: ConsistencyPipeline, files: Sequence[Path]) -> Tensor | None:
+    """Files of pictures as a model of pairs is given them, uint8 [n, C', H, W]; None for another model.
+
+    Raises:
+        UserError: a file that cannot be read, files for another model, none for this one, or one whose images are no
+            squares of 1, 3 or 4 channels.
+    """
+    channels, (_, height, width) = pipeline.condition_channels, image_shape(pipeline)
+    if bool(files) != bool(channels):
+        needed = f"files of pictures of {channels} channels, because" if channels else "left out, because not"
+        raise UserError(f"`image` must be {needed} this model draws for given ones, got {len(files)} files.")
+    if not channels:
+        return None
+    if channels not in MODES or height != width:
+        raise UserError(
+            f"pictures are squares of 1, 3 or 4 channels, and this model is given {width}x{height} of {channels}: call "
+            "ConsistencyPipeline with arrays."
+        )
+    form = PictureFormat(height, mode=MODES[channels])
+    read = [form.convert({"bytes": None, "path": str(file)}, number).pixels for number, file in enumerate(files)]
+    return torch.stack([torch.from_numpy(pixels.copy()) for pixels in read])
+
+
+def draw_in_turn(
+    pipeline: ConsistencyPipeline, count: int, steps: int, seed: int, given: Tensor | None = None
+) -> Tensor:
+    """So many samples in `steps` steps, each class in turn, as `drawer` has them.
+
+    Args:
+        given: what a model of pairs is given, uint8 [n, C', H, W], in turn.
+    """
     levels = pipeline.scheduler.sampling_sigmas(steps).tolist()
     parts = torch.arange(count).split(AT_ONCE)
-    return torch.cat([drawer(pipeline, None, seed, levels)(numbers) for numbers in parts]).cpu()
+    conditions = None if given is None else lambda numbers: given[numbers % len(given)]
+    return torch.cat([drawer(pipeline, None, seed, levels, conditions)(numbers) for numbers in parts]).cpu()
 
 
 def as_arrays(pipeline: ConsistencyPipeline, drawn: Tensor) -> np.ndarray:
@@ -117,3 +182,9 @@ def sample_sheet(pipeline: ConsistencyPipeline, drawn: Tensor) -> Image.Image:
     values = pipeline.normalization.undo(drawn)
     shades = Shades.of(values)
     return shades.with_bar(classes_in_turn(shades.rows({"": values}), names))
+
+
+def given_sheet(given: Tensor, drawn: Tensor) -> Image.Image:
+    """A picture of a model of pairs: a column for each of `given`, uint8 [n, C', H, W], with its samples below."""
+    blocks = {name: as_pictures(to_unit(each, None, "cpu")) for name, each in {"given": given, "drawn": drawn}.items()}
+    return labelled_blocks(blocks, len(given))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .dropout import reuse_masks
 from .noise_schedule import SIGMA_MAX, SIGMA_MIN
-from .preconditioning import ConsistencyFunction, per_image
+from .preconditioning import ConsistencyFunction, Told, per_image
 
 DIFFERENCE = 0.01  # of a level: the step of the finite difference
 MOST_LEVELS = 1281  # the last stage of iCT's curriculum
@@ -38,7 +38,7 @@ def adaptive_levels(
     f: ConsistencyFunction | Callable,
     x: Tensor,
     noise: Tensor,
-    class_labels: Tensor | None,
+    class_labels: Told,
     trade_off: float,
     sigma_min: float = SIGMA_MIN,
     sigma_max: float = SIGMA_MAX,
@@ -51,7 +51,8 @@ def adaptive_levels(
 
     Args:
         f: the consistency function.
-        x: images in [-1, 1], [B, C, H, W]; noise: standard normal, same shape; class_labels: [B] or None.
+        x: images in [-1, 1], [B, C, H, W]; noise: standard normal, same shape.
+        class_labels: [B], a `Condition`, or None.
         total: adds up the sums of all processes.
     """
 

@@ -9,6 +9,7 @@ CMStochasticIterativeScheduler, so that float32 results agree with the stock pip
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,28 @@ def per_image(sigma: Tensor, x: Tensor) -> Tensor:
     return sigma.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
-def boundary(x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
+@dataclass(frozen=True)
+class Condition:
+    """What a network of pairs is told beside the noisy image, in the place of class labels.
+
+    Attributes:
+        labels: [B] or None.
+        image: what it sees in further input channels as it is, without noise and without c_in: [B, C', H, W].
+    """
+
+    labels: Tensor | None
+    image: Tensor
+
+
+Told = Tensor | Condition | None  # what a consistency function gets beside the noisy image and its level
+
+
+def with_condition(scaled: Tensor, image: Tensor | None) -> Tensor:
+    """The input of a network: c_in x [B, C, H, W], and the condition in further channels, if there is one."""
+    return scaled if image is None else torch.cat([scaled, image.to(scaled.dtype)], 1)
+
+
+def boundary(x: Tensor, sigma: Tensor, class_labels: Told = None) -> Tensor:
     """f(x, sigma_min) = x, for every network and without one. CM Eq. 5. Called like a `ConsistencyFunction`."""
     return x
 
@@ -84,8 +106,8 @@ class ConsistencyFunction:
             share_dropout(net)
         self.net, self.sigma_min, self.sigma_data = net, sigma_min, sigma_data
 
-    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        """x [B, C, H, W] in float32, sigma [B], labels [B] -> the clean estimate [B, C, H, W] in float32.
+    def __call__(self, x: Tensor, sigma: Tensor, class_labels: Told = None) -> Tensor:
+        """x [B, C, H, W] in float32, sigma [B], labels [B] or a condition -> the clean estimate, as x.
 
         sigma may be float64, as grids are: the timestep is then that of the sampler to the last bit. Whatever
         precision the network computes in, the arithmetic around it stays in float32: at N = 1281 the two points of
@@ -93,5 +115,8 @@ class ConsistencyFunction:
         """
         level = per_image(sigma, x)
         scaled = scale_input(x, level, self.sigma_data)
-        output = self.net(scaled, c_noise(sigma), class_labels=class_labels, return_dict=False)[0]
+        told = class_labels if isinstance(class_labels, Condition) else None
+        labels = class_labels if told is None else told.labels
+        seen = with_condition(scaled, None if told is None else told.image)
+        output = self.net(seen, c_noise(sigma), class_labels=labels, return_dict=False)[0]
         return denoise(output.float(), x, level, self.sigma_min, self.sigma_data)

@@ -74,7 +74,7 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
     grids = sorted((folder / "samples").glob("*.png"))
     data = ModelCardData(
         license=license or recipe.get("license"),
-        **COMMON,
+        **(COMMON | ({"pipeline_tag": "image-to-image"} if run.condition else {})),
         tags=[*TAGS[:3], recipe["loss"], *TAGS[3:]],
         datasets=[run.dataset] if run.dataset_on_hub else None,
         base_model=run.base_model if run.base_model_on_hub else None,

@@ -1,5 +1,6 @@
 """A check of a consistency repository: everything a sampler relies on, and the model card."""
 
+import importlib.util
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -18,7 +19,7 @@ from ..loading import load_stock, variants_of
 from ..names import operand, shell
 from ..pipeline_consistency import ConsistencyPipeline
 from ..stock_key import STOCK_KEY
-from .card import read_card
+from .card import PIPELINE, read_card
 from .fetch import fetch_file
 from .metadata import ConversionMetadata, RunMetadata
 
@@ -92,10 +93,13 @@ def _time(stock: Stock) -> Finding:
 def _channels(stock: Stock) -> Finding:
     config = stock.unet.config
     classes = f"{config.num_class_embeds} classes" if config.num_class_embeds else "no classes"
-    text = f"{config.in_channels} channels in, {config.out_channels} out, size {config.sample_size}, {classes}"
-    fault = ""
-    if config.in_channels != config.out_channels:
-        fault = ": the numbers of input and output channels must be equal"
+    fault, given = "", config.in_channels - config.out_channels
+    of_image = f" ({given} of a given image, which pipeline.py takes)" if given > 0 else ""
+    text = (
+        f"{config.in_channels} channels in{of_image}, {config.out_channels} out, size {config.sample_size}, {classes}"
+    )
+    if given < 0:
+        fault = ": there must not be more output channels than input channels"
     elif config.sample_size is None:
         fault = ": without sample_size in its config stock diffusers cannot sample"
     elif isinstance(stock, LDMPipeline):
@@ -150,6 +154,10 @@ def _equality(stock: Stock) -> Finding:
     ours = ConsistencyPipeline(stock.unet, stock.scheduler, getattr(stock, "vqvae", None))
     ours.set_progress_bar_config(disable=True)
     options: dict[str, Any] = {"output_type": "np", "return_dict": False}
+    if given := ours.condition_channels:  # by the code that is published beside them, not by that of the repository
+        stock = _published_pipeline()(stock.unet, stock.scheduler)
+        stock.set_progress_bar_config(disable=True)
+        options["image"] = torch.rand(1, given, *ours._image_size(), generator=torch.Generator().manual_seed(0))
     if stock.unet.config.num_class_embeds:
         if isinstance(stock, LDMPipeline):
             text = "stock LDMPipeline takes no classes; pipeline.py of the repository draws them with diffusers alone."
@@ -173,6 +181,16 @@ def _equality(stock: Stock) -> Finding:
         worst = max(worst, float(np.abs(images[0] - images[1]).max()))
     text = f"stock diffusers and diffusers-ict differ by at most {worst:.3g} with one and two steps."
     return _ok_unless(worst, "sampling", text)
+
+
+def _published_pipeline() -> type[ConsistencyModelPipeline]:
+    """The class of the file pipeline.py that is written into repositories."""
+    spec = importlib.util.spec_from_file_location("diffusers_ict_published_pipeline", str(PIPELINE))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ConsistencySigmasPipeline
 
 
 def _card(repository: str) -> Finding:

@@ -59,6 +59,7 @@ class RunMetadata(Metadata):
         command: repeats the run; commit: of the code, where it is a checkout.
         objective: description of the user's own objective, or None for one of the recipe.
         autoencoder, latent_shape: whose latents were learned, and their (C, H, W); None for a model of pixels.
+        condition: channels of the images that a model of pairs is given, or 0.
         changes: of settings, by resumes: {"step", "setting", "from", "to"} each, `step` steps having been done.
     """
 
@@ -85,6 +86,7 @@ class RunMetadata(Metadata):
     autoencoder: str | None = None
     autoencoder_on_hub: bool = False
     latent_shape: list[int] | None = None
+    condition: int = 0
     changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 

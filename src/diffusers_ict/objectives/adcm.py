@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..formulas.adaptive_grid import adaptive_levels
 from ..formulas.noise_schedule import karras_sigmas, lognormal_pair_probabilities
+from ..formulas.preconditioning import Told
 from .base import bounded, neighbours
 from .ect import ECT
 
@@ -70,7 +71,7 @@ class ADCM(ECT):
         return done >= first and (done - first) % period == 0 and step + 1 < total_steps
 
     def rebuild(
-        self, f: Callable, x: Tensor, noise: Tensor, class_labels: Tensor | None, total: Callable[[Tensor], Tensor]
+        self, f: Callable, x: Tensor, noise: Tensor, class_labels: Told, total: Callable[[Tensor], Tensor]
     ) -> None:
         """Choose the levels by a batch."""
         ends = self.sigma_min, self.sigma_max

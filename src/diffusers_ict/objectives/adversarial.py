@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..formulas.noise_schedule import act_num_levels
-from ..formulas.preconditioning import c_noise
+from ..formulas.preconditioning import Told, c_noise
 from . import objective_class
 from .base import Objective, Pair, bounded
 from .ct import CT
@@ -86,7 +86,7 @@ class Adversarial(Objective):
         return self.consistency.rebuilds_after(step, total_steps)
 
     def rebuild(
-        self, f: Callable, x: Tensor, noise: Tensor, class_labels: Tensor | None, total: Callable[[Tensor], Tensor]
+        self, f: Callable, x: Tensor, noise: Tensor, class_labels: Told, total: Callable[[Tensor], Tensor]
     ) -> None:
         self.consistency.rebuild(f, x, noise, class_labels, total)
 

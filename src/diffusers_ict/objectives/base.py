@@ -20,7 +20,7 @@ from ..formulas.distances import cauchy, pseudo_huber
 from ..formulas.dropout import reuse_masks
 from ..formulas.noise_schedule import RHO, SIGMA_MAX, SIGMA_MIN, karras_sigmas
 from ..formulas.posterior_mean import towards_mean
-from ..formulas.preconditioning import ConsistencyFunction, per_image
+from ..formulas.preconditioning import ConsistencyFunction, Told, per_image
 from ..settings import check_bounds, setting
 
 
@@ -48,7 +48,7 @@ def consistency_pair(
     noise: Tensor,
     sigma: Tensor,
     sigma_next: Tensor,
-    class_labels: Tensor | None = None,
+    class_labels: Told = None,
     *,
     teacher: ConsistencyFunction | Callable | None = None,
     mean: Tensor | None = None,
@@ -59,7 +59,7 @@ def consistency_pair(
         f: the consistency function in training; called as f(x, sigma, class_labels).
         x: images in [-1, 1], [B, C, H, W]; noise: standard normal, same shape.
         sigma, sigma_next: [B], sigma < sigma_next.
-        class_labels: [B] or None.
+        class_labels: [B], a `Condition`, or None.
         teacher: the function that gives the target; by default f itself, in the mode f is in, without gradient. It
             drops the same units; a network of its own that drops out must be prepared by `share_dropout`.
         mean: `posterior_mean` of the noisier points, [B, C, H, W]; the cleaner ones then lie on the way to it, instead
@@ -190,13 +190,13 @@ class Objective(ABC):
         return False
 
     def rebuild(  # noqa: B027 - most choose nothing while they train
-        self, f: Callable, x: Tensor, noise: Tensor, class_labels: Tensor | None, total: Callable[[Tensor], Tensor]
+        self, f: Callable, x: Tensor, noise: Tensor, class_labels: Told, total: Callable[[Tensor], Tensor]
     ) -> None:
         """Change what the objective keeps in its `memory`, by a batch of the step.
 
         Args:
             f: the teacher's consistency function.
-            x, noise: [B, C, H, W]; class_labels: [B] or None.
+            x, noise: [B, C, H, W]; class_labels: [B], a `Condition`, or None.
             total: adds up a tensor over all processes.
         """
 

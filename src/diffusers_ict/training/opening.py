@@ -95,6 +95,8 @@ def open_run(
     batch_size = recipe.images_in_step(accelerator.num_processes)
     recipe = _resolve(recipe, accelerator, objective, own_objective, data)
     check_curriculum(objective, recipe.max_train_steps)
+    if data.condition_channels:
+        _check_pairs(recipe, objective)
     _check_objective(objective, scheduler, recipe.max_train_steps, data, batch_size, recipe.reference_batch_size)
 
     saved = find_checkpoint(recipe)
@@ -173,8 +175,8 @@ def _open_networks(
             "--model_config_name_or_path"
         )
     if model is not None:
-        check_fits(config_of(model), data.shape, data.num_classes, data.vae)
-        check_call(model, data.shape, data.num_classes)
+        check_fits(config_of(model), data.shape, data.num_classes, data.condition_channels, data.vae)
+        check_call(model, data.shape, data.num_classes, data.condition_channels)
     if recipe.push_to_hub and not isinstance(unet, ModelMixin):
         raise UserError(
             f"`push_to_hub` needs a model of diffusers, a ModelMixin whose repository others can load, got "
@@ -288,6 +290,16 @@ def _resolve(
         adam_beta1=beta1 if recipe.adam_beta1 is None else recipe.adam_beta1,
         adam_beta2=beta2 if recipe.adam_beta2 is None else recipe.adam_beta2,
     )
+
+
+def _check_pairs(recipe: Recipe, objective: Objective) -> None:
+    """Refuse what takes images of one class for interchangeable: their conditions are not."""
+    if recipe.reference_batch_size:
+        raise UserError("`reference_batch_size` averages targets over images, and those of pairs differ: leave it out.")
+    if isinstance(objective, Adversarial):
+        raise UserError(
+            f"`loss` must be ict, ect, ct or adcm for pairs, whose conditions no discriminator sees, got {recipe.loss}."
+        )
 
 
 def _check_objective(

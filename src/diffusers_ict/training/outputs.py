@@ -131,6 +131,7 @@ def export_run(run: Run, step: int) -> None:
         commit=code_commit(),
         command=recipe.command(),
         **_latents_of(run),
+        condition=run.data.condition_channels,
         changes=run.identity.changes,
     ).write(folder)
     if (folder / "model_index.json").is_file():  # else nobody could follow what the card says of loading it

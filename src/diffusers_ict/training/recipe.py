@@ -21,7 +21,7 @@ from .run_settings import RunSettings
 # Settings that belong to one data set: data given on the command line replace all of them.
 OF_THE_DATA = (
     *("dataset_name", "train_data_dir", "dataset_config_name", "dataset_split", "image_column", "label_column"),
-    "channels_first",
+    *("conditioning_image_column", "channels_first"),
 )
 POLYNOMIAL_END = 1e-7  # where this schedule of diffusers ends
 SHIPPED = Path(__file__).resolve().parent.parent / "recipes"
@@ -140,6 +140,7 @@ class Recipe(RunSettings, DataSettings):
         if self.normalize and self.streaming:
             raise UserError("`normalize` looks at all data before the first step: leave `streaming` out.")
         self._check_latents()
+        self._check_pairs()
         if self.gradient_checkpointing and self.torch_compile:
             raise UserError(
                 "`gradient_checkpointing` computes passes again, which a graph cannot: leave it or `torch_compile` out."
@@ -154,6 +155,15 @@ class Recipe(RunSettings, DataSettings):
         if not decays or len(set(decays)) < len(decays) or not all(0 < decay < 1 for decay in decays):
             raise UserError(f"`ema_decays` must be different numbers between 0 and 1, got {decays}.")
 
+    def _check_pairs(self) -> None:
+        """Refuse, by a UserError, what has no meaning beside given images or without them."""
+        if self.conditioning_image_mode and not self.conditioning_image_column:
+            raise UserError(
+                "`conditioning_image_mode` is for pairs, which `conditioning_image_column` makes: leave it out."
+            )
+        if self.conditioning_image_column and self.streaming:
+            raise UserError("`conditioning_image_column` needs images that are read before: leave `streaming` out.")
+
     def _check_latents(self) -> None:
         """Refuse, by a UserError, what has no meaning beside an autoencoder or without one."""
         if self.pretrained_vae_name_or_path is None:
@@ -164,6 +174,10 @@ class Recipe(RunSettings, DataSettings):
             raise UserError("an autoencoder encodes pictures: leave `normalize` or `pretrained_vae_name_or_path` out.")
         if self.streaming:
             raise UserError("latents are encoded once, before the first step: leave `streaming` out.")
+        if self.conditioning_image_column:
+            raise UserError(
+                "pairs are of pixels: leave `conditioning_image_column` or `pretrained_vae_name_or_path` out."
+            )
         if self.pretrained_model_name_or_path:
             raise UserError(
                 "a model of latents begins afresh: leave `pretrained_model_name_or_path` or "

@@ -45,6 +45,8 @@ def make_pipeline(
 def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, seed: int) -> Image.Image:
     """Samples with one step and with two, from the same noise, below real images of the same classes.
 
+    Those of pairs are drawn for the conditions of the real images, which stand above.
+
     Args:
         images: the data, of which random images are shown; classes without images have blank places.
         count: images drawn with each number of steps; classes go round in order.
@@ -52,18 +54,22 @@ def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, se
     """
     device, classes = pipeline.device, pipeline.unet.config.num_class_embeds
     labels = torch.arange(count) % classes if classes else None
+    rows = _rows_of(images, labels, count, seed)
+    given = None if images.condition is None else images.condition.batch(rows.clamp(min=0), None, "cpu")[0]
     drawn: dict[str, Tensor] = {}
     for steps in (1, 2):
         generator = torch.Generator(device).manual_seed(seed)
         # As in the network's units, in which the data is: pictures in [-1, 1].
         options: dict[str, Any] = {"output_type": "latent" if images.normalization else "pt", "return_dict": False}
+        if given is not None:
+            options["image"] = (given + 1) / 2
         (sampled,) = pipeline(count, labels, steps, generator=generator, **options)
         drawn[f"{steps} step{'s' if steps > 1 else ''}"] = sampled if images.normalization else sampled * 2 - 1
-    rows = _rows_of(images, labels, count, seed)
     real, _ = images.batch(rows.clamp(min=0), None, "cpu")
     real[rows < 0] = 1
     known = images.class_names or list(map(str, range(classes or 0)))
-    return array_sheet({"real": real, **drawn}, images, known if labels is not None else ())
+    shown = {} if given is None or images.normalization else {"condition": given}  # arrays have colours of their own
+    return array_sheet({**shown, "real": real, **drawn}, images, known if labels is not None else ())
 
 
 def array_sheet(blocks: dict[str, Tensor], images: Images, class_names: Sequence[str]) -> Image.Image:

@@ -36,11 +36,12 @@ def train(
 
     Args:
         model: a network of your own, instead of the recipe's UNet2DModel. It is called as
-            `model(x, timesteps, class_labels=..., return_dict=False)[0]`, x [B, C, H, W] -> [B, C, H, W], and its
+            `model(x, timesteps, class_labels=..., return_dict=False)[0]`, x [B, C, H, W] -> [B, C, H, W], where x has
+            the channels of the condition behind those of the images, if there is one, and its
             `config` has `sample_size`, `in_channels`, `out_channels` and `num_class_embeds`. The timesteps are
             250 ln(sigma): [B] in training, one number in sampling.
         dataset: any map-style data set of {"x": uint8 or floating point [C, H, W], "label": int}, labels being
-            optional, instead of the recipe's; see `MapDataset`.
+            optional, with a "condition" for pairs, instead of the recipe's; see `MapDataset`.
         objective: one of your own, instead of the one that the recipe names.
 
     Returns:
@@ -107,7 +108,7 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
         """Add the gradient of a micro batch: outputs at neighbouring levels must agree, and D take them for real."""
         teacher, mean = (boundary, None) if denoising else (networks.f_teacher, batch.mean)
         levels = batch.sigma, batch.sigma_next
-        pair = consistency_pair(networks.f, batch.x, batch.noise, *levels, batch.labels, teacher=teacher, mean=mean)
+        pair = consistency_pair(networks.f, batch.x, batch.noise, *levels, batch.told, teacher=teacher, mean=mean)
         with nullcontext() if adversary is None else adversary.judging():
             # lambda(sigma_i) d(student, target), or L_G with ACT
             loss = objective.loss(pair) if adversary is None else adversary.generator_loss(pair, batch)
@@ -141,7 +142,7 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
             average.update()
         if objective.rebuilds_after(step, total_steps):
             total = partial(accelerator.reduce, reduction="sum")
-            objective.rebuild(networks.f_teacher, batch.x, batch.noise, batch.labels, total)
+            objective.rebuild(networks.f_teacher, batch.x, batch.noise, batch.told, total)
         decay = objective.teacher_decay(step, total_steps)
         if networks.teacher is not None and decay is not None:
             move_towards(list(networks.teacher.parameters()), list(networks.unet.parameters()), decay)

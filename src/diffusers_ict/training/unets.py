@@ -104,14 +104,15 @@ def config_for(recipe: Recipe, images: TrainingData, on_cpu: bool = False, earli
     """
     channels, height, width = images.shape
     name = recipe.model_config_name_or_path
-    of_the_data = {"in_channels": channels, "out_channels": channels, "num_class_embeds": images.num_classes}
+    seen = channels + images.condition_channels
+    of_the_data = {"in_channels": seen, "out_channels": channels, "num_class_embeds": images.num_classes}
     size = {"sample_size": height if height == width else [height, width]}
     if name is None and earlier is not None:
         return {**earlier, **of_the_data, **size}
     if name is None:
         if not takes_small(recipe, images, on_cpu):
             shorter, longer = sorted((height, width))
-            return {**default_unet_config(shorter, channels, images.num_classes, longer), **size}
+            return {**default_unet_config(shorter, channels, images.num_classes, longer), **of_the_data, **size}
         name = SMALL
     return {**of_the_data, **read_config(name), **size}
 
@@ -127,9 +128,16 @@ def check_resolution(recipe: Recipe) -> None:
 
 
 def check_fits(
-    config: dict, shape: tuple[int, int, int], num_classes: int | None, vae: Autoencoder | None = None
+    config: dict,
+    shape: tuple[int, int, int],
+    num_classes: int | None,
+    condition_channels: int = 0,
+    vae: Autoencoder | None = None,
 ) -> None:
     """Check that a UNet of this config takes and returns these images and labels, or the latents of an autoencoder.
+
+    Args:
+        condition_channels: of what it is given of each image, in further input channels.
 
     Raises:
         UserError: what does not fit.
@@ -155,11 +163,13 @@ def check_fits(
                 f"{side * smaller}."
             )
     given = config.get("in_channels", 3), config.get("out_channels", 3)
-    if given != (channels, channels):
+    if given != (channels + condition_channels, channels):
+        conditions = f" and their conditions {condition_channels}" if condition_channels else ""
+        needed = f"{channels + condition_channels} in and {channels} out" if conditions else f"{channels} in and out"
         remedy = "choose another model" + (", or convert the images with `image_mode`" if vae is None else "")
         raise UserError(
-            f"the {'images' if vae is None else 'latents'} have {channels} channels, so the UNet needs {channels} in "
-            f"and out, and it has {given[0]} in and {given[1]} out; {remedy}."
+            f"the {'images' if vae is None else 'latents'} have {channels} channels{conditions}, so the UNet needs "
+            f"{needed}, and it has {given[0]} in and {given[1]} out; {remedy}."
         )
     classes = config.get("num_class_embeds")
     if classes != num_classes:
@@ -254,10 +264,10 @@ def make_unet(
     """
     if start is not None:
         unet = with_dropout(start.pipeline.unet, recipe, objective)
-        check_fits(dict(unet.config), images.shape, images.num_classes, images.vae)
+        check_fits(dict(unet.config), images.shape, images.num_classes, images.condition_channels, images.vae)
     else:
         config = config_for(recipe, images, on_cpu, earlier)
-        check_fits(config, images.shape, images.num_classes, images.vae)
+        check_fits(config, images.shape, images.num_classes, images.condition_channels, images.vae)
         config = {**config, "dropout": choose_dropout(recipe, config, objective)}
         check_config(UNet2DModel, config, "the UNet")
         unet = build(config, derive_seed(recipe.seed, INIT, GENERATOR))

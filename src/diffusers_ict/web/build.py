@@ -141,6 +141,8 @@ def _images(pipeline: ConsistencyPipeline) -> dict[str, Any]:
     if pipeline.normalization is not None:
         raise UserError("the page shows pictures, and the model draws arrays of numbers; sample it from Python.")
     sides = {config.sample_size} if isinstance(config.sample_size, int) else set(config.sample_size or ())
+    if pipeline.condition_channels:
+        raise UserError("the page draws from noise alone, and this model is given images: use another model.")
     if len(sides) != 1 or config.in_channels not in (1, 3, 4):
         raise UserError(
             f"the page shows square images of 1, 3 or 4 channels, and the model has {config.in_channels} channels and "

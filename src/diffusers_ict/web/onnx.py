@@ -85,6 +85,10 @@ def _check(pipeline: ConsistencyPipeline, dtype: str) -> None:
         raise UserError(f"ONNX files need {', '.join(missing)}: pip install {' '.join(missing)}.")
     if dtype not in LIMITS:
         raise UserError(f"`weights` must be one of {', '.join(LIMITS)}, got {dtype}.")
+    if pipeline.condition_channels:
+        raise UserError(
+            "an ONNX file takes noise, levels and classes alone, and this model is given images: use another."
+        )
     if pipeline.unet.config.sample_size is None:
         raise UserError("an ONNX file has one image size, and this model has no sample_size in its config; add it.")
     size = 4 * sum(p.numel() for p in pipeline.unet.parameters())
