@@ -137,7 +137,11 @@ def test_a_recipe_makes_the_objective_whose_alignment_must_end_before_the_run():
 @pytest.mark.parametrize(
     ("loss", "settings", "message"),
     [
-        ("ict", {"align_steps": 5}, "of ICT can have s0, s1, p_mean, p_std, huber_c, got align_steps"),
+        (
+            "ict",
+            {"align_steps": 5},
+            "of ICT can have s0, s1, p_mean, p_std, huber_c, metric, cauchy_c, got align_steps",
+        ),
         (
             "act",
             {"align_steps": 5},
