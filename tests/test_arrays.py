@@ -321,7 +321,7 @@ def test_the_file_of_the_repository_draws_the_same_without_this_package(base, py
         "x = p(2, class_labels=[0, 1], generator=g, output_type='latent', sigmas=[80.0, 0.821]).images;"
         "torch.save(x, m + '/x')"
     )
-    subprocess.run([python_without_us, "-c", code, str(base / "model")], check=True, capture_output=True)
+    subprocess.run([python_without_us, "-c", code, str(base / "model")], check=True, capture_output=True, timeout=600)
     theirs = torch.load(base / "model" / "x", weights_only=True)
     pipeline = ConsistencyPipeline.from_pretrained(base / "model")
     generator = torch.Generator().manual_seed(0)
