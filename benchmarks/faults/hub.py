@@ -145,7 +145,7 @@ def misbehaving(shop: Workshop, place: Path, number: int, random: Random) -> int
 
     def body() -> int:
         BackgroundPublisher.timeout = PATIENCE
-        own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint"]
+        own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "every_save"]
         return shop.train(loss, place / "out", *slower, *own)
 
     ended = Child(body, place, hub.environment(place)).wait().check(0)
@@ -228,7 +228,7 @@ def optional_work(shop: Workshop, place: Path, number: int, random: Random) -> i
             (out / name).write_bytes(b"---\n[\xff" + random.randbytes(20))
 
         JSONLines.write = writing  # type: ignore[method-assign]
-        own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint"]
+        own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "every_save"]
         return shop.train(loss, out, *own)
 
     ended = Child(body, place, hub.environment(place)).wait().check(0)
