@@ -124,8 +124,8 @@ class BackgroundPublisher:
                 shutil.copy2(file, target)
         if self.checkpoints == "all" and (pruned := sorted(self.waiting - {path.name for path in saved})):
             warnings.warn(
-                f"{', '.join(pruned)} was deleted before the upload before it had ended, and is not on the Hub; raise "
-                "`checkpoints_total_limit`.",
+                f"{', '.join(pruned)} was deleted before it could be uploaded, because the upload before it took "
+                "longer than the steps between checkpoints; raise `checkpoints_total_limit`.",
                 stacklevel=4,
             )
         self.waiting = set()

@@ -72,10 +72,10 @@ def check_replaces(ours: dict[str, Any], theirs: dict[str, Any], supersede: bool
     common = before.keys() & ours["decisive"].keys()  # versions may differ in the others
     if differing := sorted(key for key in common if before[key] != ours["decisive"][key]):
         key = differing[0]
-        there, here = ("other images", "these") if key == "data" else (before[key], ours["decisive"][key])
+        there, here = (f"{key} {before[key]}", ours["decisive"][key]) if key != "data" else ("other images", "these")
         raise UserError(
-            f"it holds a training checkpoint of another run, which has {key} {there} where this one has {here}; name "
-            "another `hub_model_id`"
+            f"it holds a training checkpoint of another run, which has {there} where this one has {here}; name another "
+            "`hub_model_id`"
         )
     if theirs["step"] > ours["step"] and not supersede:
         raise UserError(
