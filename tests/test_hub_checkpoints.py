@@ -15,6 +15,7 @@ from hub_stand_in import Fault, Repository
 from short_run import ACT, ICT, run
 
 from diffusers_ict.errors import UserError
+from diffusers_ict.files import TEMPORARY
 from diffusers_ict.hub import checkpoint_upload
 from diffusers_ict.hub.background import BackgroundPublisher
 from diffusers_ict.hub.checkpoint_upload import check_replaces
@@ -83,6 +84,24 @@ def test_uploads_that_fail_are_told_while_the_run_goes_on_and_what_was_pruned_be
         publisher.submit()
     publisher.finish()
     assert not list(out.glob(".publish-*"))
+
+
+def test_on_another_disk_than_that_of_temporary_files_links_lie_in_the_folder_of_the_run(out, monkeypatch):
+    """So that no checkpoint is written twice, or into memory."""
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.is_dir() or elsewhere.stat().st_dev == out.stat().st_dev:
+        pytest.skip("there is no other disk here")
+    monkeypatch.setattr("diffusers_ict.hub.background.tempfile.tempdir", str(elsewhere))
+    monkeypatch.setattr("diffusers_ict.hub.background.subprocess.Popen", Ended)
+    publisher = BackgroundPublisher(out, NAME, checkpoints="newest")
+    publisher.submit()
+    links = Path(publisher.copy.name)
+    assert links.parent == out
+    assert (links / "checkpoint-12" / "state.json").samefile(out / "checkpoint-12" / "state.json")
+    assert not (links / "checkpoint-10").exists()
+    assert TEMPORARY.fullmatch(links.name), "a later run would not remove what a kill leaves"
+    publisher.finish()
+    assert not links.exists()
 
 
 class Ended:

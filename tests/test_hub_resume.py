@@ -9,7 +9,7 @@ from conftest import files_of
 from faults.compare import check_same
 from hub_client import NAME
 from hub_stand_in import Fault, Repository
-from short_run import assert_bitwise_equal, assert_refused, run
+from short_run import assert_bitwise_equal, assert_refused, final_tensors, run, two_processes
 
 from diffusers_ict.hub import checkpoint_on_hub
 from diffusers_ict.hub.background import BackgroundPublisher
@@ -179,3 +179,17 @@ def test_a_download_is_of_one_commit_whatever_is_committed_meanwhile(
     monkeypatch.setattr(checkpoint_on_hub, "snapshot_download", meanwhile)
     assert run(*finished, *REPOSITORY, *LATEST) == 0
     assert_bitwise_equal(whole, out)
+
+
+@pytest.mark.slow
+def test_all_processes_go_on_from_what_the_first_one_downloaded(finished, uploaded, whole, out):
+    halves = [*finished, "--gradient_accumulation_steps", 1, "--dropout", 0, *REPOSITORY, *LATEST]
+    done = two_processes("train_ict.py", *halves)
+    assert done.returncode != 0
+    assert "made with dropout 0.3 and this run has 0.0" in done.stderr
+    assert not out.exists()
+    done = two_processes("train_ict.py", *halves, "--resume_with_changes")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("on the Hub, after 10 of 12 steps") == 1
+    assert final_tensors(out).keys() == final_tensors(whole).keys()
+    assert not list(out.glob(".*.tmp"))

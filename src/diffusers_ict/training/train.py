@@ -82,7 +82,8 @@ def _train_run(run: Run) -> str | None:
             _train_steps(run, interruption)
     except TrainingStopped:
         end_upload(run)
-        run.accelerator.wait_for_everyone()  # a launcher ends all processes when the first has ended
+        if recipe.hub_checkpoints is not None:
+            run.accelerator.wait_for_everyone()  # a launcher ends all processes when the first has ended
         raise
     except TrainingDiverged as error:
         end_upload(run)
