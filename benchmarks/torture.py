@@ -19,12 +19,12 @@ from typing import Any
 # One thread for whatever is imported from here on: sums in another order are other sums, and threads survive no fork.
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
-from faults import damage, decoded, full_disk, hub, kills, several, signals
+from faults import damage, decoded, full_disk, hub, kills, several, signals, vanishing
 from faults.children import Lost, adopt_orphans, end_descendants
 from faults.workshop import Fault, Workshop
 from provenance import provenance, table, write_report
 
-KINDS = (kills, hub, damage, decoded, full_disk, signals, several)
+KINDS = (kills, hub, vanishing, damage, decoded, full_disk, signals, several)
 FAULTS = [fault for kind in KINDS for fault in kind.FAULTS]
 
 

@@ -34,12 +34,17 @@ def save_converted(folder: Path, *variants: str | None) -> Path:
     return folder
 
 
-def client(hub: Hub, cache: Path, *arguments, **more) -> subprocess.CompletedProcess:
-    """A Python process that talks to the stand-in; `more`: variables of its environment."""
+def environment_of(hub: Hub, cache: Path, **more) -> dict[str, str]:
+    """Variables of a process that talks to the stand-in, and `more`."""
     environment = {**os.environ, "HF_ENDPOINT": hub.address, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1"}
     environment |= {"HF_TOKEN": TOKEN, "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"], **more}
     environment.pop("HF_HUB_OFFLINE")
-    command = [sys.executable, *map(str, arguments)]
+    return environment
+
+
+def client(hub: Hub, cache: Path, *arguments, **more) -> subprocess.CompletedProcess:
+    """A Python process that talks to the stand-in; `more`: variables of its environment."""
+    command, environment = [sys.executable, *map(str, arguments)], environment_of(hub, cache, **more)
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
 
 

@@ -1,7 +1,8 @@
 """A Hub on 127.0.0.1 that keeps repositories in memory: what the real client needs to read and to write.
 
 Reading: model info, tree, resolve. Writing: create, preupload, LFS batch with PUT and verify, commit as ndjson.
-Cards are held to what the Hub verifies in them: licence, datasets and model-index.
+Cards are held to what the Hub verifies in them: licence, datasets and model-index. Earlier commits can be read. Private
+repositories do not exist for those without a token.
 
 It also misbehaves, in each way of the table `FAULTS`, until `hub.fault` is None again. Every fault lets an upload fail.
 The client needs HF_HUB_DISABLE_XET=1, or it uses a route that this Hub does not have; HF_HUB_OFFLINE must not be set.
@@ -52,11 +53,16 @@ def mistakes(card: str) -> list[str]:
 
 @dataclass
 class Repository:
-    """Files of the newest commit, and what was asked for."""
+    """Files of the newest commit and, by their names, of earlier ones, and what was asked for."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     commits: list[str] = field(default_factory=list)
     private: bool = False
+    earlier: dict[str, dict[str, bytes]] = field(default_factory=dict)
+
+    def at(self, revision: str) -> tuple[str, dict[str, bytes]]:
+        """The name of a commit, or that of the newest, and its files."""
+        return (revision, self.earlier[revision]) if revision in self.earlier else (self.sha, self.files)
 
     @property
     def sha(self) -> str:
@@ -69,8 +75,8 @@ class Fault:
 
     Attributes:
         where: part of the paths of the requests that it meets.
-        answer: a status; "{}"; "reset", the connection ends without an answer; "silent", there is never one; "", the
-            right one.
+        answer: a status; "{}"; "reset", the connection ends without an answer; "silent", there is never one; "half", it
+            ends in the middle of what is sent, or, where nothing is, of the right answer; "", the right one.
         card: the README.md that every repository then has, or None for its own.
     """
 
@@ -90,11 +96,11 @@ CALLS = {
     "commit": "/commit/",
     "any call": "",
 }
-HARMLESS = ("validation of the card: {}", "storage: {}", "verification: {}", "any call: {}")
+HARMLESS = ("validation of the card: {}", "storage: {}", "verification: {}", "any call: {}", "card: half")
 FAULTS: dict[str, Fault] = {
     f"{call}: {answer}": Fault(where, answer)
     for call, where in CALLS.items()
-    for answer in ("{}", "reset", "silent", 500, 503)
+    for answer in ("{}", "reset", "silent", "half", 500, 503)
     if f"{call}: {answer}" not in HARMLESS
 } | {
     "a card that is not UTF-8": Fault(card=b"---\nlicense: mit\n---\n\xff\xfe"),
@@ -158,10 +164,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[: len(body) // 2] if self.halved else body)
+            self.close_connection |= self.halved
 
     def handle_any(self) -> None:
-        path = unquote(urlsplit(self.path).path)
+        path, fault = unquote(urlsplit(self.path).path), self.hub.fault
+        self.halved = fault is not None and fault.answer == "half" and fault.where in path
+        if self.halved and int(self.headers.get("Content-Length") or 0):
+            self.rfile.read(int(self.headers["Content-Length"]) // 2)
+            return self.misbehave("reset", path)
         body = self._body()
         self.hub.requests.append(f"{self.command} {path}")
         self.hub.bodies.append(body)
@@ -170,8 +181,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.hub.failures.remove(failure)
                 garbled = failure[1] >= 500  # a proxy's page
                 return self.answer(failure[1], b"<html>planted</html>" if garbled else {"error": "planted"})
-        if self.hub.fault is not None and self.hub.fault.answer and self.hub.fault.where in path:
-            return self.misbehave(self.hub.fault.answer, path)
+        if fault is not None and fault.answer not in ("", "half") and fault.where in path:
+            return self.misbehave(fault.answer, path)
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
@@ -189,6 +200,8 @@ class Handler(BaseHTTPRequestHandler):
         for name, repository in self.hub.repositories.items():
             api = f"/api/{name}" if name.startswith("spaces/") else f"/api/models/{name}"
             if path.startswith((f"{api}/", f"/{name}/", f"/{name}.git/")) or path == api:
+                if repository.private and "Authorization" not in self.headers:
+                    return self.answer(401, {"error": "Invalid username or password."}, X_Error_Code="RepoNotFound")
                 return self.repository(name, repository, path, body)
         return self.answer(404, {}, X_Error_Code="RepoNotFound")
 
@@ -232,7 +245,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def repository(self, name: str, repository: Repository, path: str, body: bytes) -> None:
         if "/resolve/" in path:
-            return self.resolve(repository, path.split("/resolve/")[1].split("/", 1)[1])
+            return self.resolve(repository, *path.split("/resolve/")[1].split("/", 1))
         if "/preupload/" in path:
             wanted = json.loads(body)["files"]
             return self.answer(200, {"files": [self.mode(repository, file) for file in wanted]})
@@ -240,11 +253,12 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, {"transfer": "basic", "objects": list(map(self.lfs, json.loads(body)["objects"]))})
         if "/commit/" in path:
             return self.commit(name, repository, [json.loads(line) for line in body.splitlines()])
+        sha, held = repository.at(path.partition("/tree/" if "/tree/" in path else "/revision/")[2].partition("/")[0])
         if "/tree/" in path:
-            entries = [{"type": "file", "path": p, "size": len(c), "oid": oid(c)} for p, c in repository.files.items()]
+            entries = [{"type": "file", "path": p, "size": len(c), "oid": oid(c)} for p, c in held.items()]
             return self.answer(200, entries)
-        files = [{"rfilename": p, **self.blob(content)} for p, content in repository.files.items()]
-        info = {"_id": "1", "id": name, "modelId": name, "sha": repository.sha, "private": repository.private}
+        files = [{"rfilename": p, **self.blob(content)} for p, content in held.items()]
+        info = {"_id": "1", "id": name, "modelId": name, "sha": sha, "private": repository.private}
         return self.answer(200, {**info, "siblings": files, "tags": [], "downloads": 0, "likes": 0})
 
     def blob(self, content: bytes) -> dict:
@@ -270,6 +284,7 @@ class Handler(BaseHTTPRequestHandler):
         parent = next(line["value"].get("parentCommit") for line in lines if line["key"] == "header")
         if parent not in (None, repository.sha):
             return self.answer(412, {"error": "A commit has happened since. Please refresh and try again."})
+        repository.earlier[repository.sha] = dict(repository.files)
         for line in lines:
             value = line["value"]
             if line["key"] == "header":
@@ -280,14 +295,17 @@ class Handler(BaseHTTPRequestHandler):
                 content = self.hub.objects[value["oid"]]
                 assert hashlib.sha256(content).hexdigest() == value["oid"]
                 repository.files[value["path"]] = content
+            elif line["key"] == "deletedFile":
+                del repository.files[value["path"]]
         url = f"{self.hub.address}/{name}/commit/{repository.sha}"
         self.answer(200, {"success": True, "commitOid": repository.sha, "commitUrl": url, "hookOutput": ""})
 
-    def resolve(self, repository: Repository, path: str) -> None:
+    def resolve(self, repository: Repository, revision: str, path: str) -> None:
         card = self.hub.fault.card if self.hub.fault else None
         planted = path == "README.md" and card is not None
-        content = card if planted else repository.files.get(path)
-        sha = hashlib.sha1(card).hexdigest() if planted else repository.sha  # clients keep what a commit has
+        sha, held = repository.at(revision)
+        content = card if planted else held.get(path)
+        sha = hashlib.sha1(card).hexdigest() if planted else sha  # clients keep what a commit has
         if content is None:
             return self.answer(404, {}, X_Error_Code="EntryNotFound", X_Repo_Commit=sha)
         return self.answer(200, content, ETag=f'"{oid(content)}"', X_Repo_Commit=sha, Accept_Ranges="bytes")

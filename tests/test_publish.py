@@ -206,7 +206,7 @@ def test_every_program_takes_a_repository_by_its_id(hub, run, digits, tmp_path):
 @pytest.mark.slow
 def test_training_publishes_in_the_background_and_leaks_nothing(hub, tmp_path):
     flags = [*digits_flags(tmp_path), "--push_to_hub", "--hub_model_id", NAME]
-    flags += ["--hub_strategy", "checkpoint", "--checkpointing_steps", "2"]
+    flags += ["--hub_strategy", "every_save", "--checkpointing_steps", "2"]
     (tmp_path / "named").mkdir()
     (tmp_path / "named" / "sitecustomize.py").write_text(NAME_THE_HOST)
     named = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "named"), os.environ.get("PYTHONPATH", "")])}

@@ -112,7 +112,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 def training(base: Path) -> list[str]:
-    own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint", "--checkpointing_steps", "2"]
+    own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "every_save", "--checkpointing_steps", "2"]
     return [*digits_flags(base), *own]
 
 

@@ -1,6 +1,7 @@
 """A Hub that misbehaves, and publishing that is killed: training ends as ever, and publishing again finishes it."""
 
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ from hub_stand_in import Handler, Hub, Repository, serve
 
 from diffusers_ict.commands import publish
 from diffusers_ict.hub.background import BackgroundPublisher
-from diffusers_ict.hub.run_files import published_files
+from diffusers_ict.hub.run_files import MANIFEST, STATE, published_files
 from diffusers_ict.training.log import JSONLines
 
 from .children import Child, Ended, Lost, at_changes, in_child, kill_at, recorded
@@ -35,12 +36,15 @@ class HubAside:
     Args:
         fault: name of a misbehaviour, or None.
         hold: number of a request that is not answered before it is healed, and whether it is carried out.
+        late: misbehave from `misbehave` on.
     """
 
-    def __init__(self, place: Path, fault: str | None = None, hold: tuple[int, bool] | None = None) -> None:
+    def __init__(
+        self, place: Path, fault: str | None = None, hold: tuple[int, bool] | None = None, late: bool = False
+    ) -> None:
         place.mkdir()
         self.place = place
-        self.child = Child(lambda: self._serve(fault, hold), place)
+        self.child = Child(lambda: self._serve(fault, hold, late), place)
         self.address = self._wait_for("address").read_text()
 
     def environment(self, place: Path) -> dict[str, str]:
@@ -52,13 +56,21 @@ class HubAside:
         """Wait until the request has come that is not answered."""
         self._wait_for("held")
 
+    def misbehave(self) -> None:
+        """Misbehave from now on."""
+        self.child.signal(signal.SIGUSR2)
+        self._wait_for("misbehaves")
+
     def heal(self) -> None:
         """Behave from now on."""
         self.child.signal(signal.SIGUSR1)
         self._wait_for("healed")
 
     def end(self) -> dict[str, Any]:
-        """End it: {"commits": number of them, "files": {path: hexadecimal content}, "requests": ...}."""
+        """End it: {"commits": number of them, "files": {path: hexadecimal content}, "requests": ..., "steps": ...}.
+
+        "steps" has an entry for each commit, see `steps_of`.
+        """
         self.child.signal(signal.SIGTERM)
         self.child.wait().check(0)
         return json.loads((self.place / "state").read_text())
@@ -75,22 +87,43 @@ class HubAside:
         (self.place / f"{name}.new").write_text(text)
         (self.place / f"{name}.new").rename(self.place / name)
 
-    def _serve(self, fault: str | None, hold: tuple[int, bool] | None) -> int:
-        hub = Hub(fault=None if fault is None else MISBEHAVIOURS[fault])
+    def _serve(self, fault: str | None, hold: tuple[int, bool] | None, late: bool) -> int:
+        hub = Hub(fault=None if fault is None or late else MISBEHAVIOURS[fault])
+        signals = {signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM}
         signal.signal(signal.SIGUSR1, lambda *_: None)
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
+        signal.signal(signal.SIGUSR2, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         if hold is not None:
             _hold_requests(hold, lambda: self._mark("held"))
         with serve(hub):
             self._mark("address", hub.address)
-            while signal.sigwait({signal.SIGUSR1, signal.SIGTERM}) != signal.SIGTERM:
-                hub.fault = None
-                self._mark("healed")
+            while (number := signal.sigwait(signals)) != signal.SIGTERM:
+                hub.fault = None if fault is None or number == signal.SIGUSR1 else MISBEHAVIOURS[fault]
+                self._mark("healed" if number == signal.SIGUSR1 else "misbehaves")
             repository = hub.repositories.get(NAME, Repository())
             files = {path: content.hex() for path, content in repository.files.items()}
-            state = {"commits": len(repository.commits), "files": files, "requests": len(hub.requests)}
+            steps = [steps_of(held) for held in [*repository.earlier.values(), repository.files]]
+            state = {"commits": len(repository.commits), "files": files, "requests": len(hub.requests), "steps": steps}
             self._mark("state", json.dumps(state))
             os._exit(0)  # connections that are held do not hold it up
+
+
+def steps_of(files: dict[str, bytes]) -> int | str:
+    """The steps of the newest training checkpoint in a repository, 0 for none; what is wrong where one is torn."""
+    newest = 0
+    for name in files:
+        folder, _, file = name.rpartition("/")
+        if file != MANIFEST:
+            continue
+        manifest = json.loads(files[name])
+        held = {path.removeprefix(f"{folder}/") for path in files if path.startswith(f"{folder}/")}
+        if held != {*manifest, MANIFEST}:
+            return f"{folder} holds {sorted(held)}, and its manifest names {sorted(manifest)}"
+        for part, entry in manifest.items():
+            if hashlib.sha256(files[f"{folder}/{part}"]).hexdigest() != entry["sha256"]:
+                return f"{folder}/{part} is not as it was written"
+        newest = max(newest, json.loads(files[f"{folder}/{STATE}"])["step"])
+    return newest
 
 
 def _hold_requests(hold: tuple[int, bool], mark: Callable[[], None]) -> None:
@@ -145,7 +178,7 @@ def misbehaving(shop: Workshop, place: Path, number: int, random: Random) -> int
 
     def body() -> int:
         BackgroundPublisher.timeout = PATIENCE
-        own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint"]
+        own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "every_save"]
         return shop.train(loss, place / "out", *slower, *own)
 
     ended = Child(body, place, hub.environment(place)).wait().check(0)
@@ -228,7 +261,7 @@ def optional_work(shop: Workshop, place: Path, number: int, random: Random) -> i
             (out / name).write_bytes(b"---\n[\xff" + random.randbytes(20))
 
         JSONLines.write = writing  # type: ignore[method-assign]
-        own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "checkpoint"]
+        own = ["--push_to_hub", "--hub_model_id", NAME, "--hub_strategy", "every_save"]
         return shop.train(loss, out, *own)
 
     ended = Child(body, place, hub.environment(place)).wait().check(0)

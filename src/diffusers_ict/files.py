@@ -96,6 +96,14 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path`, removed when the block ends. What it holds can be renamed into its place."""
+    with _temporary(path) as temporary:
+        temporary.mkdir()
+        yield temporary
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, which replaces it when the block ends without an error. Makes its folders."""
     with _temporary(path) as temporary:

@@ -5,9 +5,9 @@
 Makes one commit with pipeline, variants, samples, recipe and model card, and none where nothing has changed, and says
 which files it added and changed; others in the repository stay. Text that people wrote into the card stays; --license
 replaces the licence that the card has. The card in the folder is renewed as well. --space adds a Space of static files,
-someone/my-model-demo: a page in which the visitor's browser draws with the model. The token is that of `hf auth login`,
-or HF_TOKEN. An upload that takes longer than --timeout is given up, and the next one does not send again what has
-arrived.
+someone/my-model-demo: a page in which the visitor's browser draws with the model. --training_checkpoints also sends
+what `diffusers-ict train --resume_from_checkpoint hub` goes on from. The token is that of `hf auth login`, or HF_TOKEN.
+An upload that takes longer than --timeout is given up, and the next one does not send again what has arrived.
 Exit codes: 0 published, 2 not published.
 """
 
@@ -46,6 +46,12 @@ NAMED = 6  # files of a change that are named one by one
     argument("--hub_private_repo", action="store_true", help="create the repository private"),
     argument("--license", help="of the weights, an identifier of the Hub such as cc0-1.0 [the card's]"),
     argument("--timeout", type=float, default=1800.0, help="seconds until an upload is given up [1800]"),
+    argument(
+        "--training_checkpoints",
+        choices=("newest", "all"),
+        help="also send what a run goes on from: its newest checkpoint as last-checkpoint, or each by its own name",
+    ),
+    argument("--supersede", action="store_true", help="let them replace newer ones that this run had on the Hub"),
     argument("--space", action="store_true", help="also make a Space: a page that draws in the browser"),
     argument("--remove_output_dir", action="store_true", help=argparse.SUPPRESS),  # for copies that a run publishes
 )
@@ -56,10 +62,12 @@ def main(options: argparse.Namespace) -> None:
     check_license(options.license)
     from huggingface_hub.utils.logging import set_verbosity_error
 
+    from ..hub.checkpoint_upload import CheckpointUpload
     from ..hub.publish import publish
     from ..web.build import make_space
 
     set_verbosity_error()  # the client tells of every repeated request
+    which = options.training_checkpoints
     with _scratch(options) as scratch:
 
         def make_page(model: Path, license: str | None, folder: Path) -> Path:
@@ -71,6 +79,7 @@ def main(options: argparse.Namespace) -> None:
             options.hub_model_id,
             license=options.license,
             private=options.hub_private_repo or None,
+            checkpoints=None if which is None else CheckpointUpload(which, options.supersede),
             make_space=None if scratch is None else partial(make_page, folder=scratch),
         )
 

@@ -47,7 +47,10 @@ def _train(argv: Sequence[str] | None) -> None:
         for command in next_commands(recipe, _images_of(Path(recipe.output_dir))):
             print(f"  {shell(['diffusers-ict', *command])}")
     if failure is not None:
-        again = shell(["diffusers-ict", "publish", operand(recipe.output_dir), "--hub_model_id", recipe.hub_model_id])
+        which = recipe.hub_checkpoints
+        beside = [] if which is None else ["--training_checkpoints", which]
+        words = ["publish", operand(recipe.output_dir), "--hub_model_id", recipe.hub_model_id, *beside]
+        again = shell(["diffusers-ict", *words])
         name = message_name(typed("train"))
         print(f"{name}: {visible(failure)} Everything is in {folder}; finish with {again}", file=sys.stderr)
     elif recipe.push_to_hub and not recipe.dry_run:

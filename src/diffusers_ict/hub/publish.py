@@ -1,42 +1,30 @@
 """Publishing a model: one commit to the Hub with pipeline, variants, samples, recipe and card."""
 
-import json
 import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, get_token
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-)
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import get_session, validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
 from ..credentials import scrubbed
-from ..errors import UserError, first_line
+from ..errors import UserError
 from ..files import read_text, write_text
 from .card import PIPELINE, merge, read_card, renewed_card
+from .checkpoint_upload import CheckpointUpload
+from .failures import reason_of
 from .run_files import published_files
 
-# What the client's HTTP errors derive from, whichever transport it uses.
-TRANSPORT_ERRORS = (*HfHubHTTPError.__bases__, OSError)
 ATTEMPTS = 3  # commits, each on what the repository then holds
 MOVED = (409, 412)  # the repository has another commit than the parent that was named
-REASONS = {
-    412: "the repository was changed by others while files were sent; publish again",
-    401: "the token is missing or not valid; log in with `hf auth login`, or set HF_TOKEN",
-    403: "the token may not write there; use one with write access, or another name",
-    404: "there is no such user or organisation, or the token does not show it",
-}
 DOOR_SECONDS = 10.0  # for the answer to what is asked before a run begins
 SILENCE_SECONDS = 60.0  # of a Hub that takes a request and does not answer, or takes no more bytes
 
@@ -80,9 +68,9 @@ def check_push(repo_id: str | None, license: str | None) -> None:
     if asking.is_alive():
         errors.append(TimeoutError())
     if errors and type(errors[0]) is ValueError:
-        raise UserError(f"`license` must be a licence identifier of the Hub, got {license}: {_reason(errors[0])}.")
+        raise UserError(f"`license` must be a licence identifier of the Hub, got {license}: {reason_of(errors[0])}.")
     if errors:
-        why = _reason(errors[0]).partition(";")[0]
+        why = reason_of(errors[0]).partition(";")[0]
         warnings.warn(f"the Hub was not asked whether it takes the licence {license}: {why}.", stacklevel=2)
 
 
@@ -109,6 +97,7 @@ def publish(
     license: str | None = None,
     private: bool | None = None,
     make_space: Callable[[Path, str | None], Path] | None = None,
+    checkpoints: CheckpointUpload | None = None,
 ) -> list[Upload]:
     """Upload a trained or converted model as one commit, or none if the repository already holds it.
 
@@ -120,11 +109,13 @@ def publish(
         private: of a repository that has to be created.
         make_space: make_space(model, license) writes the files of a static Space for a model, and returns the folder
             that has nothing else. The Space, `space_of(repo_id)`, is pushed before the model, whose card links to it.
+        checkpoints: send training checkpoints of the folder in the same commit.
 
     Raises:
         UserError: a name that the Hub does not take, a folder without a model, or what `make_space` raises; nothing is
             sent.
-        PublishError: the Hub refuses the upload or does not answer. Large files that arrived are not sent again.
+        PublishError: the Hub refuses the upload or does not answer, or has the checkpoint of another run. Large files
+            that arrived are not sent again.
     """
     check_repo_id(repo_id)
     space_id = None if make_space is None else space_of(repo_id)
@@ -143,7 +134,8 @@ def publish(
         parts = {p.relative_to(page).as_posix(): p for p in page.rglob("*") if p.is_file()}
         uploads.append(_upload(parts, read_text(parts["README.md"]), space_of(repo_id), "space", private, license))
     files["pipeline.py"] = PIPELINE.read_bytes()
-    uploads.insert(0, _upload(files, card, repo_id, "model", private, license))
+    beside = None if checkpoints is None else partial(checkpoints.operations, folder, repo_id)
+    uploads.insert(0, _upload(files, card, repo_id, "model", private, license, beside))
     if os.access(folder, os.W_OK):
         try:
             write_text(folder / "README.md", card)
@@ -158,9 +150,19 @@ def space_of(repo_id: str) -> str:
 
 
 def _upload(
-    files: Mapping[str, Path | bytes], card: str, repo_id: str, kind: str, private: bool | None, license: str | None
+    files: Mapping[str, Path | bytes],
+    card: str,
+    repo_id: str,
+    kind: str,
+    private: bool | None,
+    license: str | None,
+    beside: Callable[[str, list[RepoSibling]], list] | None = None,
 ) -> Upload:
-    """Create the repository, merge its card, and commit the files, by name."""
+    """Create the repository, merge its card, and commit the files, by name.
+
+    Args:
+        beside: beside(revision, files of the repository) gives further operations of the commit.
+    """
     api, space = HfApi(), kind == "space"
     with _told_in_one_sentence(repo_id):
         get_session().timeout = SILENCE_SECONDS  # the client waits for ever by default
@@ -173,6 +175,8 @@ def _upload(
             contents = {**files, "README.md": _merged(card, repo_id, kind, api, license, before.sha).encode()}
             # Not `upload_folder`, which may spread many files over several commits. Files that arrived stay there.
             operations = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
+            if beside is not None:
+                operations += beside(before.sha, before.siblings or [])
             try:
                 commit = api.create_commit(
                     repo_id, operations, commit_message=message, repo_type=kind, parent_commit=before.sha
@@ -182,8 +186,9 @@ def _upload(
                 if error.response.status_code not in MOVED or attempt == ATTEMPTS - 1:
                     raise
         known = {file.rfilename: file for file in before.siblings or []}
-        added = [operation.path_in_repo for operation in operations if operation.path_in_repo not in known]
-        changed = [file.path_in_repo for file in operations if _differs(file, known.get(file.path_in_repo))]
+        sent = [operation for operation in operations if isinstance(operation, CommitOperationAdd)]
+        added = [operation.path_in_repo for operation in sent if operation.path_in_repo not in known]
+        changed = [file.path_in_repo for file in sent if _differs(file, known.get(file.path_in_repo))]
     return Upload(f"{api.endpoint}/{'spaces/' * space}{repo_id}", commit.commit_url, added, changed)
 
 
@@ -220,27 +225,4 @@ def _told_in_one_sentence(repo_id: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the client passes on what it meets in answers that it does not expect
-        raise PublishError(scrubbed(f"{repo_id} was not published: {_reason(error).rstrip('.')}.")) from None
-
-
-def _reason(caught: Exception) -> str:
-    """What went wrong, in some words."""
-    # The client wraps what goes wrong in its upload threads and in a forced download.
-    wrapped = isinstance(caught, (RuntimeError, ValueError)) and isinstance(caught.__cause__, TRANSPORT_ERRORS)
-    error = caught.__cause__ if wrapped else caught
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set"
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{Path(error.filename).name} cannot be read or written here: {error.strerror}"
-    if status is not None:
-        return REASONS.get(status, f"the Hub answered {status}; publish again later")
-    if isinstance(error, (KeyError, TypeError, AttributeError, IndexError, json.JSONDecodeError)):
-        return "the Hub's answer cannot be read; publish again later"  # of a proxy in between, or without an entry
-    if isinstance(error, TRANSPORT_ERRORS):
-        return "the Hub cannot be reached; publish again later"
-    if type(error) is ValueError:  # by `validate`, and by the client's own test of the card
-        return f"the Hub refuses the card: {' '.join(str(error).split())}"
-    return f"{type(error).__name__}: {first_line(error)}" if error else "the upload failed"
+        raise PublishError(scrubbed(f"{repo_id} was not published: {reason_of(error).rstrip('.')}.")) from None

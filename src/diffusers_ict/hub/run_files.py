@@ -1,5 +1,6 @@
 """The files of a model's folder: who writes them, and which of them are published."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,32 @@ WRITTEN_BY_RUNS = (
     *("model_index.json", "unet", "scheduler", "vqvae", "discriminator"),
 )
 WRITTEN_LATER = ("conversion.json", "evaluation.json", "evaluation.png", "inspection.json")
-NOT_PUBLISHED = ("checkpoint-*", "averages")  # of a run, too
+AVERAGES = "averages"  # folder of the snapshots of averages
+NOT_PUBLISHED = ("checkpoint-*", AVERAGES)  # of a run, too; what it goes on from
+CHECKPOINT = re.compile(r"checkpoint-(\d+)")  # a training checkpoint after so many steps
+SNAPSHOT = re.compile(r"step-(\d+)\.safetensors")
+# Of transformers' meanings of `hub_strategy`, those that upload training checkpoints, and which.
+OF_STRATEGY = {"checkpoint": "newest", "all_checkpoints": "all"}
+MANIFEST, STATE = "manifest.json", "state.json"  # of a training checkpoint
 
 
 def run_contents(folder: Path) -> set[str]:
     """The names in a folder that a run may have written; not the lock, nor files of others."""
     return {path.name for pattern in (*WRITTEN_BY_RUNS, *NOT_PUBLISHED) for path in folder.glob(pattern)}
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint folders of a run, newest first."""
+    if not folder.is_dir():
+        return []
+    steps = {p: int(match[1]) for p in folder.iterdir() if p.is_dir() and (match := CHECKPOINT.fullmatch(p.name))}
+    return sorted(steps, key=lambda p: -steps[p])
+
+
+def list_snapshots(folder: Path) -> dict[int, Path]:
+    """The snapshots of averages of a run by their steps, in order."""
+    found = {int(match[1]): path for path in (folder / AVERAGES).glob("*") if (match := SNAPSHOT.fullmatch(path.name))}
+    return dict(sorted(found.items()))
 
 
 def published_files(folder: Path) -> dict[str, Path]:

@@ -6,7 +6,6 @@ enough newer ones have been read back and are as they were written.
 """
 
 import json
-import re
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -19,10 +18,7 @@ from torch import Tensor
 
 from ..errors import UserError, first_line
 from ..files import atomic_folder, read_tensors, remove_left, sha256
-
-MANIFEST = "manifest.json"
-STATE = "state.json"
-NAME = re.compile(r"checkpoint-(\d+)")
+from ..hub.run_files import MANIFEST, STATE, list_checkpoints
 
 
 @dataclass(frozen=True)
@@ -87,24 +83,22 @@ def set_aside_after(folder: Path, step: int) -> None:
     """Rename checkpoints of more than `step` steps, so that `latest` finds those of the run that goes on from there."""
     newer = [path for path in list_checkpoints(folder) if _step_of(path) > step]
     for path in newer:
-        aside = path.with_name(f"superseded-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
+        set_aside(path)
     if newer:
         names = ", ".join(path.name for path in newer)
         warnings.warn(f"newer than where the run goes on, and renamed to superseded-*: {names}.", stacklevel=2)
 
 
+def set_aside(path: Path) -> None:
+    """Rename a checkpoint, if there is one, so that another may have its name."""
+    if path.exists():
+        aside = path.with_name(f"superseded-{path.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+
+
 def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("checkpoint-"))
-
-
-def list_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoint folders of a run, newest first."""
-    if not folder.is_dir():
-        return []
-    steps = {p: int(match[1]) for p in folder.iterdir() if p.is_dir() and (match := NAME.fullmatch(p.name))}
-    return sorted(steps, key=lambda p: -steps[p])
 
 
 def find_corruption(path: Path) -> str | None:

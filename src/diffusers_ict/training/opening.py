@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from diffusers import ModelMixin
 from torch import nn
 
@@ -27,7 +25,6 @@ from ..data.references import open_references
 from ..data.sampler import StepSampler, batches_of, step_loader
 from ..data.stream import StreamedImages
 from ..errors import UserError
-from ..files import write_text
 from ..hub.background import BackgroundPublisher
 from ..hub.publish import check_push
 from ..loading import load_vae
@@ -43,21 +40,15 @@ from .ema import note_on_equal_averages
 from .estimate import describe
 from .log import Metrics
 from .networks import Networks, config_of, configs_of, make_schedules, prepare_networks
-from .output_dir import check_output_dir, take_output_dir
+from .origin import note_of_old_strategy, open_origin, resume
+from .output_dir import check_output_dir, take_output_dir, write_recipe
 from .recipe import OF_THE_DATA, Recipe
-from .resume import (
-    Identity,
-    check_continues,
-    circumstances,
-    decisive,
-    find_checkpoint,
-    identity_of,
-    unet_config_of,
-)
+from .resume import Identity, circumstances, decisive, identity_of, unet_config_of
 from .run import Run
+from .run_settings import FROM_HUB, LATEST
 from .samples import make_pipeline
 from .start import check_curriculum, load_start, make_objective, make_scheduler, scheduler_for, unusual_constants
-from .state import RunState, state_of
+from .state import state_of
 from .unets import SMALL, check_fits, check_resolution, make_unet, takes_small
 
 DRY_RUN_STEPS = 4
@@ -84,6 +75,8 @@ def open_run(
     accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir, recipe.ddp_timeout)
     _check_accumulation(recipe, accelerator)
     recipe, own_objective = _check_given(recipe, model, dataset, objective)
+    if (note := note_of_old_strategy(recipe)) is not None:
+        accelerator.print(note)
     start = load_start(recipe) if model is None else None
     if objective is None or own_objective is None:
         objective = make_objective(recipe, start)
@@ -99,16 +92,16 @@ def open_run(
         _check_pairs(recipe, objective)
     _check_objective(objective, scheduler, recipe.max_train_steps, data, batch_size, recipe.reference_batch_size)
 
-    saved = find_checkpoint(recipe)
-    networks = _open_networks(recipe, accelerator, objective, scheduler, data, model, start, saved)
-    state = state_of(networks, accelerator, data, objective)
-    configs = configs_of(networks, unusual_constants(scheduler)) | identity_of(data)
-    facts = decisive(recipe, objective, own_objective, data.fingerprint(), batch_size, configs)
-    identity = Identity(facts, circumstances(recipe, accelerator))
-    first_step, seconds = _resume(recipe, state, identity, saved)
-    accelerator.wait_for_everyone()  # what one writes, the others would take for an earlier run
-    writing = accelerator.is_main_process and not recipe.dry_run
-    lock = take_output_dir(recipe, contents, first_step) if writing else None
+    with open_origin(recipe, accelerator) as origin:
+        networks = _open_networks(recipe, accelerator, objective, scheduler, data, model, start, origin.saved)
+        state = state_of(networks, accelerator, data, objective)
+        configs = configs_of(networks, unusual_constants(scheduler)) | identity_of(data)
+        facts = decisive(recipe, objective, own_objective, data.fingerprint(), batch_size, configs)
+        identity = Identity(facts, circumstances(recipe, accelerator))
+        first_step, seconds = resume(origin, recipe, state, identity)
+        accelerator.wait_for_everyone()  # what one writes, the others would take for an earlier run
+        writing = accelerator.is_main_process and not recipe.dry_run
+        lock = take_output_dir(recipe, contents, first_step, origin.arrived) if writing else None
 
     data = data.to(accelerator.device)
     steps = range(first_step, recipe.max_train_steps)[: DRY_RUN_STEPS if recipe.dry_run else None]
@@ -127,7 +120,13 @@ def open_run(
         steps=steps,
         identity=identity,
         metrics=_open_log(recipe, accelerator, first_step, seconds),
-        publisher=BackgroundPublisher(Path(recipe.output_dir), recipe.hub_model_id, recipe.hub_private_repo),
+        publisher=BackgroundPublisher(
+            Path(recipe.output_dir),
+            recipe.hub_model_id,
+            recipe.hub_private_repo,
+            recipe.hub_checkpoints,
+            supersede=recipe.resume_from_checkpoint not in (None, LATEST, FROM_HUB),
+        ),
         lock=lock,
     )
 
@@ -192,20 +191,6 @@ def _open_networks(
     if recipe.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     return prepare_networks(recipe, accelerator, objective, scheduler, unet, discriminator)
-
-
-def _resume(recipe: Recipe, state: RunState, identity: Identity, saved: Checkpoint | None) -> tuple[int, float]:
-    """Go on from a checkpoint, if there is one: (steps done, seconds trained)."""
-    if len(steps := set(gather_object([0 if saved is None else saved.state["step"]]))) > 1:
-        raise UserError(
-            f"all processes must resume from the same checkpoint, and theirs have {', '.join(map(str, steps))} steps: "
-            "name an `output_dir` that all machines see."
-        )
-    if saved is None:
-        return 0, 0.0
-    check_continues(saved, recipe, identity)
-    state.load(saved)
-    return saved.state["step"], saved.state["train_seconds"]
 
 
 def _check_given(
@@ -366,7 +351,7 @@ def _open_log(recipe: Recipe, accelerator: Accelerator, first_step: int, seconds
     output_dir = Path(recipe.output_dir)
     tracking = recipe.report_to is not None
     if accelerator.is_main_process:
-        write_text(output_dir / "recipe.yaml", yaml.safe_dump(recipe.as_dict(), sort_keys=False))
+        write_recipe(recipe)
     if tracking:
         accelerator.init_trackers("diffusers-ict", {k: str(v) for k, v in recipe.as_dict().items()})
     log = output_dir / "log.jsonl" if accelerator.is_main_process else None

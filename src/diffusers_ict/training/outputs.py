@@ -161,8 +161,25 @@ def publish_run(run: Run) -> None:
         run.publisher.submit()
 
 
+def pushes_now(recipe: Recipe, stopping: bool) -> bool:
+    """Whether the checkpoint that was written is published. Where a run stops, only if others can go on from it."""
+    if not recipe.push_to_hub or recipe.hub_strategy == "end":
+        return False
+    return not stopping or recipe.hub_checkpoints is not None
+
+
 def push_run(run: Run, step: int) -> None:
-    """Export and publish after `step` steps of a run that goes on."""
+    """Export and publish after `step` steps of a run that goes on, or stops."""
     with optional("the model to publish"):
         export_run(run, step)
         publish_run(run)
+
+
+def end_upload(run: Run) -> None:
+    """Give the last training checkpoint of a run that ends early its time to reach the Hub."""
+    recipe = run.recipe
+    if recipe.hub_checkpoints is None or recipe.dry_run or not run.accelerator.is_main_process:
+        return
+    print(f"uploading to {recipe.hub_model_id}, for at most {recipe.hub_stop_seconds:g} seconds", flush=True)
+    if (failure := run.publisher.finish(recipe.hub_stop_seconds)) is not None:
+        warnings.warn(failure, stacklevel=2)

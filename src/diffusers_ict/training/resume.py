@@ -28,7 +28,7 @@ from ..objectives.base import Objective
 from . import checkpoint
 from .checkpoint import Checkpoint
 from .recipe import Recipe
-from .run_settings import RunSettings
+from .run_settings import FROM_HUB, LATEST, RunSettings
 
 FORMAT = 2  # of what is compared; to be raised when its entries change their names or meanings
 
@@ -116,10 +116,15 @@ def circumstances(recipe: Recipe, accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def check_resumes(now: dict[str, Any], earlier: dict[str, Any], with_changes: bool = False) -> list[dict[str, Any]]:
+def check_resumes(
+    now: dict[str, Any], earlier: dict[str, Any], with_changes: bool = False, elsewhere: str = "`output_dir`"
+) -> list[dict[str, Any]]:
     """Check that a run that `now` decides may continue a checkpoint that `earlier` decided.
 
     A setting that the checkpoint does not have is newer than it, which was made with the default.
+
+    Args:
+        elsewhere: what another run has to have of its own.
 
     Returns:
         The differences, if they are allowed: {"setting", "from", "to"} each.
@@ -134,7 +139,7 @@ def check_resumes(now: dict[str, Any], earlier: dict[str, Any], with_changes: bo
         there, here = ("other images", "these") if key == "data" else (f"{key} {earlier.get(key)}", now.get(key))
         raise UserError(
             f"the checkpoint was made with {there} and this run has {here}: resume with the same recipe, begin a new "
-            "run in another `output_dir`, or add `resume_with_changes`."
+            f"run in another {elsewhere}, or add `resume_with_changes`."
         )
     return [{"setting": key, "from": earlier.get(key), "to": now.get(key)} for key in differing]
 
@@ -151,10 +156,10 @@ def warn_of_rounding(now: dict[str, Any], earlier: dict[str, Any]) -> None:
 
 
 def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
-    """The checkpoint that a recipe resumes from; None for a run that begins.
+    """The checkpoint in the output folder, or of the name that is given; None where there is none, or none is wanted.
 
-    "latest" is the newest usable one. Without any, the run begins anew, so that the same command line serves a machine
-    that may stop at any time.
+    "latest" is the newest usable one. Without any, here and on the Hub, the run begins anew, so that the same command
+    line serves a machine that may stop at any time. "hub" finds the same, to be compared with that of the Hub.
 
     Raises:
         UserError: the named one cannot be used, or the folder holds another run.
@@ -162,10 +167,20 @@ def find_checkpoint(recipe: Recipe) -> Checkpoint | None:
     folder, wanted = Path(recipe.output_dir), recipe.resume_from_checkpoint
     if wanted is None:
         return None
-    saved = checkpoint.load_latest(folder) if wanted == "latest" else checkpoint.load(Path(wanted))
-    if saved is None and run_contents(folder) and not recipe.resume_with_changes:
+    newest = wanted in (LATEST, FROM_HUB)
+    saved = checkpoint.load_latest(folder) if newest else checkpoint.load(Path(wanted))
+    if (saved is None or wanted == FROM_HUB) and run_contents(folder) and not recipe.resume_with_changes:
         _check_begun_alike(recipe, folder)
-    if saved is not None and saved.state.get("format") != FORMAT:
+    return None if saved is None else check_format(saved)
+
+
+def check_format(saved: Checkpoint) -> Checkpoint:
+    """A checkpoint, if it is of this version.
+
+    Raises:
+        UserError: it is of an earlier one.
+    """
+    if saved.state.get("format") != FORMAT:
         version, commit = (saved.state.get(name) for name in ("version", "commit"))
         which = f"diffusers-ict {version}" if version else "a version of diffusers-ict before 0.1"
         raise UserError(
@@ -184,14 +199,18 @@ def unet_config_of(saved: Checkpoint) -> dict[str, Any] | None:
     return {key: value for key, value in config.items() if key in known} if "down_block_types" in config else None
 
 
-def check_continues(saved: Checkpoint, recipe: Recipe, identity: Identity) -> None:
+def check_continues(saved: Checkpoint, recipe: Recipe, identity: Identity, from_hub: bool = False) -> None:
     """Check that a run may continue a checkpoint, and note in its identity what it changes.
+
+    Args:
+        from_hub: whether the checkpoint is that of its repository.
 
     Raises:
         UserError: it was made by another run, or has more steps than this one will have.
     """
     step = saved.state["step"]
-    changes = check_resumes(identity.decisive, saved.state["decisive"], recipe.resume_with_changes)
+    elsewhere = "`output_dir` with another `hub_model_id`" if from_hub else "`output_dir`"
+    changes = check_resumes(identity.decisive, saved.state["decisive"], recipe.resume_with_changes, elsewhere)
     if step > recipe.max_train_steps:
         raise UserError(
             f"`max_train_steps` must be at least {step}, the steps of the checkpoint, got {recipe.max_train_steps}."

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 from ..hub.metadata import check_license
+from ..hub.run_files import OF_STRATEGY
 from ..settings import setting
+
+LATEST, FROM_HUB = "latest", "hub"  # of `resume_from_checkpoint`, beside folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +23,9 @@ class RunSettings:
     checkpoints_total_limit: int | None = setting(2, "newest checkpoints to keep", at_least=1)
     max_train_minutes: float | None = setting(None, "stop with a checkpoint after so many minutes [never]", above=0)
     resume_from_checkpoint: str | None = setting(
-        None, "'latest' (the beginning, if there is none), or a checkpoint folder"
+        None,
+        "'latest' of output_dir, else of hub_model_id (the beginning, if both have none), 'hub' (that of hub_model_id "
+        "alone), or a checkpoint folder",
     )
     resume_with_changes: bool = setting(False, "let a resumed run differ from its checkpoint, and record how")
     ddp_timeout: int = setting(10_800, "seconds that a process of several waits for the others", at_least=1)
@@ -29,16 +34,33 @@ class RunSettings:
     dry_run: bool = setting(False, "estimate time and memory, print the stages, and stop")
     license: str | None = setting(None, "licence of the weights, a Hub identifier such as cc-by-4.0")
     push_to_hub: bool = setting(False, "publish the result on the Hub")
-    hub_model_id: str = setting(None, "repository: user/name or organisation/name")
+    hub_model_id: str = setting(
+        None, "repository: user/name or organisation/name; a run may go on from its training checkpoint"
+    )
     hub_private_repo: bool = setting(False, "if the repository has to be created, create it private")
-    hub_strategy: str = setting("end", "publish at the end, or at every checkpoint too", choices=("end", "checkpoint"))
+    hub_strategy: str = setting(
+        "end",
+        "publish the model at the end; every_save: at every checkpoint, too; checkpoint: beside it the newest training "
+        "checkpoint, as last-checkpoint; all_checkpoints: each of them by its own name",
+        choices=("end", "every_save", *OF_STRATEGY),
+    )
+    hub_stop_seconds: float = setting(
+        300.0, "when a run is stopped: seconds for the upload of its last training checkpoint", at_least=0, below=1e6
+    )
+
+    @property
+    def hub_checkpoints(self) -> str | None:
+        """Which training checkpoints a run uploads: "newest", "all" or None."""
+        return OF_STRATEGY.get(self.hub_strategy) if self.push_to_hub else None
 
     def check_publishing(self) -> None:
         """Check the repository and the licence.
 
         Raises:
-            UserError: the first has no owner or no name, or the second is no identifier.
+            UserError: the first is missing, or has no owner or no name; or the second is no identifier.
         """
+        if self.resume_from_checkpoint == FROM_HUB and not self.hub_model_id:
+            raise UserError("`resume_from_checkpoint` hub needs `hub_model_id` USER/NAME, got none.")
         check_license(self.license)
         if self.push_to_hub and "/" not in (self.hub_model_id or ""):
             raise UserError(f"`push_to_hub` needs `hub_model_id` USER/NAME, got {self.hub_model_id or 'none'}.")

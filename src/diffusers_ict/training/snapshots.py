@@ -1,7 +1,6 @@
 """Snapshots of power-function averages, and averages of any length that are made of them after the run."""
 
 import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,11 +13,10 @@ from ..errors import UserError, first_line
 from ..files import atomic_file, read_tensors
 from ..formulas.power_ema import power_exponent, reconstruction
 from ..hub.card import write_card
+from ..hub.run_files import AVERAGES, list_snapshots
 from .ema import Average
 
-FOLDER = "averages"
 HASH = "sha256"  # of names and values, in the header of a file
-NAME = re.compile(r"step-(\d+)\.safetensors")
 
 
 def save_snapshot(folder: Path, averages: dict[float, Average], step: int) -> None:
@@ -28,14 +26,8 @@ def save_snapshot(folder: Path, averages: dict[float, Average], step: int) -> No
         for std, average in averages.items()
         for name, tensor in average.module.state_dict().items()
     }
-    with atomic_file(folder / FOLDER / f"step-{step:07d}.safetensors") as temporary:
+    with atomic_file(folder / AVERAGES / f"step-{step:07d}.safetensors") as temporary:
         save_file(tensors, temporary, {HASH: _digest(tensors)})
-
-
-def list_snapshots(folder: Path) -> dict[int, Path]:
-    """The snapshots of a run by their steps, in order."""
-    snapshots = {int(match[1]): path for path in (folder / FOLDER).glob("*") if (match := NAME.fullmatch(path.name))}
-    return dict(sorted(snapshots.items()))
 
 
 def remove_snapshots_after(folder: Path, step: int) -> None:

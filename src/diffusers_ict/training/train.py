@@ -24,7 +24,18 @@ from .ema import move_towards
 from .interruption import Interruption
 from .opening import open_run
 from .optimization import rate_of
-from .outputs import export_run, is_due, is_sample_step, publish_run, push_run, sample_run, save_run, snapshot_run
+from .outputs import (
+    end_upload,
+    export_run,
+    is_due,
+    is_sample_step,
+    publish_run,
+    push_run,
+    pushes_now,
+    sample_run,
+    save_run,
+    snapshot_run,
+)
 from .recipe import Recipe
 from .run import Run
 
@@ -72,7 +83,13 @@ def _train_run(run: Run) -> str | None:
         stuck = Interruption(run.accelerator, recipe.max_train_minutes, partial(_farewell, run.output_dir))
         with run.own_randomness(), stuck as interruption:
             _train_steps(run, interruption)
+    except TrainingStopped:
+        end_upload(run)
+        if recipe.hub_checkpoints is not None:
+            run.accelerator.wait_for_everyone()  # a launcher ends all processes when the first has ended
+        raise
     except TrainingDiverged as error:
+        end_upload(run)
         raise TrainingDiverged(
             f"{error}; {describe_newest(run.output_dir)}; go on with `resume_from_checkpoint` latest, "
             "`resume_with_changes`, and a lower `learning_rate` or another `seed`"
@@ -176,7 +193,7 @@ def _train_steps(run: Run, interruption: Interruption) -> None:
                     save_run(run, step + 1, places)
                 if sampling:
                     sample_run(run, step + 1)
-                if saving and not (last or stopping) and recipe.push_to_hub and recipe.hub_strategy == "checkpoint":
+                if saving and not last and pushes_now(recipe, stopping is not None):
                     push_run(run, step + 1)
             accelerator.wait_for_everyone()
             metrics.start_clock()
