@@ -19,6 +19,7 @@
 #
 # 120 seconds before the end, Slurm sends SIGTERM to each of them. The run writes a checkpoint and ends with code 3, the
 # job goes back into the queue, and the same command goes on from the checkpoint.
+[ "${1-}" != --help ] || { sed -n '2,/^\[/s/^#//p' "$0"; exit; }
 set -u
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))

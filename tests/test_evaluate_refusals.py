@@ -31,7 +31,7 @@ def run_folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        (["--metrics", "fid", "lpips"], "--metrics may be fid, kid, is, pr, got lpips"),
+        (["--metrics", "fid", "fds"], "--metrics may be fid, kid, is, pr, psnr, ssim, lpips, got fds"),
         (["--num_samples", 20], "the metric fid needs at least 65 images of each kind with 64 features, got 20"),
         (["--metrics", "is"], "needs class probabilities, which raw pixels in [0, 1] does not give"),
         (["--metrics", "pr", "--num_samples", 4], "the metric pr needs at least 6 images of each kind, got 4"),

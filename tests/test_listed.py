@@ -96,7 +96,7 @@ def test_a_tar_of_webdataset_is_read_and_other_archives_have_remedies_that_work(
     assert images.labels.tolist() == [0, 1, 0]
     array = images.pixels[:, 0].numpy()
     np.save(tmp_path / "array.npy", array)
-    with pytest.raises(UserError, match=r"save an array with numpy\.savez"):
+    with pytest.raises(UserError, match=r"or numpy\.savez for pictures"):
         load_images(dataset_name=str(tmp_path / "array.npy"))
     np.savez(tmp_path / "array.npz", images=array)
     assert len(load_images(dataset_name=str(tmp_path / "array.npz"))) == 3
