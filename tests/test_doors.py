@@ -84,7 +84,7 @@ def test_two_processes_tell_bad_input_once_and_a_quiet_launcher_adds_nothing(tmp
             "must be larger, got 1e-08; take linear",
         ),
         (["--augment_tau", 40], "for settings of a method, --objective NAME=VALUE"),
-        (["--objective", "s3=1"], "--objective of ICT can have s0, s1, p_mean, p_std, huber_c, metric, cauchy_c, got s3"),
+        (["--objective", "s3=1"], "p_mean, p_std, huber_c, metric, cauchy_c, got s3"),
         (["--objective", "s1=1"], "--s1 must be at least --s0, got s1 1 and s0 2"),
         (["--resume_from_checkpoint", "nowhere/checkpoint-1"], "it does not exist or has no manifest"),
         (

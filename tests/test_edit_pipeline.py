@@ -31,7 +31,7 @@ from diffusers_ict import (
     slerp,
     start_level,
 )
-from diffusers_ict.pipeline_consistency import DTYPE
+from diffusers_ict.pipeline_base import DTYPE
 
 DOORS = [
     ConsistencyInpaintPipeline,

@@ -11,23 +11,12 @@ from accelerate import Accelerator
 from diffusers import ModelMixin
 from torch import nn
 
-from ..autoencoders import latent_shape
 from ..conversion import ConvertedModel
 from ..data import TrainingData
-from ..data.batches import Batches, streamed
-from ..data.dataset import Images
-from ..data.draw import FAKES, GENERATOR, REALS
-from ..data.latents import Latents, encode_images
-from ..data.load import load_images
-from ..data.map_dataset import MapDataset
 from ..data.own_output import check_apart
-from ..data.references import open_references
-from ..data.sampler import StepSampler, batches_of, step_loader
-from ..data.stream import StreamedImages
 from ..errors import UserError
 from ..hub.background import BackgroundPublisher
 from ..hub.publish import check_push
-from ..loading import load_vae
 from ..objectives import BUILT_IN, objective_class
 from ..objectives.adversarial import Adversarial
 from ..objectives.base import Objective
@@ -40,6 +29,7 @@ from .ema import note_on_equal_averages
 from .estimate import describe
 from .log import Metrics
 from .networks import Networks, config_of, configs_of, make_schedules, prepare_networks
+from .opening_data import open_batches, open_data
 from .origin import note_of_old_strategy, open_origin, resume
 from .output_dir import check_output_dir, take_output_dir, write_recipe
 from .recipe import OF_THE_DATA, Recipe
@@ -83,7 +73,7 @@ def open_run(
     objective = objective.to(accelerator.device)
     scheduler = make_scheduler(recipe, start)
     contents = _check_before_data(recipe, objective, fresh=model is None and start is None)
-    data = _open_data(recipe, dataset, accelerator)
+    data = open_data(recipe, dataset, accelerator)
     scheduler = scheduler_for(data, scheduler)
     batch_size = recipe.images_in_step(accelerator.num_processes)
     recipe = _resolve(recipe, accelerator, objective, own_objective, data)
@@ -111,7 +101,7 @@ def open_run(
         objective=objective,
         scheduler=scheduler,
         data=data,
-        batches=_open_batches(recipe, accelerator, objective, data, steps),
+        batches=open_batches(recipe, accelerator, objective, data, steps),
         batch_size=batch_size,
         networks=networks,
         schedules=make_schedules(recipe, networks, first_step),
@@ -223,32 +213,6 @@ def _check_given(
     return recipe, re.sub(r" at 0x[0-9a-fA-F]+", "", repr(objective))
 
 
-def _open_data(recipe: Recipe, dataset: Any, accelerator: Accelerator) -> TrainingData:
-    if dataset is not None:
-        data = dataset if isinstance(dataset, (Images, StreamedImages)) else MapDataset(dataset)
-        if recipe.class_conditional and data.num_classes is None:
-            raise UserError("`class_conditional` needs labels, and the items of the data set have none.")
-        if recipe.random_flip and isinstance(data, Latents) and not data.mirrored:
-            raise UserError("`random_flip` needs latents of mirrored images: encode them with mirrored=True.")
-        return data
-    if recipe.pretrained_vae_name_or_path is not None:
-        return _open_latents(recipe, recipe.pretrained_vae_name_or_path, accelerator)
-    if not recipe.streaming:
-        return load_images(recipe, class_conditional=recipe.class_conditional, accelerator=accelerator)
-    rank, ranks = accelerator.process_index, accelerator.num_processes
-    return StreamedImages(recipe, recipe.class_conditional, recipe.shuffle_buffer, recipe.seed, rank, ranks)
-
-
-def _open_latents(recipe: Recipe, name: str, accelerator: Accelerator) -> Latents:
-    """The images of a recipe as latents of its autoencoder, which is loaded and checked before they are read."""
-    vae = load_vae(name)
-    if recipe.resolution is not None:
-        latent_shape(vae, (vae.config.in_channels, recipe.resolution, recipe.resolution))
-    images = load_images(recipe, class_conditional=recipe.class_conditional, accelerator=accelerator)
-    options: dict[str, Any] = {"sampled": recipe.vae_sample, "mirrored": recipe.random_flip}
-    return encode_images(images, vae, recipe, **options, accelerator=accelerator)
-
-
 def _resolve(
     recipe: Recipe, accelerator: Accelerator, objective: Objective, own_objective: str | None, data: TrainingData
 ) -> Recipe:
@@ -313,35 +277,6 @@ def _check_objective(
         )  # which the steps themselves do not check
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def _open_batches(
-    recipe: Recipe, accelerator: Accelerator, objective: Objective, data: TrainingData, steps: range
-) -> dict[int, Batches]:
-    """The micro batches of each player."""
-    augmented, its_steps, sizes = False, steps, {GENERATOR: recipe.train_batch_size}
-    if isinstance(objective, Adversarial):
-        augmented, first = objective.augmented, objective.first_step(recipe.max_train_steps)
-        its_steps = range(max(first, steps.start), max(first, steps.stop))
-        sizes |= dict.fromkeys((FAKES, REALS), recipe.discriminator_micro_batch)
-    opened = {}
-    for role, micro_batch_size in sizes.items():
-        size = micro_batch_size * recipe.gradient_accumulation_steps * accelerator.num_processes
-        if isinstance(data, StreamedImages):
-            images = streamed(data, micro_batch_size, accelerator.device)
-        else:
-            sampler = StepSampler(
-                recipe.seed, role, len(data), size, micro_batch_size, steps if role == GENERATOR else its_steps
-            )
-            images = batches_of(step_loader(data, sampler, accelerator, recipe.dataloader_num_workers))
-        rank, ranks = accelerator.process_index, accelerator.num_processes
-        opened[role] = Batches(images, size, micro_batch_size, rank, ranks, recipe.random_flip, augmented)
-        opened[role].transform = data.transform
-    if recipe.reference_batch_size and not isinstance(data, StreamedImages):
-        opened[GENERATOR].references = open_references(
-            data, recipe.seed, recipe.reference_batch_size, steps, accelerator, recipe.random_flip
-        )
-    return opened
 
 
 def _open_log(recipe: Recipe, accelerator: Accelerator, first_step: int, seconds: float) -> Metrics:

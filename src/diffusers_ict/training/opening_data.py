@@ -1,0 +1,82 @@
+"""The data of a run, and its micro batches."""
+
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..autoencoders import latent_shape
+from ..data import TrainingData
+from ..data.batches import Batches, streamed
+from ..data.dataset import Images
+from ..data.draw import FAKES, GENERATOR, REALS
+from ..data.latents import Latents, encode_images
+from ..data.load import load_images
+from ..data.map_dataset import MapDataset
+from ..data.references import open_references
+from ..data.sampler import StepSampler, batches_of, step_loader
+from ..data.stream import StreamedImages
+from ..errors import UserError
+from ..loading import load_vae
+from ..objectives.adversarial import Adversarial
+from ..objectives.base import Objective
+from .recipe import Recipe
+
+
+def open_data(recipe: Recipe, dataset: Any, accelerator: Accelerator) -> TrainingData:
+    """The data that the caller of `train` gives, or that of the recipe.
+
+    Raises:
+        UserError: it cannot be read, or the recipe asks for what it does not have.
+    """
+    if dataset is not None:
+        data = dataset if isinstance(dataset, (Images, StreamedImages)) else MapDataset(dataset)
+        if recipe.class_conditional and data.num_classes is None:
+            raise UserError("`class_conditional` needs labels, and the items of the data set have none.")
+        if recipe.random_flip and isinstance(data, Latents) and not data.mirrored:
+            raise UserError("`random_flip` needs latents of mirrored images: encode them with mirrored=True.")
+        return data
+    if recipe.pretrained_vae_name_or_path is not None:
+        return _open_latents(recipe, recipe.pretrained_vae_name_or_path, accelerator)
+    if not recipe.streaming:
+        return load_images(recipe, class_conditional=recipe.class_conditional, accelerator=accelerator)
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    return StreamedImages(recipe, recipe.class_conditional, recipe.shuffle_buffer, recipe.seed, rank, ranks)
+
+
+def _open_latents(recipe: Recipe, name: str, accelerator: Accelerator) -> Latents:
+    """The images of a recipe as latents of its autoencoder, which is loaded and checked before they are read."""
+    vae = load_vae(name)
+    if recipe.resolution is not None:
+        latent_shape(vae, (vae.config.in_channels, recipe.resolution, recipe.resolution))
+    images = load_images(recipe, class_conditional=recipe.class_conditional, accelerator=accelerator)
+    options: dict[str, Any] = {"sampled": recipe.vae_sample, "mirrored": recipe.random_flip}
+    return encode_images(images, vae, recipe, **options, accelerator=accelerator)
+
+
+def open_batches(
+    recipe: Recipe, accelerator: Accelerator, objective: Objective, data: TrainingData, steps: range
+) -> dict[int, Batches]:
+    """The micro batches of each player."""
+    augmented, its_steps, sizes = False, steps, {GENERATOR: recipe.train_batch_size}
+    if isinstance(objective, Adversarial):
+        augmented, first = objective.augmented, objective.first_step(recipe.max_train_steps)
+        its_steps = range(max(first, steps.start), max(first, steps.stop))
+        sizes |= dict.fromkeys((FAKES, REALS), recipe.discriminator_micro_batch)
+    opened = {}
+    for role, micro_batch_size in sizes.items():
+        size = micro_batch_size * recipe.gradient_accumulation_steps * accelerator.num_processes
+        if isinstance(data, StreamedImages):
+            images = streamed(data, micro_batch_size, accelerator.device)
+        else:
+            sampler = StepSampler(
+                recipe.seed, role, len(data), size, micro_batch_size, steps if role == GENERATOR else its_steps
+            )
+            images = batches_of(step_loader(data, sampler, accelerator, recipe.dataloader_num_workers))
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        opened[role] = Batches(images, size, micro_batch_size, rank, ranks, recipe.random_flip, augmented)
+        opened[role].transform = data.transform
+    if recipe.reference_batch_size and not isinstance(data, StreamedImages):
+        opened[GENERATOR].references = open_references(
+            data, recipe.seed, recipe.reference_batch_size, steps, accelerator, recipe.random_flip
+        )
+    return opened
