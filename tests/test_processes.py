@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from conftest import ROOT
-from short_run import ICT, assert_refused, words
+from conftest import ROOT, write_npz
+from short_run import ICT, assert_bitwise_equal, assert_refused, words
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -161,42 +162,77 @@ def test_precisions_and_accumulation_of_the_config_that_a_run_does_not_have_are_
     assert_refused(tmp_path, capsys, message, *ICT, *flags, "--output_dir", tmp_path / "out")
 
 
-@pytest.mark.slow
-def test_processes_that_a_cluster_starts_stop_together_and_go_on(flags, tmp_path):
-    """As examples/slurm.sh has it: no launcher, their places in the environment, and SIGTERM to each of them."""
+def on_nodes(*flags_of_each: list[str]) -> list[subprocess.Popen]:
+    """Processes as a cluster starts them: no launcher, their places in the environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    count = str(len(flags_of_each))
+    shared |= {"ACCELERATE_USE_CPU": "1", "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     script = str(ROOT / "train_scripts" / "train_ict.py")
-    own = [*words(*ICT, *flags), "--max_train_steps", "60", "--checkpointing_steps", "1000"]
-    own += ["--output_dir", str(tmp_path / "out"), "--resume_from_checkpoint", "latest"]
+    return [
+        subprocess.Popen(
+            [sys.executable, script, *words(*flags)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, flags in enumerate(flags_of_each)
+    ]
 
-    def start() -> list[subprocess.Popen]:
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        places = [{"RANK": rank, "LOCAL_RANK": rank} for rank in ("0", "1")]
-        return [
-            subprocess.Popen(
-                [sys.executable, script, *own],
-                env={**os.environ, "ACCELERATE_USE_CPU": "1", **shared, **place},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for place in places
-        ]
 
-    processes, log = start(), tmp_path / "out" / "log.jsonl"
+def ended(processes: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
+    """Exit codes, and what was said."""
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    return [process.returncode for process in processes], errors
+
+
+@pytest.mark.slow
+def test_processes_that_a_cluster_starts_stop_together_and_go_on(flags, tmp_path):
+    """As examples/slurm.sh has it, with SIGTERM to each of them."""
+    own = [*ICT, *flags, "--max_train_steps", 60, "--checkpointing_steps", 1000, "--resume_from_checkpoint", "latest"]
+    own += ["--output_dir", tmp_path / "out"]
+    processes, log = on_nodes(own, own), tmp_path / "out" / "log.jsonl"
     deadline = time.monotonic() + 120
     while not (log.exists() and log.read_text().count("\n") > 3):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     for process in processes:
         process.terminate()
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert [process.returncode for process in processes] == [3, 3], errors
+    codes, errors = ended(processes)
+    assert codes == [3, 3], errors
     assert "received SIGTERM, and stopped after step" in errors[0]
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] != ["checkpoint-60"]
-    again = start()
-    errors = [process.communicate(timeout=300)[1] for process in again]
-    assert [process.returncode for process in again] == [0, 0], errors
+    codes, errors = ended(on_nodes(own, own))
+    assert codes == [0, 0], errors
     assert (tmp_path / "out" / "model_index.json").is_file()
+
+
+@pytest.mark.slow
+def test_machines_with_disks_of_their_own_go_on_from_that_of_the_first(flags, tmp_path):
+    own = [*ICT, *flags, "--max_train_steps", 12]
+    whole = [*own, "--output_dir", tmp_path / "whole"]
+    codes, errors = ended(on_nodes(whole, whole))
+    assert codes == [0, 0], errors
+
+    def disks(*more) -> list[list]:
+        return [[*own, "--output_dir", tmp_path / disk / "out", *more] for disk in ("first", "second")]
+
+    codes, errors = ended(on_nodes(*disks("--max_train_minutes", 1e-9)))
+    assert codes == [3, 3], errors
+    shutil.rmtree(tmp_path / "second", ignore_errors=True)
+    codes, errors = ended(on_nodes(*disks("--resume_from_checkpoint", "latest")))
+    assert codes == [0, 0], errors
+    assert_bitwise_equal(tmp_path / "whole", tmp_path / "first" / "out")
+    assert not list((tmp_path / "second").rglob("checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_machines_with_other_images_are_refused_together(flags, tmp_path):
+    other = write_npz(tmp_path / "other.npz", count=60)
+    own = [*ICT, *flags, "--output_dir", tmp_path / "out"]
+    codes, errors = ended(on_nodes(own, [*own, "--dataset_name", other]))
+    assert codes == [2, 2], errors
+    assert all("process 1 has other values than process 0 of" in error and "images" in error for error in errors)
+    assert not (tmp_path / "out").exists()

@@ -37,6 +37,7 @@ from .resume import Identity, circumstances, decisive, identity_of, unet_config_
 from .run import Run
 from .run_settings import FROM_HUB, LATEST
 from .samples import make_pipeline
+from .sharing import check_alike
 from .start import check_curriculum, load_start, make_objective, make_scheduler, scheduler_for, unusual_constants
 from .state import state_of
 from .unets import SMALL, check_fits, check_resolution, make_unet, takes_small
@@ -89,6 +90,7 @@ def open_run(
         facts = decisive(recipe, objective, own_objective, data.fingerprint(), batch_size, configs)
         identity = Identity(facts, circumstances(recipe, accelerator))
         first_step, seconds = resume(origin, recipe, state, identity)
+        check_alike(accelerator, first_step, state, identity)
         accelerator.wait_for_everyone()  # what one writes, the others would take for an earlier run
         writing = accelerator.is_main_process and not recipe.dry_run
         lock = take_output_dir(recipe, contents, first_step, origin.arrived) if writing else None

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 
 from ..errors import UserError
 from ..files import scratch_folder
@@ -25,6 +25,7 @@ from .checkpoint import Checkpoint
 from .recipe import Recipe, find_recipe
 from .resume import Identity, check_continues, check_format, find_checkpoint
 from .run_settings import FROM_HUB, LATEST
+from .sharing import share_checkpoint
 from .state import RunState
 
 
@@ -65,7 +66,8 @@ def open_origin(recipe: Recipe, accelerator: Accelerator) -> Iterator[Origin]:
         UserError: the checkpoint that is named cannot be used; the folder or the repository holds another run; or the
             Hub has to be asked, and does not answer.
     """
-    local, wanted = find_checkpoint(recipe), recipe.resume_from_checkpoint
+    wanted = recipe.resume_from_checkpoint
+    local = _from_main(accelerator, lambda: find_checkpoint(recipe))
     if recipe.hub_model_id is None or (recipe.hub_checkpoints is None and wanted not in (LATEST, FROM_HUB)):
         yield Origin(local)
         return
@@ -83,8 +85,13 @@ def open_origin(recipe: Recipe, accelerator: Accelerator) -> Iterator[Origin]:
         if arrived is None:
             yield Origin(local, None, on_hub)
             return
-        (folder,) = checkpoint.list_checkpoints(arrived)
-        saved = check_format(checkpoint.load(folder))
+
+        def read() -> Checkpoint:
+            (folder,) = checkpoint.list_checkpoints(arrived)
+            return check_format(checkpoint.load(folder))
+
+        saved = _from_main(accelerator, read)
+        assert saved is not None
         accelerator.print(
             f"resumed     from {recipe.hub_model_id} on the Hub, after {saved.state['step']} of "
             f"{recipe.max_train_steps} steps"
@@ -166,14 +173,9 @@ def resume(origin: Origin, recipe: Recipe, state: RunState, identity: Identity) 
     """Put a run where it goes on: (steps done, seconds trained).
 
     Raises:
-        UserError: the checkpoint was made by another run, or processes have different ones; or uploads would fail.
+        UserError: the checkpoint was made by another run, or uploads would fail.
     """
     saved = origin.saved
-    if len(steps := set(gather_object([0 if saved is None else saved.state["step"]]))) > 1:
-        raise UserError(
-            f"all processes must resume from the same checkpoint, and theirs have {', '.join(map(str, steps))} steps: "
-            "name an `output_dir` that all machines see."
-        )
     if saved is not None:
         check_continues(saved, recipe, identity, from_hub=origin.arrived is not None)
     step, seconds = (0, 0.0) if saved is None else (saved.state["step"], saved.state["train_seconds"])
@@ -181,6 +183,17 @@ def resume(origin: Origin, recipe: Recipe, state: RunState, identity: Identity) 
     if saved is not None:
         state.load(saved)
     return step, seconds
+
+
+def _from_main(accelerator: Accelerator, read: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """The checkpoint that the main process reads, on all processes: the others may have disks of their own."""
+    kept: list[Checkpoint | None] = [None]
+
+    def keep() -> None:
+        kept[0] = read()
+
+    _on_main(accelerator, keep)
+    return share_checkpoint(kept[0], accelerator)
 
 
 def _on_main(accelerator: Accelerator, do: Callable[[], Any]) -> Any:
