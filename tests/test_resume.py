@@ -161,13 +161,13 @@ def test_a_run_does_not_take_over_the_folder_of_another(finished, tmp_path, caps
 
 def test_a_run_that_lives_while_another_reads_its_images_is_not_overwritten(finished, tmp_path, monkeypatch, capsys):
     """It ended before the other one took the lock, so that only the contents of the folder tell of it."""
-    out, load = tmp_path / "late", opening.load_images
+    out, load = tmp_path / "late", opening_data.load_images
 
     def loading(*args, **kwargs):
         shutil.copytree(tmp_path / "out", out, dirs_exist_ok=True)
         return load(*args, **kwargs)
 
-    monkeypatch.setattr(opening, "load_images", loading)
+    monkeypatch.setattr(opening_data, "load_images", loading)
     for resuming in (False, True):
         shutil.rmtree(out, ignore_errors=True)
         if resuming:
