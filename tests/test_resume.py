@@ -30,7 +30,7 @@ from short_run import (
     words,
 )
 
-from diffusers_ict.training import checkpoint, opening
+from diffusers_ict.training import checkpoint, opening_data
 from diffusers_ict.training.log import read_log
 
 LATEST = ["--resume_from_checkpoint", "latest"]
