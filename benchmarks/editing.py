@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffusers_ict import Colorize, ConsistencyEditPipeline, Edit, Inpaint, SuperResolve
 from diffusers_ict.data.load import load_images
-from diffusers_ict.hub.provenance import weights_hash
+from diffusers_ict.hashes import weights_hash
 
 STEPS = (1, 2, 4, 10)
 

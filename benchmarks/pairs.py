@@ -19,8 +19,8 @@ from torch import Tensor
 
 from diffusers_ict import ConsistencyColorizePipeline, ConsistencyPipeline, ConsistencyUpscalePipeline
 from diffusers_ict.evaluation.paired import psnr, ssim
+from diffusers_ict.hashes import weights_hash
 from diffusers_ict.hub.metadata import RunMetadata
-from diffusers_ict.hub.provenance import weights_hash
 from diffusers_ict.image_grid import as_pictures, labelled_blocks
 
 TASKS = {"grey": "grey to colour", "small": "16 to 32 pixels"}

@@ -185,12 +185,14 @@ def test_damaged_and_ragged_data_and_folders_are_refused(tmp_path):
     (tmp_path / "a.npy").write_bytes(b"\x93NUMPY but no array")
     ragged = datasets.Dataset.from_dict({"values": [[[1.0, 2.0]], [[3.0]]]})
     texts = datasets.Dataset.from_dict({"text": ["a"]})
+    structures = datasets.Dataset.from_list([{"values": [{"of": 1.0}]}])
     for form, message in (
         ({"dataset_name": str(tmp_path / "a.npy")}, "cannot be read as .npy"),
         ({"dataset_name": str(tmp_path / "b.npz")}, "there is no file"),
         ({"train_data_dir": str(tmp_path)}, "is for pictures"),
         ({"dataset": ragged}, "one shape"),
         ({"dataset": texts}, "must name a column of arrays"),
+        ({"dataset": structures}, "must hold arrays of numbers, got"),
     ):
         with pytest.raises(UserError, match=message):
             load_images(**form, normalize="none")

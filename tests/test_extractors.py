@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from diffusers_ict.errors import UserError
 from diffusers_ict.evaluation import extractors, make_extractor
-from diffusers_ict.hub.provenance import weights_hash
+from diffusers_ict.hashes import weights_hash
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 #!/bin/sh
-# A latent consistency model from nothing in about 25 minutes of one core: an autoencoder of 64x64 mosaics of
-# Fashion-MNIST, then a consistency model of its 8x8 latents, which stock LDMPipeline draws with.
+# A latent consistency model from nothing: an autoencoder of 64x64 mosaics of Fashion-MNIST, then a consistency model of
+# its 8x8 latents, which stock LDMPipeline draws with.
 #
 #   sh benchmarks/runs/latents.sh
 #

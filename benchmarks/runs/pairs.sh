@@ -3,8 +3,7 @@
 #
 #   TRAIN=train.parquet TEST=test.parquet sh benchmarks/runs/pairs.sh
 #
-# Three runs of the same network and recipe, of about 5 minutes of one core each: without conditions, for the edits, and
-# one for each condition. Stop it at any time: the same command goes on. The others make a trial small.
+# Three runs of the same network and recipe: without conditions, for the edits, and one for each condition. Stop it at any time: the same command goes on. The others make a trial small.
 [ "${1-}" != --help ] || { sed -n '2,/^\[/s/^#//p' "$0"; exit; }
 set -eu
 cd "$(dirname "$0")/../.."

@@ -9,6 +9,8 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from torch import Tensor
 
 from .errors import UserError
+from .hashes import weights_hash
+from .transparency import MODES
 
 Autoencoder: TypeAlias = AutoencoderKL | AutoencoderTiny
 KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (AutoencoderKL, AutoencoderTiny)}
@@ -31,7 +33,7 @@ def latent_shape(vae: Autoencoder, shape: tuple[int, int, int]) -> tuple[int, in
     """
     channels, height, width = shape
     if vae.config.in_channels != channels:
-        mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(vae.config.in_channels)
+        mode = MODES.get(vae.config.in_channels)
         remedy = f"convert them with `image_mode` {mode}" if mode else "take another autoencoder"
         raise UserError(
             f"the autoencoder takes images of {vae.config.in_channels} channels, and these have {channels}: {remedy}."
@@ -48,11 +50,8 @@ def latent_shape(vae: Autoencoder, shape: tuple[int, int, int]) -> tuple[int, in
 def fingerprint(vae: Autoencoder) -> str:
     """SHA-256 of the weights, and of what the config says of the computation, in 32 hexadecimal digits."""
     config = {key: value for key, value in vae.config.items() if not key.startswith("_") and key not in IDLE}
-    digest = hashlib.sha256(json.dumps([type(vae).__name__, config], sort_keys=True, default=str).encode())
-    for name, tensor in sorted(vae.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:32]
+    facts = [type(vae).__name__, config, weights_hash(vae)]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 @torch.no_grad()

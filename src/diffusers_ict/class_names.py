@@ -10,10 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from .arguments import integer
-from .errors import UserError, first_line
-from .files import read_json, write_json
+from .files import write_json
 from .names import LONGEST
-from .repository import find_beside
+from .repository import read_beside
 
 LABELS_NAME = "labels.json"  # stock diffusers neither downloads nor reads it
 
@@ -36,15 +35,11 @@ def load_class_names(repository: str | os.PathLike, options: dict[str, Any]) -> 
     Raises:
         UserError: labels.json cannot be read.
     """
-    path = find_beside(repository, LABELS_NAME, options)
-    if path is None:
-        return None
-    try:
-        return {int(number): _text(name) for number, name in read_json(path)["id2label"].items()}
-    except UserError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f'{path} must hold {{"id2label": {{"0": NAME, ...}}}}: {first_line(error)}') from error
+
+    def parse(entries: dict[str, Any]) -> dict[int, str]:
+        return {int(number): _text(name) for number, name in entries["id2label"].items()}
+
+    return read_beside(repository, LABELS_NAME, options, parse, '{"id2label": {"0": NAME, ...}}')
 
 
 def _text(name: Any) -> str:

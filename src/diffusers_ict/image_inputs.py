@@ -8,9 +8,8 @@ from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from PIL.Image import Image
 from torch import Tensor
 
-from .transparency import in_mode, may_be_transparent
+from .transparency import MODES, in_mode, may_be_transparent
 
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of PIL images, by the number of channels
 DEEP_MODES = ("I", "F")  # and I;16 and the like: Pillow cuts their values when it converts them
 WHITE = {"bool": 1, "uint8": 255, "uint16": 65535}  # by the type of an array
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import UserError, first_line
-from .files import read_json, write_json
+from .errors import UserError
+from .files import write_json
 from .formulas.preconditioning import SIGMA_DATA
-from .repository import find_beside
+from .repository import read_beside
 
 NORMALIZATION_NAME = "normalization.json"  # stock diffusers neither downloads nor reads it
 KINDS = ("none", "min-max", "mean-std")
@@ -88,19 +89,12 @@ def load_normalization(repository: str | os.PathLike, options: dict[str, Any]) -
     Raises:
         UserError: normalization.json cannot be read.
     """
-    path = find_beside(repository, NORMALIZATION_NAME, options)
-    if path is None:
-        return None
-    try:
-        entries = read_json(path)
+
+    def parse(entries: dict[str, Any]) -> Normalization:
         offset, scale = (tuple(map(float, entries[name])) for name in ("offset", "scale"))
         return Normalization(entries["kind"], offset, scale)
-    except UserError:
-        raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f'{path} must hold {{"kind": ..., "offset": [...], "scale": [...]}}: {first_line(error)}'
-        ) from error
+
+    return read_beside(repository, NORMALIZATION_NAME, options, parse, '{"kind": ..., "offset": [...], "scale": [...]}')
 
 
 def fit(values: Tensor, kind: str) -> Normalization:
@@ -112,9 +106,13 @@ def fit(values: Tensor, kind: str) -> Normalization:
     channels = values.shape[1]
     if kind == "none":
         return Normalization(kind, (0.0,) * channels, (1.0,) * channels)
-    parts = [part.double().transpose(0, 1).flatten(1) for part in values.split(AT_ONCE)]
-    least, most = (torch.stack([end(part, 1) for part in parts], 1) for end in (torch.amin, torch.amax))
-    least, most = least.amin(1), most.amax(1)
+
+    def parts() -> Iterator[Tensor]:
+        """The numbers of each channel, some at a time: a copy of all of them in float64 may not fit into memory."""
+        return (part.double().transpose(0, 1).flatten(1) for part in values.split(AT_ONCE))
+
+    ends = torch.stack([torch.stack([part.amin(1), part.amax(1)]) for part in parts()])
+    least, most = ends[:, 0].amin(0), ends[:, 1].amax(0)
     if len(constant := (least == most).nonzero().flatten()):
         first = int(constant[0])
         raise UserError(
@@ -124,8 +122,6 @@ def fit(values: Tensor, kind: str) -> Normalization:
     if kind == "min-max":
         return Normalization(kind, tuple(((most + least) / 2).tolist()), tuple(((most - least) / 2).tolist()))
     count = values.numel() // channels
-    mean = sum(part.sum(1) for part in parts) / count
-    assert isinstance(mean, Tensor)
-    variance = sum(((part - mean[:, None]) ** 2).sum(1) for part in parts) / count
-    assert isinstance(variance, Tensor)
+    mean = torch.stack([part.sum(1) for part in parts()]).sum(0) / count
+    variance = torch.stack([((part - mean[:, None]) ** 2).sum(1) for part in parts()]).sum(0) / count
     return Normalization(kind, tuple(mean.tolist()), tuple((variance.sqrt() / SIGMA_DATA).tolist()))

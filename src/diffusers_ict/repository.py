@@ -1,19 +1,43 @@
 """Small files beside a model's weights, in a folder or on the Hub, that stock diffusers does not know."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, OfflineModeIsEnabled
 
+from .errors import UserError, first_line
+from .files import read_json
 
-def find_beside(repository: str | os.PathLike, name: str, options: dict[str, Any]) -> Path | None:
-    """The file `name` of a folder or of a Hub repository, or None.
+T = TypeVar("T")
+
+
+def read_beside(
+    repository: str | os.PathLike, name: str, options: dict[str, Any], parse: Callable[[dict[str, Any]], T], form: str
+) -> T | None:
+    """What the JSON file `name` of a folder or of a Hub repository holds, or None where there is none.
 
     Args:
         options: what the pipeline was loaded with.
+        parse: makes it of the entries; form: of the entries, in words.
+
+    Raises:
+        UserError: the file cannot be read, or `parse` makes nothing of it.
     """
+    path = _find(repository, name, options)
+    if path is None:
+        return None
+    try:
+        return parse(read_json(path))
+    except UserError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} must hold {form}: {first_line(error)}") from error
+
+
+def _find(repository: str | os.PathLike, name: str, options: dict[str, Any]) -> Path | None:
     if os.path.isdir(repository):
         path = Path(repository) / name
         return path if path.is_file() else None

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # by the number of channels
 WITH_ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 SQUARES = 8  # of the checkerboard, along the shorter side of an image
 LIGHT, DARK = 1.0, 0.8  # its greys

@@ -7,9 +7,9 @@ from safetensors import SafetensorError
 
 from ..errors import UserError, first_line
 from ..files import public_name
+from ..hashes import weights_hash
 from ..hub.card import write_card
 from ..hub.metadata import ConversionMetadata
-from ..hub.provenance import weights_hash
 from ..version import __version__
 from .checkpoint import shown
 from .pipelines import ConvertedModel

@@ -7,6 +7,6 @@ if TYPE_CHECKING:
     from .map_dataset import MapDataset
     from .stream import StreamedImages
 
-# Each has `shape`, `condition_channels`, `num_classes`, `class_names`, `count`, `examples`, `overview()`,
-# `fingerprint()` and `to()`.
+# Each has `shape`, `condition_channels`, `num_classes`, `class_names`, `count`, `examples`, `normalization`, `vae`,
+# `transform()`, `overview()`, `fingerprint()` and `to()`.
 TrainingData = Union["Images", "MapDataset", "StreamedImages"]

@@ -1,6 +1,5 @@
 """Data that is no 8-bit picture: arrays of numbers, read exactly as they are, and normalised for the network."""
 
-import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ..errors import UserError, first_line
 from ..normalization import Normalization, fit
-from .npz import read_headers
+from .npz import open_npz
 from .settings import DataSettings
 from .sources import class_names_of, label_column, listed, open_dataset, pick, refuse, type_of
 
@@ -23,6 +22,7 @@ OF_PICTURES = (
     *("image_mode", "background", "resolution", "center_crop", "image_cache_dir"),
     *("conditioning_image_column", "conditioning_image_mode"),
 )
+NESTED = ("Array2D", "Array3D", "List", "LargeList", "Sequence", "list")  # columns that may hold arrays
 AT_ONCE = 1024  # arrays that are read or looked at together
 
 
@@ -47,8 +47,6 @@ def read_arrays(settings: DataSettings, with_labels: bool, dataset: datasets.Dat
     path = Path(settings.dataset_name or "")
     if dataset is None and path.suffix in (".npz", ".npy"):
         refuse(settings, f"a {path.suffix} file", "dataset_config_name", "dataset_split")
-        if not path.is_file():
-            raise UserError(f"there is no file {path}.")
         found = _of_npz(path, settings, with_labels) if path.suffix == ".npz" else Arrays(_of_npy(path))
     else:
         found = _of_dataset(open_dataset(settings) if dataset is None else dataset, settings, with_labels)
@@ -81,27 +79,21 @@ def normalised(
 
 
 def _of_npz(path: Path, settings: DataSettings, with_labels: bool) -> Arrays:
-    try:
-        with zipfile.ZipFile(path) as file, np.load(path, allow_pickle=False) as arrays:
-            headers = read_headers(file)
-            types = {name: f"{header.dtype} {list(header.shape)}" for name, header in headers.items()}
-            suitable = [name for name in headers if len(headers[name].shape) in (3, 4)]
-            image = pick(types, "image_column", settings.image_column, suitable)
-            if image is None:
-                raise UserError(f"`image_column` must name an array [n, H, W] or [n, H, W, C], got {listed(types)}.")
-            shape = headers[image].shape[:1]
-            integers = [n for n in headers if headers[n].dtype.kind in "iu" and headers[n].shape == shape]
-            label = pick(types, "label_column", settings.label_column, integers) if with_labels else None
-            return Arrays(arrays[image], None if label is None else arrays[label])
-    except UserError:
-        raise
-    except Exception as error:  # of damaged files, zipfile and NumPy raise whatever they meet
-        raise UserError(
-            f"{path} cannot be read as .npz ({first_line(error)}); write it again with `numpy.savez`."
-        ) from error
+    with open_npz(path) as (headers, arrays):
+        types = {name: f"{header.dtype} {list(header.shape)}" for name, header in headers.items()}
+        suitable = [name for name in headers if len(headers[name].shape) in (3, 4)]
+        image = pick(types, "image_column", settings.image_column, suitable)
+        if image is None:
+            raise UserError(f"`image_column` must name an array [n, H, W] or [n, H, W, C], got {listed(types)}.")
+        shape = headers[image].shape[:1]
+        integers = [n for n in headers if headers[n].dtype.kind in "iu" and headers[n].shape == shape]
+        label = pick(types, "label_column", settings.label_column, integers) if with_labels else None
+        return Arrays(arrays[image], None if label is None else arrays[label])
 
 
 def _of_npy(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f"there is no file {path}.")
     try:
         return np.load(path, allow_pickle=False)
     except Exception as error:  # of damaged files, NumPy raises whatever it meets
@@ -113,7 +105,7 @@ def _of_npy(path: Path) -> np.ndarray:
 def _of_dataset(data: Any, settings: DataSettings, with_labels: bool) -> Arrays:
     data = data.with_format(None)
     types = {name: type_of(feature) for name, feature in data.features.items()}
-    nested = [name for name, kind in types.items() if kind in ("Array2D", "Array3D", "List", "LargeList", "Sequence")]
+    nested = [name for name, kind in types.items() if kind in NESTED]
     column = pick(types, "image_column", settings.image_column, nested)
     if column is None or column not in nested:
         raise UserError(
@@ -134,11 +126,11 @@ def _of_dataset(data: Any, settings: DataSettings, with_labels: bool) -> Arrays:
 def _number_type(feature: Any, column: str) -> np.dtype:
     """The type of the numbers in a column of arrays."""
     inner = feature
-    while not isinstance(getattr(inner, "dtype", None), str) or inner.dtype in ("list", "large_list"):
-        inner = getattr(inner, "feature", None) or (inner[0] if isinstance(inner, list) else None)
+    while isinstance(inner, list) or hasattr(inner, "feature"):  # lists within lists; older versions have plain ones
+        inner = inner[0] if isinstance(inner, list) else inner.feature
     try:
         return np.dtype(inner.dtype)
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError) as error:  # of a structure, and of texts
         raise UserError(f"the column {column} must hold arrays of numbers, got {feature}.") from error
 
 

@@ -2,6 +2,8 @@
 
 import math
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,25 @@ class Header:
         return self.side > 0 or (len(self.shape) in (3, 4) and self.dtype.str[1:] in ("u1", "u2", "f2", "f4", "f8"))
 
 
-def read_headers(file: zipfile.ZipFile) -> dict[str, Header]:
-    """Those of the arrays in a .npz file, by name."""
-    return {name.removesuffix(".npy"): Header(file, name) for name in file.namelist() if name[-4:] == ".npy"}
+@contextmanager
+def open_npz(path: Path) -> Iterator[tuple[dict[str, Header], Any]]:
+    """The headers of the arrays in a file by name, and the arrays, which are read when they are asked for.
+
+    Raises:
+        UserError: there is no such file, or it is damaged; also where that shows within the block.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no file {path}.")
+    try:
+        with zipfile.ZipFile(path) as file, np.load(path, allow_pickle=False) as arrays:
+            names = [name for name in file.namelist() if name[-4:] == ".npy"]
+            yield {name.removesuffix(".npy"): Header(file, name) for name in names}, arrays
+    except UserError:
+        raise
+    except Exception as error:  # of damaged files, zipfile and NumPy raise whatever they meet
+        raise UserError(
+            f"{path} cannot be read as .npz ({first_line(error)}); write it again with `numpy.savez`."
+        ) from error
 
 
 def read_npz(path: Path, settings: DataSettings, with_labels: bool, with_images: bool = True) -> tuple[int, Any, Any]:
@@ -50,20 +68,10 @@ def read_npz(path: Path, settings: DataSettings, with_labels: bool, with_images:
         UserError: no such file or array, several that could be meant, or one of a shape that cannot be meant.
     """
     refuse(settings, "a .npz file", "dataset_config_name", "dataset_split")
-    if not path.is_file():
-        raise UserError(f"there is no file {path}.")
-    try:
-        with zipfile.ZipFile(path) as file, np.load(path, allow_pickle=False) as arrays:
-            headers = read_headers(file)
-            image, label = _choose(headers, settings, with_labels)
-            images = arrays[image] if with_images else None
-            labels = arrays[label] if label is not None else None
-    except UserError:
-        raise
-    except Exception as error:  # of damaged files, zipfile and NumPy raise whatever they meet
-        raise UserError(
-            f"{path} cannot be read as .npz ({first_line(error)}); write it again with `numpy.savez`."
-        ) from error
+    with open_npz(path) as (headers, arrays):
+        image, label = _choose(headers, settings, with_labels)
+        images = arrays[image] if with_images else None
+        labels = arrays[label] if label is not None else None
     if side := headers[image].side:
         images = None if images is None else images.reshape(-1, 3, side, side)
         labels = None if labels is None else labels.astype(np.int64) - 1

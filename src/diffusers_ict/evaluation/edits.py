@@ -14,9 +14,8 @@ from ..formulas.editing import LUMINANCE, Colorize, Edit, Inpaint, SuperResolve
 from ..image_grid import as_pictures, labelled_blocks
 from ..pipeline_consistency import ConsistencyPipeline
 from ..pipeline_consistency_edit import ConsistencyEditPipeline
+from ..transparency import MODES
 from .samples import image_shape
-
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def read_pictures(files: list[Path], model: ConsistencyPipeline, data: DataSettings) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from ..errors import UserError, first_line
 from ..files import read_tensors, sha256
-from ..hub.provenance import weights_hash
+from ..hashes import weights_hash
 from ..progress import told
 from .report import NO_FEATURES
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ..data.dataset import Images
 from ..errors import UserError, first_line
 from ..files import atomic_file, read_tensors
-from ..hub.provenance import tensors_hash
+from ..hashes import tensors_hash
 from ..progress import progress_bar
 from .extractors import Extractor
 from .metrics import Moments

@@ -16,9 +16,9 @@ from ..data.draw import EVALUATION, derive_seed
 from ..data.transform import PictureFormat, to_unit
 from ..errors import UserError, first_line
 from ..image_grid import as_pictures, classes_in_turn, labelled_blocks
-from ..image_inputs import MODES
 from ..loading import variants_of
 from ..pipeline_consistency import ConsistencyPipeline
+from ..transparency import MODES
 
 AT_ONCE = 250  # samples of one call of the network
 

@@ -1,15 +1,12 @@
 """Where a model and its figures come from, without naming a user, a host or an absolute path."""
 
-import hashlib
 import platform
 import subprocess
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
 
 
 def hardware(accelerator: Accelerator) -> str:
@@ -38,17 +35,3 @@ def code_commit() -> str | None:
     except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no checkout
         return None
     return said[-1].strip()
-
-
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 of a module's tensors, by name."""
-    return tensors_hash(module.state_dict())
-
-
-def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

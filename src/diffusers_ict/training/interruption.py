@@ -96,10 +96,12 @@ class Interruption:
             self.before = {number: signal.signal(number, self._receive) for number in heeded}
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         self._restore()
         if self.watch is not None:
             self.watch.close()
+        if kind is None and self.ballot is not None:  # nobody asks for its outcome after the last step
+            self.ballot[1].wait()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = number

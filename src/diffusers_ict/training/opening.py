@@ -43,7 +43,7 @@ from .state import state_of
 from .unets import SMALL, check_fits, check_resolution, make_unet, takes_small
 
 DRY_RUN_STEPS = 4
-DATA = (*OF_THE_DATA, "normalize")
+DATA = (*OF_THE_DATA, "normalize", "pretrained_vae_name_or_path", "vae_sample")
 OF_THE_UNET = (
     *("pretrained_model_name_or_path", "model_config_name_or_path", "dropout", "dropout_resolution"),
     "gradient_checkpointing",
@@ -194,8 +194,7 @@ def _check_given(
         (the recipe, which names a built-in objective that was given; the description of any other one, or None).
     """
     plain = Recipe()
-    of_the_data = (*DATA, "pretrained_vae_name_or_path", "vae_sample")
-    idle = {"model": OF_THE_UNET if model is not None else (), "dataset": of_the_data if dataset is not None else ()}
+    idle = {"model": OF_THE_UNET if model is not None else (), "dataset": DATA if dataset is not None else ()}
     for name, settings in {**idle, "objective": ("objective",) if objective is not None else ()}.items():
         for setting in settings:
             if getattr(recipe, setting) != getattr(plain, setting):

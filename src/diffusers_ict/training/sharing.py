@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ..errors import UserError
-from ..hub.provenance import tensors_hash
+from ..hashes import tensors_hash
 from .checkpoint import Checkpoint
 from .resume import Identity
 from .state import RunState
@@ -21,27 +22,25 @@ def share_checkpoint(saved: Checkpoint | None, accelerator: Accelerator) -> Chec
     """The checkpoint of the first process, on all of them; those of the others are not looked at."""
     if accelerator.num_processes == 1:
         return saved
-    told: list[Any] = [None]
-    if accelerator.is_main_process and saved is not None:
-        kinds = {part: {name: _kind(value) for name, value in named.items()} for part, named in saved.tensors.items()}
-        told = [(saved.state, kinds)]
+    sent = saved if accelerator.is_main_process else None
+    # Of a tensor on the meta device, its type and its shape are sent alone.
+    told: list[Any] = [None if sent is None else Checkpoint(sent.state, _each(sent, lambda value: value.to("meta")))]
     broadcast_object_list(told)
     if told[0] is None:
         return None
-    state, kinds = told[0]
-    tensors: dict[str, dict[str, Tensor]] = {}
-    for part, named in kinds.items():
-        for name, (kind, shape) in named.items():
-            own = saved.tensors[part][name] if accelerator.is_main_process and saved is not None else None
-            value = torch.empty(shape, dtype=getattr(torch, kind)) if own is None else own.contiguous()
-            value = value.to(accelerator.device)
-            dist.broadcast(value, 0)
-            tensors.setdefault(part, {})[name] = value.cpu()
-    return Checkpoint(state, tensors)
+    filled = _each(sent or told[0], lambda value: _broadcast(value, accelerator.device))
+    return Checkpoint(told[0].state, filled)
 
 
-def _kind(value: Tensor) -> tuple[str, tuple[int, ...]]:
-    return str(value.dtype).removeprefix("torch."), tuple(value.shape)
+def _each(saved: Checkpoint, change: Callable[[Tensor], Tensor]) -> dict[str, dict[str, Tensor]]:
+    return {part: {name: change(value) for name, value in named.items()} for part, named in saved.tensors.items()}
+
+
+def _broadcast(value: Tensor, device: torch.device) -> Tensor:
+    """The tensor of the first process, on the CPU; the others give one of its type and shape on the meta device."""
+    held = torch.empty_like(value, device=device) if value.is_meta else value.contiguous().to(device)
+    dist.broadcast(held, 0)
+    return held.cpu()
 
 
 def check_alike(accelerator: Accelerator, step: int, state: RunState, identity: Identity) -> None:
