@@ -107,6 +107,7 @@ def test_an_alignment_longer_than_the_run_is_refused():
         make_objective(Recipe(loss="adcm", objective={"trade_off": 0.0}), None)
 
 
+@pytest.mark.slow
 def test_a_run_logs_and_keeps_its_levels_and_resumes_bit_for_bit(flags, tmp_path):
     flags = [flag for flag in flags if not flag.startswith(("s0=", "s1="))]
     flags.remove("--objective")

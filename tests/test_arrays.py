@@ -310,6 +310,7 @@ def test_programs_take_such_a_model(base, tmp_path, capsys):
         build_page(model, tmp_path / "page")
 
 
+@pytest.mark.slow
 def test_an_onnx_file_of_arrays_is_their_f(base, tmp_path):
     import onnxruntime
 
@@ -318,6 +319,7 @@ def test_an_onnx_file_of_arrays_is_their_f(base, tmp_path):
     assert session.get_inputs()[0].shape[1:] == [2, 8, 16]
 
 
+@pytest.mark.slow
 def test_the_file_of_the_repository_draws_the_same_without_this_package(base, python_without_us):
     code = (
         "import torch, sys; from diffusers import DiffusionPipeline as D; m = sys.argv[1];"

@@ -70,6 +70,7 @@ def test_the_cleaner_point_lies_on_the_way_to_the_mean():
     assert pair.target.item() == pytest.approx(1.9375)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [None, 4])
 def test_a_run_with_references_learns_otherwise_and_resumes_bit_for_bit(classes, flags, config, tmp_path):
     config.write_text(json.dumps({**TINY, **ONE_LEVEL, "num_class_embeds": classes}))

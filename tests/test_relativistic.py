@@ -107,6 +107,7 @@ def test_neither_network_gets_a_gradient_from_the_others_step():
     assert any(not torch.equal(a, b) for a, b in zip(before, adversary.model.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_discriminator_begins_late_and_a_run_resumes_bit_for_bit(flags, tmp_path):
     common = [*flags, "--loss", "relativistic", "--objective", "consistency=ict", "start=0.5", "--dropout", 0.3,
               "--max_train_steps", 8, "--logging_steps", 1]  # fmt: skip

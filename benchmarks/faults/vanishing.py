@@ -232,6 +232,6 @@ def _newest(hub: HubAside) -> str:
 
 
 FAULTS = [
-    Fault("a fault of the Hub while training checkpoints are uploaded, and a lost disk", 160, vanishes),
-    Fault("two writers of training checkpoints, and a lost disk", 40, two_writers),
+    Fault("a fault of the Hub while training checkpoints are uploaded, and a lost disk", 160, vanishes, 0),
+    Fault("two writers of training checkpoints, and a lost disk", 40, two_writers, 0),
 ]
