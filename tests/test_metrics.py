@@ -180,3 +180,11 @@ def test_precision_and_recall_equal_torch_fidelity(sets, fidelity):
     got = coverage_measures(real, fake)
     assert got["precision"] == pytest.approx(precision, rel=EXACT)
     assert got["recall"] == pytest.approx(recall, rel=EXACT)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_figures_of_the_cpu(sets):
+    here, there = ([held.to(device) for held in sets] for device in ("cpu", "cuda"))
+    assert frechet_distance(*there) == pytest.approx(frechet_distance(*here), rel=1e-6)
+    assert kernel_distance(*there, 10, 50) == pytest.approx(kernel_distance(*here, 10, 50), rel=1e-6)
+    assert coverage_measures(*there) == pytest.approx(coverage_measures(*here), rel=1e-6)

@@ -17,7 +17,7 @@ from short_run import ICT, assert_bitwise_equal, assert_refused, words
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from diffusers_ict.processes import lost_processes, synchronized
+from diffusers_ict.processes import choose_interface, interface_to, lost_processes, synchronized
 
 
 def test_gradients_within_gradients_pass_through_the_wrapper_as_through_the_network(tmp_path):
@@ -49,6 +49,8 @@ CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:537] Connection closed by pee
 
 def test_errors_of_messages_are_told_from_others():
     assert lost_processes(CLOSED) == "another process of the run is gone"
+    unmet = RuntimeError("Gloo connectFullMesh failed with [gloo/transport/tcp/pair.cc:152] timed out connecting")
+    assert "set GLOO_SOCKET_IFNAME" in lost_processes(unmet)
     assert "is gone" in lost_processes(torch.distributed.DistBackendError("NCCL communicator was aborted"))
     assert lost_processes(RuntimeError("DataLoader worker (pid 7) is killed")) == "a process that loads data is gone"
     assert lost_processes(RuntimeError("CUDA out of memory")) is None
@@ -73,6 +75,26 @@ def test_lost_processes_are_named_by_their_ranks(monkeypatch):
         assert lost_processes(CLOSED) == "another process of the run is gone"
         alive.communicate(b"\n", timeout=60)
     dead.wait(timeout=60)
+
+
+def test_the_interface_to_other_machines_is_chosen_where_the_user_has_not(monkeypatch):
+    interfaces = {"127.0.0.1": None, "10.0.0.1": "eth1", "192.0.2.1": "eth0"}
+    monkeypatch.setattr("diffusers_ict.processes.interface_to", interfaces.get)
+    several = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+    for given, chosen in (
+        ({}, None),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1"}, None),
+        ({**several, "MASTER_ADDR": "10.0.0.1"}, "eth1"),
+        ({**several, "MASTER_ADDR": "127.0.0.1"}, "eth0"),  # what the first machine calls itself
+        ({**several, "MASTER_ADDR": "10.0.0.1", "GLOO_SOCKET_IFNAME": "ib0"}, "ib0"),
+    ):
+        choose_interface(given)
+        assert given.get("GLOO_SOCKET_IFNAME") == chosen
+
+
+def test_the_loopback_and_names_of_nobody_lead_to_no_other_machine():
+    assert interface_to("127.0.0.1") is None
+    assert interface_to("no-such-machine.invalid") is None
 
 
 def two_that_train(*flags) -> tuple[subprocess.Popen, dict[str, psutil.Process]]:

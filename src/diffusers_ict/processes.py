@@ -1,11 +1,13 @@
 """Accelerate's processes: which kinds are supported, and how networks are trained on several."""
 
 import importlib.util
+import ipaddress
 import os
 import platform
+import socket
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
@@ -21,6 +23,7 @@ from .errors import UserError, first_line
 PEERS: list[tuple[str, int]] = []  # (machine, process id) of each process of the run, by rank
 TIMEOUT_SECONDS = 3 * 3600  # that a process waits for the others: NCCL's ten minutes are less than work of one alone
 PATIENCE_SECONDS = 2.0  # for a process to be seen as gone whose connections are
+ANYWHERE = "192.0.2.1"  # an address that nobody has (RFC 5737): the way to it is the way to other machines
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
@@ -37,6 +40,7 @@ def make_accelerator(
     """
     if report_to is not None and importlib.util.find_spec(report_to) is None:
         raise UserError(f"`report_to` {report_to} needs its library: pip install {report_to}.")
+    choose_interface(os.environ)
     try:
         # Pinned batches are copied while the device computes.
         loading = DataLoaderConfiguration(non_blocking=True)
@@ -58,6 +62,38 @@ def make_accelerator(
     check_processes(accelerator)
     PEERS[:] = gather_object([(platform.node(), os.getpid())]) if accelerator.num_processes > 1 else []
     return accelerator
+
+
+def choose_interface(environment: MutableMapping[str, str]) -> None:
+    """Tell gloo by which network interface this machine reaches the others, unless the user has.
+
+    Gloo takes the address that the machine's own name resolves to. In many clouds and containers that is the loopback
+    address or none, and the machines never meet. The votes of processes go through gloo also where NCCL trains.
+    """
+    processes = int(environment.get("WORLD_SIZE", "1"))
+    if "GLOO_SOCKET_IFNAME" in environment or processes <= int(environment.get("LOCAL_WORLD_SIZE", processes)):
+        return
+    # The name of the first machine may be a loopback address on itself.
+    for target in (environment.get("MASTER_ADDR", ANYWHERE), ANYWHERE):
+        name = interface_to(target)
+        if name is not None:
+            environment["GLOO_SOCKET_IFNAME"] = name
+            return
+
+
+def interface_to(host: str) -> str | None:
+    """The network interface by which packets to a host leave, or None if it is the loopback or there is none."""
+    try:
+        (family, kind, _, _, address), *_ = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # of datagrams: nothing is sent
+            own = ipaddress.ip_address(probe.getsockname()[0])
+    except OSError:
+        return None
+    if own.is_loopback:
+        return None
+    interfaces = psutil.net_if_addrs().items()
+    return next((name for name, held in interfaces if str(own) in (address.address for address in held)), None)
 
 
 def best_device() -> torch.device:
@@ -134,6 +170,8 @@ def lost_processes(error: RuntimeError) -> str | None:
         return "a process that loads data is gone"
     if not (isinstance(error, torch.distributed.DistError) or "gloo" in words):
         return None
+    if "connectFullMesh" in words:
+        return "the processes cannot reach each other; set GLOO_SOCKET_IFNAME to the machines' network interface"
     here, own = platform.node(), os.getpid()
     others = [rank for rank, peer in enumerate(PEERS) if peer != (here, own)]
     near = [rank for rank in others if PEERS[rank][0] == here]

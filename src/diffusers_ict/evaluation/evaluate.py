@@ -36,7 +36,7 @@ from ..scheduling_ict import ICTScheduler
 from ..settings import check_bounds
 from ..version import __version__
 from .extractors import WIDTHS, check_extractor, make_extractor, no_extractor
-from .features import Extraction, ImagesByNumber, Reference, measure_reference, read_reference
+from .features import Extraction, ImagesByNumber, Reference, exact_device, measure_reference, read_reference
 from .paired import PAIRED, PairedMetric, closeness, paired_metrics
 from .report import PUBLISHED, plot_quality, table_lines
 from .samples import conditions_of, drawer, image_shape, labels_of, list_variants, row_of
@@ -143,10 +143,12 @@ class Evaluator:
         samples = self.extract(images, count, label, any(metric.needs_features for metric in metrics))
         figures, higher = Figures(), list[str]()
         if self.reference.features is not None and self.extract.accelerator.is_main_process:
+            device = exact_device(self.extract.accelerator.device)
+            drawn, real = samples.to(device), self.reference.features.to(device)
             for metric in metrics:
                 chosen = metric.settings(count, self.reference.count)
                 with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused below
-                    values = metric.compute(samples, self.reference.features, self.extract.extractor, chosen)
+                    values = metric.compute(drawn, real, self.extract.extractor, chosen)
                 figures |= values
                 higher += values if metric.higher_is_better else []
         figures, higher = broadcast_object_list([figures, higher])

@@ -43,6 +43,16 @@ class Features:
     features: Tensor | None = None
     logits: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Features":
+        """The same on another device."""
+        rows = (None if held is None else held.to(device) for held in (self.features, self.logits))
+        return Features(self.moments.to(device), *rows)
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where metrics are computed: on the device if it has float64, as GPUs of NVIDIA and AMD do, else on the CPU."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Extraction:
@@ -73,7 +83,8 @@ class Extraction:
         Raises:
             UserError: the extractor gives numbers that are not finite, or not as many for each image.
         """
-        accelerator, moments, kept = self.accelerator, Moments.of(torch.zeros(0, self.widths[0])), []
+        accelerator, kept = self.accelerator, []
+        moments = Moments.of(torch.zeros(0, self.widths[0], device=exact_device(accelerator.device)))
         loader = accelerator.prepare(DataLoader(TensorDataset(torch.arange(count)), self.batch_size))
         shown = accelerator.is_main_process
         with progress_bar(count, "image", shown=shown, desc=label, delay=2, leave=False) as progress:
@@ -87,7 +98,7 @@ class Extraction:
                 if accelerator.is_main_process:
                     moments.update(outputs[0])
                     kept += [[output.cpu() for output in outputs]] if keep else []
-        return Features(moments, *map(torch.cat, zip(*kept)))
+        return Features(moments.to("cpu"), *map(torch.cat, zip(*kept)))
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
         outputs = [output for output in self.extractor.features(images) if output is not None]

@@ -23,6 +23,7 @@ from ..loading import load_consistency
 from ..pipeline_consistency import ConsistencyPipeline
 from ..processes import best_device
 from .extractors import make_extractor
+from .features import exact_device
 from .metrics import centred, neighbour_distances
 from .samples import conditions_of, drawer, image_shape
 
@@ -107,7 +108,9 @@ def neighbours(pipeline: ConsistencyPipeline, images: Images, extractor, count: 
         torch.cat([extractor.features(part(numbers))[0] for numbers in torch.arange(total).split(250)])
         for part, total in ((lambda rows: drawn[rows], count), (lambda rows: images.part(rows)[0], len(images)))
     )
-    distances, indices, typical, copies = memorisation(features, training)
+    exact = exact_device(pipeline.device)
+    distances, indices, typical, copies = memorisation(features.to(exact), training.to(exact))
+    distances, indices = distances.cpu(), indices.cpu()
     first = distances.argsort()[:12]
     pair = {"sample": drawn[first], "nearest image": images.part(indices[first])[0]}
     blocks = {name: as_pictures(to_unit(pixels, None, "cpu")) for name, pixels in pair.items()}

@@ -1,6 +1,7 @@
 """Distances and scores of generated images, on features [n, d] of any network.
 
 Defaults and the way subsets are drawn are those of torch-fidelity, so that figures can be compared to the last digit.
+All is computed on the device of the features, in float64.
 """
 
 from dataclasses import dataclass
@@ -30,22 +31,26 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor) -> "Moments":
-        """Moments of all rows of features [n, d]."""
-        dim = features.shape[1]
-        moments = cls(0, torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64))
+        """Moments of all rows of features [n, d], on their device."""
+        empty = torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
+        moments = cls(0, empty, torch.outer(empty, empty))
         for rows in features.split(CHUNK) if len(features) else ():
             moments.update(rows)
         return moments
 
     def update(self, features: Tensor) -> None:
         """Take in more rows, [n, d]."""
-        rows = features.cpu().double()
+        rows = features.to(self.mean.device).double()
         mean = rows.mean(0)
         centred = rows - mean
         total, shift = self.count + len(rows), mean - self.mean
         self.scatter += centred.T @ centred + torch.outer(shift, shift) * (self.count * len(rows) / total)
         self.mean = self.mean + shift * (len(rows) / total)
         self.count = total
+
+    def to(self, device: torch.device | str) -> "Moments":
+        """The same on another device."""
+        return Moments(self.count, self.mean.to(device), self.scatter.to(device))
 
     @property
     def covariance(self) -> Tensor:
@@ -125,7 +130,7 @@ def coverage_measures(real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5
     slack = ROUNDING * max(x.square().sum(1).max() for x in (real, fake))
     radii = [(radius.square() + slack).sqrt() for radius in neighbour_distances(real, (k, k_density))]
     fake_radius = (neighbour_distances(fake, (k,))[0].square() + slack).sqrt()
-    precise = torch.zeros(len(fake), dtype=torch.bool)
+    precise = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
     recalled, covered, inside = [], [], 0
     for rows, radius, density_radius in zip(*(x.split(CHUNK) for x in (real, *radii))):
         distances = torch.cdist(rows, fake)  # [CHUNK, m]
