@@ -159,6 +159,24 @@ def test_a_signal_ends_a_step_that_is_stuck_and_no_other_work(where, code, told)
     assert ended.stdout == ("" if code else "received SIGTERM\n")
 
 
+FORKED = """
+import os, signal, time, types
+from diffusers_ict.training import interruption
+with interruption.Interruption(types.SimpleNamespace(num_processes=1)) as run:
+    child = os.fork()
+    if child == 0:
+        time.sleep(55)
+        os._exit(0)
+os.kill(child, signal.SIGKILL)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_run_ends_while_a_process_that_it_forked_goes_on():
+    """As the workers of a DataLoader do until nobody holds it."""
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=60)
+
+
 @pytest.mark.slow
 def test_a_signal_ends_a_process_that_waits_for_one_that_does_nothing(flags, tmp_path):
     """Its main thread is in a library, which Python's handlers of signals wait for."""

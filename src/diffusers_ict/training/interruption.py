@@ -43,12 +43,13 @@ class Watch:
         """Look no longer, and let go of the signals."""
         self.closed.set()
         signal.set_wakeup_fd(self.before)
+        self.written.shutdown(socket.SHUT_RDWR)  # `close` alone ends nothing that forked processes have, too
         self.written.close()
         self.thread.join()
         self.seen.close()
 
     def _run(self) -> None:
-        while heard := self.seen.recv(64):  # nothing where the other end is closed
+        while heard := self.seen.recv(64):  # nothing once the other end is shut down
             if self.numbers & set(heard):
                 break
         began = time.monotonic()
