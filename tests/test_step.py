@@ -4,37 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import write_npz
-from short_run import ACT, CT, ECT, ICT, LOSSES, final_tensors, run
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from diffusers_ict.training.log import Metrics
-from diffusers_ict.training.run import Run
-
-READS = ("item", "cpu", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__", "__array__")
-
-
-class Guard(TorchDispatchMode):
-    """While it is active, no number of a tensor may be read, by a method or by the kernel that PyTorch reads with."""
-
-    active = False
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        super().__init__()
-        for name in READS:
-            patch.setattr(torch.Tensor, name, self.guarded(getattr(torch.Tensor, name)))
-
-    def guarded(self, method):
-        def read(*args, **kwargs):
-            assert not self.active, "a tensor is read by the host"
-            return method(*args, **kwargs)
-
-        return read
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        reads = function is torch.ops.aten._local_scalar_dense.default
-        assert not (self.active and reads), "a kernel's result is read by the host"
-        return function(*args, **(kwargs or {}))
+from conftest import ROOT, write_npz
+from guard import Guard, guarded_run
+from short_run import ACT, CT, ECT, ICT, LOSSES, final_tensors, run, two_processes
 
 
 @pytest.fixture
@@ -63,30 +35,14 @@ def test_the_guard_notices_every_way_of_reading(guard):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_step_waits_for_the_device(loss, flags, tmp_path, monkeypatch, guard):
-    """On CPUs, RAdam reads its step counts; on CUDA it is capturable and does not."""
-    draw, count, step, guarded = Run.micro_batches, Metrics.count_step, torch.optim.RAdam.step, []
+    assert guarded_run(monkeypatch, guard, *loss, *flags, "--output_dir", tmp_path / "out") == 0
 
-    def drawing(self, role, number):
-        if number == 7 and not guarded:  # the eighth step, which has a gradient penalty
-            guarded.append(number)
-            guard.active = True
-        return draw(self, role, number)
 
-    def stepping(self, *args, **kwargs):
-        was, guard.active = guard.active, False
-        step(self, *args, **kwargs)
-        guard.active = was
-
-    def counting(self, images):
-        guard.active = False
-        count(self, images)
-
-    monkeypatch.setattr(Run, "micro_batches", drawing)
-    monkeypatch.setattr(torch.optim.RAdam, "step", stepping)
-    monkeypatch.setattr(Metrics, "count_step", counting)
-    own = ["--logging_steps", 12, "--max_train_steps", 12, "--checkpointing_steps", 12]
-    assert run(*loss, *flags, *own, "--output_dir", tmp_path / "out") == 0
-    assert guarded == [7]
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", [ICT, ACT], ids=["ict", "act"])
+def test_no_step_of_two_processes_waits_for_the_device(loss, flags, tmp_path):
+    done = two_processes(ROOT / "tests" / "guard.py", *loss, *flags, "--output_dir", tmp_path / "out")
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.slow
