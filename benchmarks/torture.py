@@ -2,6 +2,8 @@
 """Runs that are killed, starved and misled: what survives, and what is lost. See docs/reliability.md.
 
 python benchmarks/torture.py --output benchmarks/results/torture
+
+The faults of lost disks wait most of the time, and can run beside the others: --skip "lost disk", and --only "lost disk".
 """
 
 import argparse
@@ -56,6 +58,7 @@ def main() -> int:
         help="of the trials of each fault; at least one, but for faults that start interpreters",
     )
     parser.add_argument("--only", default="", help="part of the names of faults")
+    parser.add_argument("--skip", help="part of the names of faults that are left out")
     parser.add_argument("--trial", type=int, help="one number, to repeat what was lost")
     parser.add_argument("--output", type=Path, help="path of the results, without ending")
     options = parser.parse_args()
@@ -64,7 +67,7 @@ def main() -> int:
     base, rows = Path(tempfile.mkdtemp(prefix="torture-")), []
     shop = Workshop(base)
     for fault in FAULTS:
-        if options.only in fault.name:
+        if options.only in fault.name and (options.skip is None or options.skip not in fault.name):
             numbers = range(max(fault.least, round(options.share * fault.times)))
             if options.trial is not None:
                 numbers = range(options.trial, options.trial + 1)
