@@ -3,7 +3,7 @@
 
 python benchmarks/torture.py --output benchmarks/results/torture
 
-The faults of lost disks wait most of the time, and can run beside the others: --skip "lost disk", and --only "lost disk".
+Faults of lost disks wait most of the time, and can run beside the others: --skip "lost disk", and --only "lost disk".
 """
 
 import argparse
