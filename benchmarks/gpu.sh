@@ -70,7 +70,7 @@ if [ -n "$rehearse" ]; then
 fi
 
 line 120 preflight $python benchmarks/gpu_check.py preflight
-line 500 tests $python -m pytest -q tests/test_step.py tests/test_dropout.py -m "$tests"
+line 500 tests $python -m pytest -q tests/test_step.py tests/test_dropout.py tests/test_metrics.py -m "$tests"
 line 400 sync $python benchmarks/gpu_check.py sync
 line 120 masks $python benchmarks/gpu_check.py masks
 line 300 settings $python benchmarks/gpu_check.py settings
