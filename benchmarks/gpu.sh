@@ -26,6 +26,7 @@ export TORCHINDUCTOR_CACHE_DIR
 
 line() { # SECONDS NAME COMMAND ...: a line of at most so many seconds, whose words go into a file of its own, too
   most=$1
+  [ -z "$rehearse" ] || most=$((4 * most)) # a CPU, and perhaps beside other work
   name=$2
   shift 2
   line=$((line + 1))
