@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import check_repository, evaluate
-from diffusers_ict.evaluation import evaluate as program
+from diffusers_ict.evaluation import evaluator as program
 
 
 @pytest.fixture(scope="module")
