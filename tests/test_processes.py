@@ -140,6 +140,9 @@ with interruption.Interruption(alone, farewell=lambda: "a step is stuck; checkpo
     if sys.argv[1] == "between":
         assert run.reason(0) is None
     signal.raise_signal(signal.SIGTERM)
+    if sys.argv[1] == "vote":
+        run.group, run.ballot = object(), (None, types.SimpleNamespace(wait=lambda: time.sleep(2)))
+        run.reason(0)
     time.sleep(2)
     if sys.argv[1] == "between":
         run.begin_step()
@@ -149,7 +152,11 @@ with interruption.Interruption(alone, farewell=lambda: "a step is stuck; checkpo
 
 @pytest.mark.parametrize(
     ("where", "code", "told"),
-    [("within", 3, "a step is stuck; checkpoint-5 is the newest\n"), ("between", 0, "")],
+    [
+        ("within", 3, "a step is stuck; checkpoint-5 is the newest\n"),
+        ("vote", 3, "a step is stuck; checkpoint-5 is the newest\n"),
+        ("between", 0, ""),
+    ],
 )
 def test_a_signal_ends_a_step_that_is_stuck_and_no_other_work(where, code, told):
     ended = subprocess.run(

@@ -126,9 +126,14 @@ class Interruption:
 
         One process stops after the step that it is in; several agree on it within a few steps.
         """
-        self.step_began, reason = None, self._reason_here()
-        if self.group is None:
-            return reason
+        reason = self._reason_here()
+        if self.group is not None:
+            reason = self._vote(step, reason)
+        self.step_began = None  # only now: a vote can be stuck, too
+        return reason
+
+    def _vote(self, step: int, reason: str | None) -> str | None:
+        """Why the run is to stop, or None, by the outcome of the last vote; every few steps, begin a new one."""
         if self.ballot is not None:
             votes, work = self.ballot
             work.wait()
