@@ -42,4 +42,4 @@ def on_post_build(config: Any) -> None:
     if model := os.environ.get("LIVE_PAGE"):
         from diffusers_ict.web.build import build_page
 
-        build_page(str(ROOT / model), Path(config["site_dir"], "live"), title=Path(model).name)
+        build_page(str(ROOT / model), Path(config["site_dir"], "live"), dtype="fp16", title=Path(model).name)
