@@ -34,7 +34,7 @@ def sentences() -> set[str]:
 
 def test_programs_print_the_sentences_of_the_page_on_trouble():
     said = sentences()
-    quoted = re.findall(r"^\| `([^`]+)` \|", TROUBLE, re.M)
+    quoted = re.findall(r"^- `([^`]+)`<br>$", TROUBLE, re.M)
     assert len(quoted) > 20
     for sentence in quoted:
         pattern = re.compile(".*".join(map(re.escape, sentence.split("…"))), re.S)
