@@ -73,6 +73,7 @@ def test_a_line_that_passes_gives_way_to_the_next(shown, tmp_path):
     assert shown.text.splitlines() == [str(number) for number in range(100 - notebook.LINES, 100)]
 
 
+@pytest.mark.slow
 def test_a_run_shows_its_last_samples_and_the_program_s_last_words(flags, tmp_path, shown):
     notebook.train([*flags, "--output_dir", tmp_path / "out"], every=0.1)
     *_, last = sorted((tmp_path / "out" / "samples").iterdir())
@@ -82,6 +83,7 @@ def test_a_run_shows_its_last_samples_and_the_program_s_last_words(flags, tmp_pa
     assert "diffusers-ict sample" in text["text/plain"].splitlines()[-3]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_goes_on_to_the_same_weights(finished, whole, tmp_path, shown):
     own = [*finished, "--output_dir", tmp_path / "own", "--validation_steps", 1, "--resume_from_checkpoint", "latest"]
     shown.interrupt_after = 1
