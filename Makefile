@@ -8,7 +8,7 @@ ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 1000
 endif
 
-.PHONY: help demo sample web test torture test-slow test-all lint format docs clean compare bench
+.PHONY: help demo sample web test torture test-slow test-all lint format docs site notebook clean compare bench
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -51,11 +51,19 @@ lint: .venv/installed ## check style, formatting, imports and types
 	$(BIN)/mypy
 
 .venv/docs: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'mkdocs>=1.6' 'mkdocstrings[python]>=0.26'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
-docs: .venv/docs ## build the documentation into site/
+docs: .venv/docs ## build the documentation into site/; warnings are errors
 	$(BIN)/mkdocs build --strict
+
+site: .venv/docs ## the same, with the page on which the committed model of avatars draws
+	LIVE_PAGE=model_cards/avatars $(BIN)/mkdocs build --strict
+
+notebook: .venv/installed ## run examples/diffusers_ict.ipynb and keep its pictures: five minutes
+	rm -rf runs/notebook && mkdir -p runs/notebook
+	cd runs/notebook && PATH="$(CURDIR)/$(BIN):$$PATH" python ../../tests/notebook.py \
+	  ../../examples/diffusers_ict.ipynb ../../examples/diffusers_ict.ipynb
 
 format: .venv/installed ## mend what lint can mend
 	$(BIN)/ruff check --fix .

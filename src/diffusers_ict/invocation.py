@@ -9,6 +9,7 @@ from .files import portable
 
 # The files of train_scripts/ that are not called as their command is.
 SCRIPTS = {"train": "train_ict.py", "check": "check_repository.py"}
+NOTEBOOK = "DIFFUSERS_ICT_NOTEBOOK"  # the variable with the process id of the notebook that started a program
 LAUNCHERS = {"accelerate", "accelerate-launch", "torchrun", "accelerate.commands.launch", "torch.distributed.run"}
 
 
@@ -50,6 +51,14 @@ def launcher() -> Any | None:
     except psutil.Error:
         return None
     return parent if known else None
+
+
+def followed() -> int | None:
+    """The id of the process without which this one shall not go on, a launcher or a notebook, or None."""
+    if os.environ.get(NOTEBOOK) == str(os.getppid()):
+        return os.getppid()
+    process = launcher()
+    return None if process is None else process.pid
 
 
 def _launch_words() -> list[str]:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch import distributed as dist
 
-from ..invocation import launcher
+from ..invocation import followed
 
 CHECK_EVERY = 8  # steps between two questions to the other processes, each of which waits for the slowest
 STUCK_SECONDS = 60.0  # that a step may take once a signal has come
@@ -84,7 +84,7 @@ class Interruption:
         self.group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
         self.ballot: tuple[Tensor, dist.Work] | None = None
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
-        self.launcher = None if (process := launcher()) is None else process.pid
+        self.launcher = followed()
         self.received: int | None = None
         self.step_began: float | None = None
         self.before: dict[int, Any] = {}

@@ -54,7 +54,7 @@ def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, se
     """
     device, classes = pipeline.device, pipeline.unet.config.num_class_embeds
     labels = torch.arange(count) % classes if classes else None
-    rows = _rows_of(images, labels, count, seed)
+    rows = rows_in_turn(images, labels, count, seed)
     given = None if images.condition is None else images.condition.batch(rows.clamp(min=0), None, "cpu")[0]
     drawn: dict[str, Tensor] = {}
     for steps in (1, 2):
@@ -87,7 +87,7 @@ def array_sheet(blocks: dict[str, Tensor], images: Images, class_names: Sequence
     )
 
 
-def _rows_of(images: Images, labels: Tensor | None, count: int, seed: int) -> Tensor:
+def rows_in_turn(images: Images, labels: Tensor | None, count: int, seed: int) -> Tensor:
     """Random rows of the data, each other than the ones before as long as there are some: of each label in turn.
 
     -1 where a label has no images.
