@@ -26,6 +26,7 @@ from ..normalization import NORMALIZATION_NAME
 from ..objectives import objective_class
 from ..stock_key import STOCK_KEY
 from .metadata import ConversionMetadata, RunMetadata
+from .modular import MODULAR_CONFIG
 from .provenance import code_address
 from .run_files import read_recipe
 
@@ -117,7 +118,7 @@ def _entries(path: Path) -> dict[str, Any]:
 
 
 def _describe(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Classes and noise levels of a model, with the arguments of its pipelines that name a class.
+    """Classes, noise levels and blocks of a model, with the arguments of its pipelines that name a class.
 
     The number before a name, as in "0 `cat`, 1 `dog` and 3 more", is what stock diffusers takes.
     """
@@ -131,6 +132,7 @@ def _describe(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     middle = middle_level(**{name: scheduler[name] for name in grid if name in scheduler})
     return {
         "class_names": shown + (f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""),
+        "modular": (folder / MODULAR_CONFIG).is_file(),
         "class_example": number if name is None or len(name) > LONGEST else literal(name),
         "levels": sorted(levels, reverse=True),
         "second_sigma": levels[0] if levels else float(f"{middle:.4g}"),
