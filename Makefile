@@ -8,7 +8,7 @@ ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 1000
 endif
 
-.PHONY: help demo sample web test torture test-slow test-all lint format docs clean compare bench
+.PHONY: help demo sample web test torture test-slow test-all lint format docs dist clean compare bench
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -56,6 +56,12 @@ lint: .venv/installed ## check style, formatting, imports and types
 
 docs: .venv/docs ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
+
+dist: .venv/installed ## build the source distribution and the wheel into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt build twine
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 format: .venv/installed ## mend what lint can mend
 	$(BIN)/ruff check --fix .
