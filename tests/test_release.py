@@ -63,7 +63,9 @@ def test_the_workflow_publishes_what_was_checked_without_a_secret():
 
 
 def test_the_version_stands_in_one_place():
-    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    files = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    ).stdout.split()
     if not files:
         pytest.skip("no checkout")
     own = re.compile(r"^\s*(?:__)?version(?:__)?\s*[:=]\s*[\"']?[0-9]", re.M)
