@@ -8,7 +8,7 @@ ifndef OMP_WAIT_POLICY
 export GOMP_SPINCOUNT ?= 1000
 endif
 
-.PHONY: help demo sample web test torture test-slow test-all lint format docs site notebook clean compare bench
+.PHONY: help demo sample web test torture test-slow test-all lint format docs site notebook dist clean compare bench
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -64,6 +64,12 @@ notebook: .venv/installed ## run examples/diffusers_ict.ipynb and keep its pictu
 	rm -rf runs/notebook && mkdir -p runs/notebook
 	cd runs/notebook && PATH="$(CURDIR)/$(BIN):$$PATH" python ../../tests/notebook.py \
 	  ../../examples/diffusers_ict.ipynb ../../examples/diffusers_ict.ipynb
+
+dist: .venv/installed ## build the source distribution and the wheel into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt build twine
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 format: .venv/installed ## mend what lint can mend
 	$(BIN)/ruff check --fix .

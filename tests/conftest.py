@@ -177,7 +177,7 @@ def generator() -> torch.Generator:
 def environment_without_us(base: Path) -> str:
     """The interpreter of a new environment that has everything this one has, but for diffusers-ict."""
     venv.create(base / "env", symlinks=True)
-    packages = base / "packages"
+    packages = base / "site-packages"  # by this name dill knows what it need not take apart
     packages.mkdir()
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if "diffusers_ict" not in entry.name:  # the package, its metadata, or the link of an editable installation

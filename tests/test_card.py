@@ -117,23 +117,29 @@ REPORT = {
     "flipped": True, "extractor": "toy", "extractor_weights": "0123456789abcdef", "resize": "none",
     "command": "measure",
     "rows": [
-        {"num_inference_steps": 1, "variant": None, "metrics": {"frechet": 12.5, "kid": 0.5, "kid_std": 0.01}},
+        {"num_inference_steps": 1, "variant": None, "metrics": {"frechet": 12.34567, "kid": 0.5, "kid_std": 0.01}},
+        {"num_inference_steps": 2, "variant": None, "metrics": {"frechet": 8.5, "kid": 0.125, "kid_std": 0.01}},
+        {"num_inference_steps": 3, "variant": None, "metrics": {"frechet": 8.25, "kid": 0.12, "kid_std": 0.01}},
         {"num_inference_steps": 2, "variant": "ema5", "metrics": {"frechet": 9.25, "kid": 0.25, "kid_std": 0.02}},
     ],
 }  # fmt: skip
 
 
-def test_evaluations_become_model_index_and_a_table(run):
+def test_evaluations_become_a_table_and_those_of_one_and_two_steps_become_model_index(run):
     old = (run / "README.md").read_text()
     assert "## Evaluation" not in old
     (run / "evaluation.json").write_text(json.dumps(REPORT))
     card = make_card(run, "someone/my-digits", license="mit")
     assert "| 2 | ema5 | 9.25 | 0.25 ± 0.02 |" in card.text
+    assert "| 3 | published | 8.25 | 0.12 ± 0.01 |" in card.text
     assert "2,000 samples against 1,797 images of some digits, train, each also mirrored (statistics abc)" in card.text
     assert "by features of toy (weights 0123456789ab, resize: none)" in card.text
     again = ModelCard(card.content)
-    values = {(r.metric_type, r.metric_args["num_inference_steps"]): r.metric_value for r in again.data.eval_results}
-    assert values == {("frechet", 1): 12.5, ("frechet", 2): 9.25, ("kid", 1): 0.5, ("kid", 2): 0.25}
+    figures = {result.metric_name: result.metric_value for result in again.data.eval_results}
+    one, two = {"frechet, 1 step": 12.35, "kid, 1 step": 0.5}, {"frechet, 2 steps": 8.5, "kid, 2 steps": 0.125}
+    assert figures == one | two, "neither other averages nor further steps"
+    known = {"samples": 2000, "extractor": "toy", "extractor_weights": "0123456789abcdef", "reference": "abc"}
+    assert all(result.dataset_args == known for result in again.data.eval_results)
     assert again.data.license == "mit"
     assert mistakes(card.content) == []
     assert "| 2 | ema5 | 9.25 |" in merge(old, card.content), "an evaluation made later is not shown"

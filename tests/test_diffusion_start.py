@@ -227,6 +227,7 @@ def test_other_predictions_begin_at_their_limit(pipeline, scheduler, kind, end, 
     start = started(tmp_path / "model")
     note = f"exact only at {end} noise until it is aligned"
     assert note in (start / "README.md").read_text().replace("\n", " ")
+    assert "It has to be trained before it draws images in few steps." in (start / "README.md").read_text()
     after = diffusers.UNet2DModel.from_pretrained(start / "unet")
     sign = 1 if kind == "sample" else -1
     assert torch.equal(after.conv_out.weight, sign * before.conv_out.weight)

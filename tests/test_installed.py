@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment_without_us, files_of, write_npz
 from hub_stand_in import Hub, serve
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 
@@ -31,20 +33,45 @@ def program(tmp_path_factory) -> Path:
     return Path(python).parent / "diffusers-ict"
 
 
-def test_a_wheel_trains_evaluates_converts_checks_and_publishes(program, tmp_path):
-    write_npz(tmp_path / "data.npz")
+@pytest.fixture
+def run(program, tmp_path):
+    """run(words) calls `diffusers-ict` of the wheel in `tmp_path`: what it printed. `more`: variables."""
 
     def run(*words, **more) -> str:
         environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": os.environ["OMP_NUM_THREADS"], **more}
         environment.pop("HF_HUB_OFFLINE")
         environment.pop("PYTHONPATH", None)
-        command = [str(program), *map(str, words)]
+        environment["PATH"] = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+        command = [str(program), *map(str, words)] if len(words) > 1 else ["bash", "-ec", words[0]]
         done = subprocess.run(
             command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
         )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout
 
+    return run
+
+
+def test_commands_of_the_readme_run_as_they_stand(run, tmp_path):
+    """Those that need no network, beside `model_cards`; training by its dry run."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
+    (tmp_path / "my_images").mkdir()
+    for number in range(16):
+        Image.new("RGB", (40, 32), (number * 16, 128, 255 - number * 16)).save(tmp_path / "my_images" / f"{number}.png")
+    (sample,) = re.findall(r"^diffusers-ict sample .*$", readme, re.M)
+    assert "60 samples with 2 steps" in run(sample)
+    (train,) = re.findall(r"^diffusers-ict train (?:.*\\\n)*.*$", readme, re.M)
+    assert "steps       8000 of 16 images" in run(f"{train} --dry_run")
+    for code in re.findall(r"```python\n(.*?)```", readme, re.S):
+        (tmp_path / "sample.png").unlink(missing_ok=True)
+        (tmp_path / "snippet.py").write_text(code)
+        run("python snippet.py")
+        assert (tmp_path / "sample.png").is_file()
+
+
+def test_a_wheel_trains_evaluates_converts_checks_and_publishes(run, program, tmp_path):
+    write_npz(tmp_path / "data.npz")
     short = ["--max_train_steps", 8, "--train_batch_size", 4, "--num_validation_images", 2, "--ema_decays", 0.9]
     run("train", "--config", "digits", "--dataset_name", "data.npz", *short, "--output_dir", "model")
     figures = ["--extractor", "pixels", "--metrics", "kid", "--num_samples", 8, "--cache_dir", "cache"]

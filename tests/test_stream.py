@@ -76,7 +76,7 @@ def test_a_stream_goes_on_from_a_place_as_if_it_had_never_stopped(stream, before
 
 @pytest.mark.parametrize("ranks", [2, 3, 5])
 def test_processes_share_an_epoch_among_them(stream, ranks):
-    """Whole shards each, or every so-manieth image where there are fewer shards than processes."""
+    """Whole shards each, or every n-th image where there are fewer shards than processes."""
     seen = Counter()
     for rank in range(ranks):
         images = stream((10, 10, 10), 2, 0, rank, ranks)

@@ -72,6 +72,7 @@ def test_samples_appear_early_at_checkpoints_and_at_the_end_and_go_to_the_tracke
     events.Reload()
     assert {event.step for tag in events.Tags()["images"] for event in events.Images(tag)} == set(steps)
     assert [event.step for event in events.Scalars("loss")] == list(range(1, 31))
+    assert "step" not in events.Tags()["scalars"], "trackers have it beside each entry"
 
 
 def test_a_grid_shows_real_images_above_samples_of_the_same_classes():

@@ -2,8 +2,8 @@
 
     diffusers-ict check my-model            # a folder, or the id of a repository on the Hub
 
-Prints `ok`, `advice` (works, but is unusual or missing) or `WRONG` (breaks sampling) for each, and the command that
-mends it. Exit codes: 0 nothing breaks sampling, 1 something does, 2 not a consistency repository.
+Prints `ok`, `advice` (works, but is unusual or missing) or `WRONG` (breaks sampling) for each topic, and the command
+that mends it. Exit codes: 0 nothing breaks sampling, 1 something does, 2 not a consistency repository.
 """
 
 import argparse

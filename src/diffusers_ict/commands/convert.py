@@ -7,7 +7,7 @@
 
 The folder has a model card and is ready for `diffusers-ict publish`; it can also be trained further, as
 --pretrained_model_name_or_path of `diffusers-ict train`.
-Exit codes: 0 done, 2 the model cannot be converted, and why.
+Exit codes: 0 done, 2 the model cannot be converted; the reason is printed.
 """
 
 import argparse

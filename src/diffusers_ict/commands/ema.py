@@ -3,9 +3,9 @@
     diffusers-ict ema my-model --std 0.05 0.1 0.15
 
 Writes each as a variant of the weights (std005, std01, std015) beside those of the run, and renews the model card.
-`diffusers-ict evaluate my-model` then measures them all. The standard deviation is a share of the run: 0.1 averages
-mostly over its last fifth.
-Exit codes: 0 done, 2 the run has no snapshots or there is no such average, and why.
+`diffusers-ict evaluate my-model` then measures them all. Standard deviations are shares of the run: with 0.1, the
+average is mostly over the last fifth of the steps.
+Exit codes: 0 done, 2 not done, for example because the run has no snapshots; the reason is printed.
 """
 
 import argparse
@@ -27,5 +27,5 @@ def main(options: argparse.Namespace) -> None:
     from ..training.snapshots import write_variants
 
     for name, distance in write_variants(options.folder, options.std, options.step):
-        print(f"{name}: its profile is within {100 * distance:.2g} % of the exact one.")
+        print(f"{name}: its weights of the steps are those of the exact average within {max(distance, 1e-4):.2%}.")
     print(f"Next: {shell(['diffusers-ict', 'evaluate', operand(options.folder)])}")

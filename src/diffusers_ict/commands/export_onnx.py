@@ -6,7 +6,7 @@
 Writes model.onnx. Its inputs are x [B, C, H, W], sigma [B] and, for class-conditional models, class_labels [B]; its
 output is image [B, C, H, W]. The file is compared with the pipeline at several batch sizes and noise levels, and is not
 written if it disagrees.
-Exit codes: 0 written, 2 not written, and why.
+Exit codes: 0 written, 2 not written; the reason is printed.
 """
 
 import argparse

@@ -2,12 +2,13 @@
 
     diffusers-ict publish my-model --hub_model_id someone/my-model
 
-Makes one commit with pipeline, variants, samples, recipe and model card, and none where nothing has changed, and says
-which files it added and changed; others in the repository stay. Text that people wrote into the card stays; --license
-replaces the licence that the card has. The card in the folder is renewed as well. --space adds a Space of static files,
+Makes one commit with pipeline, variants, samples, recipe and model card, and prints which files it added and changed.
+If nothing has changed, it makes none. Other files of the repository stay, and so do sections of the card that you have
+edited; --license replaces the licence. The card in the folder is renewed as well. --space adds a Space of static files,
 someone/my-model-demo: a page in which the visitor's browser draws with the model. --training_checkpoints also sends
-what `diffusers-ict train --resume_from_checkpoint hub` goes on from. The token is that of `hf auth login`, or HF_TOKEN.
-An upload that takes longer than --timeout is given up, and the next one does not send again what has arrived.
+what `diffusers-ict train --resume_from_checkpoint hub` goes on from. --modular adds two blocks of Modular Diffusers,
+which draw and inpaint with diffusers alone; later uploads keep them. The token is that of `hf auth login`, or HF_TOKEN.
+An upload ends after --timeout seconds; publish again, and files that have arrived are not sent again.
 Exit codes: 0 published, 2 not published.
 """
 
@@ -51,7 +52,8 @@ NAMED = 6  # files of a change that are named one by one
         choices=("newest", "all"),
         help="also send what a run goes on from: its newest checkpoint as last-checkpoint, or each by its own name",
     ),
-    argument("--supersede", action="store_true", help="let them replace newer ones that this run had on the Hub"),
+    argument("--supersede", action="store_true", help="let these replace newer checkpoints of the same run on the Hub"),
+    argument("--modular", action="store_true", help="also write blocks of Modular Diffusers, to draw and to inpaint"),
     argument("--space", action="store_true", help="also make a Space: a page that draws in the browser"),
     argument("--remove_output_dir", action="store_true", help=argparse.SUPPRESS),  # for copies that a run publishes
 )
@@ -63,10 +65,13 @@ def main(options: argparse.Namespace) -> None:
     from huggingface_hub.utils.logging import set_verbosity_error
 
     from ..hub.checkpoint_upload import CheckpointUpload
+    from ..hub.modular import write_blocks
     from ..hub.publish import publish
     from ..web.build import make_space
 
     set_verbosity_error()  # the client tells of every repeated request
+    if options.modular:
+        write_blocks(options.output_dir)
     which = options.training_checkpoints
     with _scratch(options) as scratch:
 

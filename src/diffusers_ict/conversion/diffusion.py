@@ -31,7 +31,7 @@ from ..formulas.preconditioning import c_noise
 from .time_refit import embedding, refit_time_embedding
 
 SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
-PREDICTIONS = ("epsilon", "sample", "v_prediction")
+PREDICTIONS = {"epsilon": "the noise (epsilon)", "sample": "the image (sample)", "v_prediction": "v (v_prediction)"}
 EDM = "edm"
 ALIGNED = ("v_prediction", EDM)  # what needs no alignment
 USUAL_LEAST = 0.0101  # the linear betas of DDPM begin at sigma 0.0100
@@ -102,7 +102,8 @@ def _interpolate(steps: Tensor, levels: Tensor, sigmas: Tensor) -> Tensor:
 def _notes(prediction: str, levels: Tensor) -> list[str]:
     least, largest = levels[0].item(), levels[-1].item()
     notes = [
-        f"A diffusion model (prediction: {prediction}), turned into the start of a consistency model with sigma_data 1."
+        f"Made from a diffusion model that predicts {PREDICTIONS[prediction]}: where training begins (with sigma_data "
+        "1), not a finished consistency model."
     ]
     if prediction not in ALIGNED:
         notes.append(

@@ -25,8 +25,8 @@ class DataSettings:
     label_column: str | None = setting(None, "column of the labels, where there are several")
     conditioning_image_column: str | None = setting(
         None,
-        "pairs: column of the images that the model is given; of a train_data_dir the sub-folder, beside target or the "
-        "one that image_column names, with files of equal names",
+        "pairs: column of the images that the model is given; in a train_data_dir, the sub-folder of these images, "
+        "which have the names of those in the sub-folder target, or in that of image_column",
     )
     image_mode: str | None = setting(None, "convert every image to this mode", choices=("L", "RGB", "RGBA"))
     conditioning_image_mode: str | None = setting(
@@ -45,7 +45,7 @@ class DataSettings:
     )
     channels_first: bool = setting(False, "normalize: arrays are [n, C, H, W], not [n, H, W, C]")
     image_cache_dir: str | None = setting(
-        None, "folder for decoded images, which later runs read [that of the datasets library]"
+        None, "folder for decoded images, for this and later runs [that of the datasets library]"
     )
 
     @property

@@ -26,7 +26,7 @@ class EvaluationSettings(DataSettings):
     extractor: str = setting("inception", "inception, dinov2, pixels, or a .py or .pt2 file, whose code is run")
     extractor_weights: str | None = setting(None, "a local file or folder instead of a download")
     lpips_weights: str | None = setting(None, "safetensors of VGG16 and LPIPS [those of the installed package lpips]")
-    tune_sigmas: int | None = setting(None, "first search the noise levels for 2 to so many steps", at_least=2, below=9)
+    tune_sigmas: int | None = setting(None, "first search noise levels for 2 to this many steps", at_least=2, below=9)
     tune_metric: str = setting("fid", "what the levels are chosen by", choices=("fid", "kid", "is"))
     tune_samples: int | None = setting(None, "images for each level tried [num_samples]", at_least=1, below=MOST)
     output_dir: str | None = setting(None, "where evaluation.json goes [the model, if it is a folder]")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -20,11 +21,13 @@ from jinja2 import TemplateError
 from ..errors import UserError, first_line
 from ..files import read_json, read_text, write_text
 from ..formulas.stock_grid import middle_level
-from ..names import LONGEST, block, code, literal, markdown, visible
+from ..names import LONGEST, block, code, literal, markdown, operand, shell, visible
 from ..normalization import NORMALIZATION_NAME
 from ..objectives import objective_class
 from ..stock_key import STOCK_KEY
 from .metadata import ConversionMetadata, RunMetadata
+from .modular import MODULAR_CONFIG
+from .provenance import code_address
 from .run_files import read_recipe
 
 TEMPLATES = resources.files(__package__) / "templates"
@@ -32,6 +35,8 @@ PIPELINE = TEMPLATES / "pipeline.py"  # sampling at any noise levels for those w
 COMMON = {"library_name": "diffusers", "pipeline_tag": "unconditional-image-generation"}
 TAGS = ["diffusers", "consistency-models", "diffusers-ict", "image-generation"]
 SHOWN_CLASSES = 20  # at most, by name
+SHOWN_STEPS = (1, 2)  # whose figures stand in the metadata; the card has a table of all, and evaluation.json the rest
+GRIDS = "samples/step-"  # how the paths of a run's own samples begin
 SPACE = "space"  # the section with the link to a Space, which other cards do not have
 MARK = re.compile(r"<!-- (?:diffusers-ict:(\w+)(?: ([0-9a-f]{12}))? -->\n|/diffusers-ict -->\n?)")
 
@@ -55,6 +60,7 @@ def make_card(folder: Path, repo_id: str, license: str | None = None, space_id: 
         data, facts = _trained(folder, name, license) if trained else _converted(folder, license)
         facts |= {"model_name": name, "repo_id": repo_id, "space_id": space_id}
         facts |= {"markdown": markdown, "code": code, "block": block, "literal": literal}
+        facts |= {"operand": operand, "shell": shell, "code_address": code_address()}
         return ModelCard(sealed(ModelCard.from_template(data, template_str=template, **facts).content))
     except UserError:
         raise
@@ -77,11 +83,11 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
         **(COMMON | ({"pipeline_tag": "image-to-image"} if run.condition else {})),
         tags=[*TAGS[:3], recipe["loss"], *TAGS[3:]],
         datasets=[run.dataset] if run.dataset_on_hub else None,
-        base_model=run.base_model if run.base_model_on_hub else None,
+        base_model=run.base_model if run.base_model_on_hub else run.base_model_origin,
+        widget=_gallery(grids[-1], bool(run.condition)) if grids else None,
         model_name=visible(name, LONGEST),
         eval_results=_results(report) or None,
     )
-    hours, minutes, seconds = run.train_seconds // 3600, run.train_seconds % 3600 // 60, run.train_seconds % 60
     return data, {
         **dataclasses.asdict(run),
         **_describe(folder, settings),
@@ -89,7 +95,7 @@ def _trained(folder: Path, name: str, license: str | None) -> tuple[ModelCardDat
         "method_settings": recipe.get("objective") or {},
         "sample_grid": grids[-1].name if grids else None,
         "variants": sorted(p.name.split(".")[1] for p in (folder / "unet").glob("*.*.safetensors")),
-        "train_time": f"{hours:.0f} h {minutes:.0f} min" if hours else f"{minutes:.0f} min {seconds:.0f} s",
+        "train_time": _duration(run.train_seconds),
         "report": report,
         "metrics": [name for row in report.get("rows", [])[:1] for name in row["metrics"] if not name.endswith("_std")],
         "quality_plot": (folder / "evaluation.png").is_file(),
@@ -112,7 +118,7 @@ def _entries(path: Path) -> dict[str, Any]:
 
 
 def _describe(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """Classes and noise levels of a model, with the arguments of its pipelines that name a class.
+    """Classes, noise levels and blocks of a model, with the arguments of its pipelines that name a class.
 
     The number before a name, as in "0 `cat`, 1 `dog` and 3 more", is what stock diffusers takes.
     """
@@ -126,35 +132,50 @@ def _describe(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     middle = middle_level(**{name: scheduler[name] for name in grid if name in scheduler})
     return {
         "class_names": shown + (f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""),
+        "modular": (folder / MODULAR_CONFIG).is_file(),
         "class_example": number if name is None or len(name) > LONGEST else literal(name),
         "levels": sorted(levels, reverse=True),
         "second_sigma": levels[0] if levels else float(f"{middle:.4g}"),
     }
 
 
+def _duration(seconds: float) -> str:
+    """A time in two units at most, such as "1 h 20 min", "3 min" or "40 s"."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    units = {"h": hours, "min": minutes, "s": 0 if hours else seconds}
+    return " ".join(f"{count} {unit}" for unit, count in units.items() if count) or "0 s"
+
+
+def _gallery(grid: Path, given: bool) -> list[dict[str, Any]]:
+    """The picture that the page of the Hub shows for the model, as its `widget` metadata have it.
+
+    Args:
+        given: the picture begins with what the model was given.
+    """
+    told = "samples with one step, then with two from the same noise"
+    return [{"text": f"{'given images, ' * given}{told}", "output": {"url": f"samples/{quote(grid.name)}"}}]
+
+
 def _results(report: dict[str, Any]) -> list[EvalResult]:
-    """One result for each metric of each row of evaluation.json; deviations go with their metric."""
-    shared: dict[str, Any] = {
-        key: report[key] for key in ("samples", "extractor", "extractor_weights", "reference") if key in report
-    }
-    results = []
-    for row in report.get("rows", []):
-        steps, variant = row["num_inference_steps"], row.get("variant")
-        for metric, value in row["metrics"].items():
-            if metric.endswith("_std"):
-                continue
-            settings = {"variant": variant, "standard_deviation": row["metrics"].get(f"{metric}_std"), **shared}
-            result = EvalResult(
-                task_type="unconditional-image-generation",
-                dataset_type=re.sub(r"[^\w.-]+", "-", report["dataset"]),  # an identifier
-                dataset_name=visible(report["dataset"], LONGEST),
-                metric_type=metric,
-                metric_name=f"{metric}, {steps} step{'s' * (steps > 1)}" + (f", {variant}" if variant else ""),
-                metric_value=value,
-                metric_args={"num_inference_steps": steps, **{k: v for k, v in settings.items() if v is not None}},
-            )
-            results.append(result)
-    return results
+    """One result for each metric of the published weights with one and with two steps; evaluation.json has the rest."""
+    shared = {key: report[key] for key in ("samples", "extractor", "extractor_weights", "reference") if key in report}
+    rows = [row for row in report.get("rows", []) if not row.get("variant")]
+    return [
+        EvalResult(
+            task_type="unconditional-image-generation",
+            dataset_type=re.sub(r"[^\w.-]+", "-", report["dataset"]),  # an identifier
+            dataset_name=visible(report["dataset"], LONGEST),
+            dataset_args=shared,
+            metric_type=metric,
+            metric_name=f"{metric}, {steps} step{'s' * (steps > 1)}",
+            metric_value=float(f"{value:.4g}"),
+        )
+        for row in rows
+        if (steps := row["num_inference_steps"]) in SHOWN_STEPS
+        for metric, value in row["metrics"].items()
+        if not metric.endswith("_std")
+    ]
 
 
 def read_card(text: str) -> ModelCard:
@@ -174,8 +195,9 @@ def read_card(text: str) -> ModelCard:
 def merge(edited: str, fresh: str, license: str | None = None) -> str:
     """The card `edited` with its untouched generated sections renewed from `fresh`; all else stays as it is.
 
-    Metadata that is there stays, what is missing is added, and `model-index` is renewed. A link to a Space that
-    `fresh` has and `edited` lacks comes before its first generated section.
+    Metadata that is there stays, what is missing is added, and `model-index` is renewed, as is a `widget` that shows
+    samples of the run only. A link to a Space that `fresh` has and `edited` lacks comes before its first generated
+    section.
 
     Args:
         license: replaces the licence of the metadata, and its name and link with it.
@@ -200,9 +222,19 @@ def merge(edited: str, fresh: str, license: str | None = None) -> str:
     replaced = {"license", "license_name", "license_link"} if license not in (None, known.get("license")) else set()
     if "model-index" in made:  # which holds the name, and is read back as such
         replaced |= {"model_name", "model-index"}
+    if _is_ours(known.get("widget")):
+        replaced.add("widget")
     kept = {key: value for key, value in known.items() if key not in replaced}
     metadata = {**made, **({"license": license} if "license" in replaced else {}), **kept}
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n{body}"
+
+
+def _is_ours(widget: Any) -> bool:
+    """Whether a gallery shows samples that a run wrote, and nothing else."""
+    try:
+        return all(entry["output"]["url"].startswith(GRIDS) for entry in widget)
+    except (AttributeError, LookupError, TypeError):  # another form, or none
+        return False
 
 
 def renewed_card(

@@ -95,9 +95,8 @@ def _channels(stock: Stock) -> Finding:
     classes = f"{config.num_class_embeds} classes" if config.num_class_embeds else "no classes"
     fault, given = "", config.in_channels - config.out_channels
     of_image = f" ({given} of a given image, which pipeline.py takes)" if given > 0 else ""
-    text = (
-        f"{config.in_channels} channels in{of_image}, {config.out_channels} out, size {config.sample_size}, {classes}"
-    )
+    channels = f"{config.in_channels} channel{'s' * (config.in_channels > 1)} in{of_image}, {config.out_channels} out"
+    text = f"{channels}, size {config.sample_size}, {classes}"
     if given < 0:
         fault = ": there must not be more output channels than input channels"
     elif config.sample_size is None:
@@ -179,7 +178,8 @@ def _equality(stock: Stock) -> Finding:
         if not np.isfinite(images).all():
             return Finding("sampling", Severity.ERROR, f"{steps}-step images are not numbers.")
         worst = max(worst, float(np.abs(images[0] - images[1]).max()))
-    text = f"stock diffusers and diffusers-ict differ by at most {worst:.3g} with one and two steps."
+    what = f"images that differ by up to {worst:.3g}, where 1 is white," if worst else "the same images"
+    text = f"stock diffusers and diffusers-ict draw {what} with one and two steps."
     return _ok_unless(worst, "sampling", text)
 
 

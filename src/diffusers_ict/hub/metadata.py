@@ -53,6 +53,7 @@ class RunMetadata(Metadata):
 
     Attributes:
         dataset, base_model: names, and whether they are on the Hub; base_model is None for a run from scratch.
+        base_model_origin: the model of the Hub from which a base_model of this machine came, or None.
         images: of the data set, or None where nobody knows.
         shape: (C, H, W) of the images; classes, class_names: or None.
         batch_size: images of one optimizer step on all processes together.
@@ -87,6 +88,7 @@ class RunMetadata(Metadata):
     autoencoder_on_hub: bool = False
     latent_shape: list[int] | None = None
     condition: int = 0
+    base_model_origin: str | None = None
     changes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
 
@@ -117,3 +119,18 @@ class ConversionMetadata(Metadata):
     version: str
     refit: dict[str, float] | None = None
     prediction: str | None = None
+
+
+def origin_on_hub(folder: Path) -> str | None:
+    """The model of the Hub from which that in a folder was converted or trained, or None where none is known.
+
+    Raises:
+        UserError: the metadata of the folder are damaged.
+    """
+    if (folder / ConversionMetadata.file_name).is_file():
+        conversion = ConversionMetadata.read(folder)
+        return conversion.source if conversion.source_on_hub else None
+    if (folder / RunMetadata.file_name).is_file():
+        run = RunMetadata.read(folder)
+        return run.base_model if run.base_model_on_hub else run.base_model_origin
+    return None

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -35,3 +36,14 @@ def code_commit() -> str | None:
     except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no checkout
         return None
     return said[-1].strip()
+
+
+@cache
+def code_address() -> str | None:
+    """Where the repository of this package is, by [project.urls] of pyproject.toml, or None if nothing says so."""
+    try:
+        urls = metadata.metadata("diffusers-ict").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        return None
+    named = dict(url.split(", ", 1) for url in urls)
+    return named.get("Repository")

@@ -21,6 +21,7 @@ from ..files import read_text, write_text
 from .card import PIPELINE, merge, read_card, renewed_card
 from .checkpoint_upload import CheckpointUpload
 from .failures import reason_of
+from .modular import BLOCKS
 from .run_files import published_files
 
 ATTEMPTS = 3  # commits, each on what the repository then holds
@@ -134,6 +135,8 @@ def publish(
         parts = {p.relative_to(page).as_posix(): p for p in page.rglob("*") if p.is_file()}
         uploads.append(_upload(parts, read_text(parts["README.md"]), space_of(repo_id), "space", private, license))
     files["pipeline.py"] = PIPELINE.read_bytes()
+    if "blocks.py" in files:
+        files["blocks.py"] = BLOCKS.read_bytes()
     beside = None if checkpoints is None else partial(checkpoints.operations, folder, repo_id)
     uploads.insert(0, _upload(files, card, repo_id, "model", private, license, beside))
     if os.access(folder, os.W_OK):

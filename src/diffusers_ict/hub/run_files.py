@@ -16,6 +16,7 @@ WRITTEN_BY_RUNS = (
     *("model_index.json", "unet", "scheduler", "vqvae", "discriminator"),
 )
 WRITTEN_LATER = ("conversion.json", "evaluation.json", "evaluation.png", "inspection.json")
+WRITTEN_TO_PUBLISH = ("blocks.py", "modular_config.json")  # where `publish --modular` was asked for
 AVERAGES = "averages"  # folder of the snapshots of averages
 NOT_PUBLISHED = ("checkpoint-*", AVERAGES)  # of a run, too; what it goes on from
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")  # a training checkpoint after so many steps
@@ -50,7 +51,7 @@ def published_files(folder: Path) -> dict[str, Path]:
     Raises:
         UserError: one is a link to what lies elsewhere, which nobody meant to publish.
     """
-    paths, place = [folder / name for name in (*WRITTEN_BY_RUNS, *WRITTEN_LATER)], folder.resolve()
+    paths, place = [folder / name for name in (*WRITTEN_BY_RUNS, *WRITTEN_LATER, *WRITTEN_TO_PUBLISH)], folder.resolve()
     files = [file for path in paths for file in (path, *path.rglob("*")) if file.is_file()]
     for file in files:
         if not file.resolve().is_relative_to(place):

@@ -114,7 +114,8 @@ class Metrics:
         if self.log is not None:
             self.log.write(entry)
         if self.tracking:
-            self.accelerator.log(flat(entry), step)
+            # Trackers are given the step beside the entry, and some keep the name for themselves.
+            self.accelerator.log(flat({key: value for key, value in entry.items() if key != "step"}), step)
 
     def measured_enough(self) -> bool:
         """Whether a dry run has taken its time, on any process; all of them have to ask."""

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ..data.draw import VALIDATION, derive_seed
 from ..errors import UserError, first_line
 from ..files import public_name, staged_folder
 from ..hub.card import write_card
-from ..hub.metadata import RunMetadata
+from ..hub.metadata import RunMetadata, origin_on_hub
 from ..hub.provenance import code_commit, hardware
 from ..version import __version__
 from .checkpoint import describe_newest
@@ -117,6 +118,7 @@ def export_run(run: Run, step: int) -> None:
         dataset_on_hub=dataset_on_hub and recipe.dataset_name is not None,
         base_model=base,
         base_model_on_hub=base_on_hub,
+        base_model_origin=_origin(start) if start is not None and not base_on_hub else None,
         images=run.data.count,
         shape=list(run.data.examples.shape),
         classes=run.data.num_classes,
@@ -137,6 +139,13 @@ def export_run(run: Run, step: int) -> None:
     if (folder / "model_index.json").is_file():  # else nobody could follow what the card says of loading it
         with optional("the model card"):
             write_card(folder)
+
+
+def _origin(start: str) -> str | None:
+    """The model of the Hub from which the folder came that a run started from, where its files say so."""
+    with optional("the base model's entry in the model card"):
+        return origin_on_hub(Path(start))
+    return None
 
 
 def _latents_of(run: Run) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Recipe(RunSettings, DataSettings):
     )
     reference_batch_size: int = setting(
         0,
-        "images of each step among which the target is averaged, those of the same class: less variance; 0 is off",
+        "average each target over the images of its class among this many: less variance; 0 is off",
         at_least=0,
     )
     intermediate_sigmas: list[float] = setting([0.821], "noise levels between sampling steps, in order of use")
@@ -128,7 +128,7 @@ class Recipe(RunSettings, DataSettings):
     ema_warmup: bool = setting(
         True, "limit the decays at step k to (1 + k) / (10 + k), for runs shorter than the EMA's memory"
     )
-    seed: int = setting(0, "everything random follows from it", at_least=0)
+    seed: int = setting(0, "of all random numbers", at_least=0)
 
     def __post_init__(self) -> None:
         check_bounds(self)

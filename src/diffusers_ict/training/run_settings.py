@@ -14,28 +14,28 @@ LATEST, FROM_HUB = "latest", "hub"  # of `resume_from_checkpoint`, beside folder
 class RunSettings:
     """Where a run writes, and what it keeps, logs and publishes."""
 
-    output_dir: str = setting("consistency-model", "where everything goes")
+    output_dir: str = setting("consistency-model", "folder of everything that the run writes")
     validation_steps: int | None = setting(
         None, "steps between samples [at 1, 3, 10, 30 and 100 percent of the run, and every checkpoint]", at_least=1
     )
     num_validation_images: int = setting(16, "images of a sample grid", at_least=1)
     checkpointing_steps: int = setting(1000, "steps between checkpoints", at_least=1)
     checkpoints_total_limit: int | None = setting(2, "newest checkpoints to keep", at_least=1)
-    max_train_minutes: float | None = setting(None, "stop with a checkpoint after so many minutes [never]", above=0)
+    max_train_minutes: float | None = setting(None, "minutes after which to stop with a checkpoint [never]", above=0)
     resume_from_checkpoint: str | None = setting(
         None,
         "'latest' of output_dir, else of hub_model_id (the beginning, if both have none), 'hub' (that of hub_model_id "
         "alone), or a checkpoint folder",
     )
     resume_with_changes: bool = setting(False, "let a resumed run differ from its checkpoint, and record how")
-    ddp_timeout: int = setting(10_800, "seconds that a process of several waits for the others", at_least=1)
+    ddp_timeout: int = setting(10_800, "with several processes: seconds to wait for the others", at_least=1)
     report_to: str | None = setting(None, "tracker beside the JSON lines", choices=("tensorboard", "wandb", "trackio"))
     logging_steps: int = setting(10, "steps between log lines", at_least=1)
     dry_run: bool = setting(False, "estimate time and memory, print the stages, and stop")
     license: str | None = setting(None, "licence of the weights, a Hub identifier such as cc-by-4.0")
     push_to_hub: bool = setting(False, "publish the result on the Hub")
     hub_model_id: str = setting(
-        None, "repository: user/name or organisation/name; a run may go on from its training checkpoint"
+        None, "repository: user/name or organisation/name; a resume may read its training checkpoint"
     )
     hub_private_repo: bool = setting(False, "if the repository has to be created, create it private")
     hub_strategy: str = setting(

@@ -196,7 +196,7 @@ def describe_dropout(recipe: Recipe, unet: UNet2DModel, objective: Objective) ->
     """The dropout of the UNet to train, and where it comes from."""
     used = unet.config.dropout
     if recipe.dropout is not None:
-        return f"{used}, given"
+        return f"{used}, as set"
     if used == objective.dropout and objective.method is not None:
         return f"{used}, published for {objective.method}"
     return f"{used}, of the UNet's config"

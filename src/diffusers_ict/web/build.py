@@ -14,6 +14,7 @@ from ..files import public_name, read_json, read_text, staged_folder, write_json
 from ..hub.card import TEMPLATES, merge, read_card, sealed
 from ..hub.fetch import fetch_file
 from ..hub.metadata import RunMetadata
+from ..hub.provenance import code_address
 from ..hub.run_files import read_recipe
 from ..loading import load_consistency
 from ..names import LONGEST, markdown, visible
@@ -130,7 +131,7 @@ def make_space(model: Path, folder: Path, license: str | None, *, repo_id: str) 
         custom_headers=HEADERS,
     )
     template = (TEMPLATES / "space.md").read_text("utf-8")
-    names = {"title": title, "repo_id": repo_id, "markdown": markdown}
+    names = {"title": title, "repo_id": repo_id, "markdown": markdown, "code_address": code_address()}
     card = sealed(SpaceCard.from_template(data, template_str=template, **names).content)
     write_text(folder / "README.md", merge(card, card))  # in the form that the next push gives it
 
