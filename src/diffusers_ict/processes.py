@@ -7,7 +7,7 @@ import platform
 import socket
 import time
 import warnings
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 
@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .errors import UserError, first_line
 
 PEERS: list[tuple[str, int]] = []  # (machine, process id) of each process of the run, by rank
+ON_CPUS: list[torch.distributed.ProcessGroup] = []  # of all processes of the run, if there are several: one
 TIMEOUT_SECONDS = 3 * 3600  # that a process waits for the others: NCCL's ten minutes are less than work of one alone
 PATIENCE_SECONDS = 2.0  # for a process to be seen as gone whose connections are
 ANYWHERE = "192.0.2.1"  # an address that nobody has (RFC 5737): the way to it is the way to other machines
@@ -60,8 +61,17 @@ def make_accelerator(
             "`mixed_precision` fp16 does not exist on CPUs, where accelerate would compute in float32; use bf16 or no."
         )
     check_processes(accelerator)
-    PEERS[:] = gather_object([(platform.node(), os.getpid())]) if accelerator.num_processes > 1 else []
+    several = accelerator.num_processes > 1
+    PEERS[:] = gather_object([(platform.node(), os.getpid())]) if several else []
+    # Made while all are there: who dies later is noticed by its connections, and before them nobody would be.
+    ON_CPUS[:] = [torch.distributed.new_group(backend="gloo")] if several else []
     return accelerator
+
+
+def on_several_machines(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher says that a run has processes on other machines, too."""
+    processes = int(environment.get("WORLD_SIZE", "1"))
+    return processes > int(environment.get("LOCAL_WORLD_SIZE", processes))
 
 
 def choose_interface(environment: MutableMapping[str, str]) -> None:
@@ -70,8 +80,7 @@ def choose_interface(environment: MutableMapping[str, str]) -> None:
     Gloo takes the address that the machine's own name resolves to. In many clouds and containers that is the loopback
     address or none, and the machines never meet. The votes of processes go through gloo also where NCCL trains.
     """
-    processes = int(environment.get("WORLD_SIZE", "1"))
-    if "GLOO_SOCKET_IFNAME" in environment or processes <= int(environment.get("LOCAL_WORLD_SIZE", processes)):
+    if "GLOO_SOCKET_IFNAME" in environment or not on_several_machines(environment):
         return
     # The name of the first machine may be a loopback address on itself.
     for target in (environment.get("MASTER_ADDR", ANYWHERE), ANYWHERE):

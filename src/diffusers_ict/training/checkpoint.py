@@ -6,6 +6,7 @@ enough newer ones have been read back and are as they were written.
 """
 
 import json
+import os
 import shutil
 import warnings
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor
 from ..errors import UserError, first_line
 from ..files import atomic_folder, read_tensors, remove_left, sha256
 from ..hub.run_files import MANIFEST, STATE, list_checkpoints
+from ..processes import on_several_machines
 
 
 @dataclass(frozen=True)
@@ -151,4 +153,6 @@ def load_latest(folder: Path) -> Checkpoint | None:
 def describe_newest(folder: Path) -> str:
     """The newest good checkpoint of a run, for a sentence about a run that ended early."""
     newest = next((path.name for path in list_checkpoints(folder) if find_corruption(path) is None), None)
-    return f"{newest} is the newest checkpoint" if newest else "there is no checkpoint"
+    if newest:
+        return f"{newest} is the newest checkpoint"
+    return "there is no checkpoint on this machine" if on_several_machines(os.environ) else "there is no checkpoint"

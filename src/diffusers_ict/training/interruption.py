@@ -16,6 +16,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ..invocation import followed
+from ..processes import ON_CPUS
 
 CHECK_EVERY = 8  # steps between two questions to the other processes, each of which waits for the slowest
 STUCK_SECONDS = 60.0  # that a step may take once a signal has come
@@ -81,7 +82,7 @@ class Interruption:
         self, accelerator: Accelerator, minutes: float | None = None, farewell: Callable[[], str] = lambda: "stopped"
     ) -> None:
         self.farewell = farewell
-        self.group = dist.new_group(backend="gloo") if accelerator.num_processes > 1 else None
+        self.group = ON_CPUS[0] if accelerator.num_processes > 1 else None
         self.ballot: tuple[Tensor, dist.Work] | None = None
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self.launcher = followed()
