@@ -87,6 +87,23 @@ def train(words: list[str], machines: tuple[Machine, Machine], place: Path) -> N
         raise RuntimeError(f"codes {codes}: {[log.read_text()[-2000:] for log in logs]}")
 
 
+def report(output: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows that there are."""
+    columns = ["moment", "machine", "what", "the other ended after", "it said", "torn", "went on from step", "same end"]
+    cells = [
+        [
+            *(row["moment"], row["machine"], row["how"]),
+            f"{row['seconds']} s, code {row['code']}" if row["ended"] else "not",
+            *(row["told"], str(row["torn"]), str(row["from_step"]), "bit for bit"),
+        ]
+        for row in rows
+    ]
+    words = (
+        ". Where the wire is unplugged, the other machine gets SIGTERM five seconds later, and the time is from then."
+    )
+    write_report(output, {**provenance(), "rows": rows}, words, table(columns, cells))
+
+
 def main() -> int:
     options = parser_of(__doc__).parse_args()
     if (reason := obstacle()) is not None:
@@ -105,18 +122,8 @@ def main() -> int:
     rows = []
     for trial in trials:
         rows.append(disturb(words, base, *trial))
-        print(rows[-1], flush=True)
+        report(options.output, rows)
     shutil.rmtree(base)
-    columns = ["moment", "machine", "what", "the other ended after", "it said", "torn", "went on from step", "same end"]
-    cells = [
-        [
-            *(row["moment"], row["machine"], row["how"]),
-            f"{row['seconds']} s, code {row['code']}" if row["ended"] else "not",
-            *(row["told"], str(row["torn"]), str(row["from_step"]), "bit for bit"),
-        ]
-        for row in rows
-    ]
-    write_report(options.output, {**provenance(), "rows": rows}, ".", table(columns, cells))
     return 0
 
 
