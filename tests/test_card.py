@@ -92,7 +92,7 @@ def test_the_card_says_where_stock_diffusers_uses_other_levels(run, tmp_path):
     card = card_of([2.5, 0.31])
     assert convert.main([str(run), str(tmp_path / "converted"), "--intermediate_sigmas", "2.5", "0.31"]) == 0
     for text in (card, (tmp_path / "converted" / "README.md").read_text()):
-        assert "With three or more steps stock diffusers uses other noise levels than the ones" in text
+        assert "With three or more steps, stock diffusers uses other noise levels than those" in text
         assert "up to 3 steps" in text
         assert "`sigmas=[80.0, 2.5, 0.31]`" in text
 
@@ -132,7 +132,8 @@ def test_evaluations_become_a_table_and_those_of_one_and_two_steps_become_model_
     card = make_card(run, "someone/my-digits", license="mit")
     assert "| 2 | ema5 | 9.25 | 0.25 ± 0.02 |" in card.text
     assert "| 3 | published | 8.25 | 0.12 ± 0.01 |" in card.text
-    assert "2,000 samples against 1,797 images of some digits, train, each also mirrored (statistics abc)" in card.text
+    counted = "2,000 samples against 1,797 images of some digits, split train, each also mirrored (statistics abc)"
+    assert counted in card.text
     assert "by features of toy (weights 0123456789ab, resize: none)" in card.text
     again = ModelCard(card.content)
     figures = {result.metric_name: result.metric_value for result in again.data.eval_results}

@@ -277,4 +277,4 @@ def test_tuned_levels_are_written_and_compared_on_noise_that_the_search_did_not_
         assert f"{value:.5g} through" in out
         assert f"| {steps} | published | {value:.4g} ±" in card
     assert f"sigmas=[80.0, {tuned['levels'][0]}" in card
-    assert "With three or more steps stock diffusers uses other noise levels" in card
+    assert "With three or more steps, stock diffusers uses other noise levels" in card

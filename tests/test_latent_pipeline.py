@@ -273,7 +273,7 @@ def test_the_card_names_the_autoencoder_and_how_to_draw_and_no_file_names_this_m
     card = make_card(trained, "someone/shoes").content
     assert "consistency model of 16x16 grey images, which draws the latents of an autoencoder" in card
     assert (
-        "| latents | 8x8 of 4 channels, of the autoencoder vae, whose own licence holds for the folder `vqvae` |"
+        "| latents | 8x8 with 4 channels, from the autoencoder vae; its own licence applies to the folder `vqvae` |"
         in card
     )
     assert "pipeline(num_inference_steps=2).images[0]" in card

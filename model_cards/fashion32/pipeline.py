@@ -2,7 +2,7 @@
 
     DiffusionPipeline.from_pretrained(ID, custom_pipeline=ID, trust_remote_code=True)(sigmas=[80.0, 0.821])
 
-Self-contained: it needs diffusers and nothing else. Written into every repository that diffusers-ict publishes.
+It needs diffusers and nothing else. diffusers-ict writes it into every repository that it publishes.
 """
 
 import numpy as np
@@ -13,10 +13,10 @@ from PIL import Image
 
 
 class ConsistencySigmasPipeline(ConsistencyModelPipeline):
-    """The stock pipeline with two arguments more.
+    """The stock pipeline with two more arguments.
 
-    `sigmas`: descending noise levels, the first usually sigma_max. `image`: what a model of pairs is given, whose UNet
-    has more channels in than out. It also draws models of latents, by their classes, too: `vqvae` decodes them.
+    `sigmas`: descending noise levels, the first usually sigma_max. `image`: the condition of a model of pairs, whose
+    UNet has more channels in than out. The pipeline also samples models of latents, with classes: `vqvae` decodes them.
     """
 
     _optional_components = ["vqvae"]
@@ -41,11 +41,10 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
     ):
         """As in ConsistencyModelPipeline; with `sigmas`, `num_inference_steps` is not used.
 
-        `image` is a PIL image, a tensor [B, C, H, W] or an array [B, H, W, C] of floats from 0 to 1, or a list of one
-        of them; one is for all images of the batch, and several are for one each.
+        `image` is a PIL image, a tensor [B, C, H, W] or an array [B, H, W, C] of floats from 0 to 1, or a list of
+        one of these. A single image serves the whole batch; several images serve one sample each.
 
-        Images need not be square, and output_type "latent" gives them as the network draws them, [B, C, H, W], without
-        a range.
+        Images need not be square, and output_type "latent" returns the last sample as it is, [B, C, H, W].
         """
         given = max(0, self.unet.config.in_channels - self.unet.config.out_channels)
         if bool(given) != (image is not None):

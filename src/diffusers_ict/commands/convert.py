@@ -30,7 +30,7 @@ from .program import argument, as_flags, program
         help="noise levels between sampling steps; by default the published ones of files such as ct_imagenet64.pt",
     ),
     argument("--resolution", type=int, help="image side, for files of networks that were not released"),
-    argument("--attention_head_dim", type=int, help="channels of an attention head, likewise"),
+    argument("--attention_head_dim", type=int, help="channels of an attention head, for the same files"),
     argument("--license", help="of the weights, for the model card: a Hub identifier such as mit"),
 )
 def main(options: argparse.Namespace) -> None:

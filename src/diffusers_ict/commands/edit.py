@@ -1,9 +1,9 @@
-"""Edit pictures with a consistency model, and save a strip: before, what is known, after.
+"""Edit pictures with a consistency model, and save a strip: before, the known part, after.
 
     diffusers-ict edit my-model --images shoe.png bag.png --class_labels 7 8 --output edits.png
 
-Inpaints the lower half, super-resolves averages over 2x2 and 4x4 pixels, and colourises where the model draws colours.
-Pictures are read as the model's training images were: as its recipe says, unless flags say otherwise.
+Inpaints the lower half, super-resolves averages over 2x2 and 4x4 pixels, and colourises if the model draws colours.
+Pictures are read as the model's training images were: by the settings of its recipe, unless flags override them.
 Exit codes: 0 done, 2 bad input.
 """
 
@@ -31,9 +31,9 @@ def _edit(words: list[str]) -> None:
     parser = ArgumentParser(typed("edit"), __doc__)
     parser.add_argument("model", help="folder or Hub id of a consistency pipeline")
     parser.add_argument("--images", type=Path, nargs="+", required=True, help="picture files")
-    parser.add_argument("--class_labels", type=int, nargs="+", help="one for each picture [drawn]")
+    parser.add_argument("--class_labels", type=int, nargs="+", help="one class for each picture [drawn at random]")
     parser.add_argument("--num_inference_steps", type=int, default=10, help="network evaluations of each edit [10]")
-    parser.add_argument("--seed", type=int, default=0, help="[0]")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers [0]")
     parser.add_argument("--output", type=Path, default=Path("edits.png"), help="[edits.png]")
     add_flags(parser, {"how pictures are read": DataSettings}, only=AS_TRAINED)
     options, data = with_run_flags(parser, words, DataSettings)

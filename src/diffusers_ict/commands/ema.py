@@ -1,8 +1,8 @@
-"""Make averages of any length of a finished run: from the snapshots that `--ema_snapshot_steps` kept.
+"""Make averages of any length from a finished run: it needs the snapshots of `--ema_snapshot_steps`.
 
     diffusers-ict ema my-model --std 0.05 0.1 0.15
 
-Writes each as a variant of the weights (std005, std01, std015) beside those of the run, and renews the model card.
+Writes each as a variant of the weights (std005, std01, std015) beside those of the run, and updates the model card.
 `diffusers-ict evaluate my-model` then measures them all. Standard deviations are shares of the run: with 0.1, the
 average is mostly over the last fifth of the steps.
 Exit codes: 0 done, 2 not done, for example because the run has no snapshots; the reason is printed.

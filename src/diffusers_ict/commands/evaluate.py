@@ -5,10 +5,10 @@
     diffusers-ict evaluate my-model --tune_sigmas 3
     accelerate launch --quiet -m diffusers_ict evaluate my-model                # on several GPUs
 
-The real images are those of the model's run, read as they were read there, unless flags say otherwise.
+The real images are those of the model's run, read with the same settings, unless flags override them.
 Every step count and every average of the weights is measured on the same noise, on any number of processes. Statistics
 of the real images are kept in --cache_dir for later evaluations. Writes evaluation.json, which says what was measured,
-and evaluation.png; renews the model card. Exit codes: 0 done, 2 bad input.
+and evaluation.png, and updates the model card. Exit codes: 0 done, 2 bad input.
 """
 
 import sys

@@ -3,11 +3,11 @@
     diffusers-ict inspect my-model                                      # a folder of `diffusers-ict train`
     diffusers-ict inspect you/my-model --train_data_dir my_images --output_dir inspection
 
-The images are those of the model's run, read as they were read there, unless flags say otherwise.
-Writes along_sigma.png (f(x + sigma z, sigma) for one noise and ever more of it), gap.png (how much neighbouring levels
-disagree), neighbours.png (samples, and below each the training image nearest to it), for a folder of a run
-losses_by_sigma.png, and inspection.json. A model that is a folder gets a copy of inspection.json; the card of a run is
-renewed with its findings. Exit codes: 0 done, 2 bad input.
+The images are those of the model's run, read with the same settings, unless flags override them.
+Writes along_sigma.png (f(x + sigma z, sigma) for fixed noise z and growing sigma), gap.png (how much neighbouring
+levels disagree), neighbours.png (samples, each above its nearest training image), inspection.json and, for the folder
+of a run, losses_by_sigma.png. A model that is a folder gets a copy of inspection.json, and the card of a run is updated
+with its findings. Exit codes: 0 done, 2 bad input.
 """
 
 import sys
@@ -30,9 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _inspect(words: list[str]) -> None:
     parser = ArgumentParser(typed("inspect"), __doc__)
     parser.add_argument("model", help="folder or Hub id of a consistency pipeline")
-    parser.add_argument("--extractor", default="pixels", help="features that nearness is measured by [pixels]")
+    parser.add_argument("--extractor", default="pixels", help="features between which distances are measured [pixels]")
     parser.add_argument("--extractor_weights", help="a local file or folder instead of a download")
-    parser.add_argument("--num_samples", type=int, default=1000, help="samples whose neighbours are looked for [1000]")
+    parser.add_argument(
+        "--num_samples", type=int, default=1000, help="samples whose nearest training images are searched [1000]"
+    )
     parser.add_argument("--output_dir", type=Path, default=Path("inspection"), help="a folder [inspection]")
     add_flags(parser, {"the training images": DataSettings})
     options, data = with_run_flags(parser, words, DataSettings)

@@ -4,11 +4,11 @@
 
 Makes one commit with pipeline, variants, samples, recipe and model card, and prints which files it added and changed.
 If nothing has changed, it makes none. Other files of the repository stay, and so do sections of the card that you have
-edited; --license replaces the licence. The card in the folder is renewed as well. --space adds a Space of static files,
+edited; --license replaces the licence. The card in the folder is updated as well. --space adds a Space of static files,
 someone/my-model-demo: a page in which the visitor's browser draws with the model. --training_checkpoints also sends
-what `diffusers-ict train --resume_from_checkpoint hub` goes on from. --modular adds two blocks of Modular Diffusers,
-which draw and inpaint with diffusers alone; later uploads keep them. The token is that of `hf auth login`, or HF_TOKEN.
-An upload ends after --timeout seconds; publish again, and files that have arrived are not sent again.
+checkpoints, from which `diffusers-ict train --resume_from_checkpoint hub` continues. --modular adds two blocks of
+Modular Diffusers, which draw and inpaint with diffusers alone; later uploads keep them. The token is that of
+`hf auth login`, or HF_TOKEN. An upload ends after --timeout seconds; publish again to send the files that are missing.
 Exit codes: 0 published, 2 not published.
 """
 
@@ -52,7 +52,7 @@ NAMED = 6  # files of a change that are named one by one
         choices=("newest", "all"),
         help="also send what a run goes on from: its newest checkpoint as last-checkpoint, or each by its own name",
     ),
-    argument("--supersede", action="store_true", help="let these replace newer checkpoints of the same run on the Hub"),
+    argument("--supersede", action="store_true", help="also replace newer checkpoints of the same run on the Hub"),
     argument("--modular", action="store_true", help="also write blocks of Modular Diffusers, to draw and to inpaint"),
     argument("--space", action="store_true", help="also make a Space: a page that draws in the browser"),
     argument("--remove_output_dir", action="store_true", help=argparse.SUPPRESS),  # for copies that a run publishes

@@ -24,10 +24,10 @@ SAMPLES = 60
     __doc__,
     argument("model", help="folder or Hub id of a consistency pipeline"),
     argument("--variant", help="weights other than the published ones, such as ema9999"),
-    argument("--image", type=Path, nargs="+", help="pairs: files of the images that the model is given, in turn"),
+    argument("--image", type=Path, nargs="+", help="pairs: files of the conditions, used in turn"),
     argument("--num_samples", type=int, help="number of samples [60, or one for each --image]"),
     argument("--num_inference_steps", type=int, default=2, help="network evaluations of each sample [2]"),
-    argument("--seed", type=int, default=0, help="of the noise [0]"),
+    argument("--seed", type=int, default=0, help="seed of the noise [0]"),
     argument("--output", type=Path, default=Path("samples.png"), help="picture, or .npy file [samples.png]"),
 )
 def main(options: argparse.Namespace) -> None:

@@ -21,12 +21,12 @@ class DataSettings:
     dataset_config_name: str | None = setting(None, "configuration of the Hub data set")
     dataset_split: str = setting("train", "split of the Hub data set")
     train_data_dir: str | None = setting(None, "folder of images; one sub-folder for each class if class-conditional")
-    image_column: str | None = setting(None, "column of the images, where there are several")
-    label_column: str | None = setting(None, "column of the labels, where there are several")
+    image_column: str | None = setting(None, "column of the images, if there are several")
+    label_column: str | None = setting(None, "column of the labels, if there are several")
     conditioning_image_column: str | None = setting(
         None,
-        "pairs: column of the images that the model is given; in a train_data_dir, the sub-folder of these images, "
-        "which have the names of those in the sub-folder target, or in that of image_column",
+        "pairs: column of the conditions, the images that the model is given; with train_data_dir, their sub-folder. "
+        "Their file names are those of the images in the sub-folder target, or in that of image_column",
     )
     image_mode: str | None = setting(None, "convert every image to this mode", choices=("L", "RGB", "RGBA"))
     conditioning_image_mode: str | None = setting(
@@ -35,17 +35,17 @@ class DataSettings:
     background: str = setting(
         "white", "colour behind transparent pixels where image_mode has no alpha: name or #rrggbb"
     )
-    resolution: int | None = setting(None, "side of the square images in pixels [that of the data]", at_least=1)
-    center_crop: bool = setting(False, "cut the middle out of images that are not square")
+    resolution: int | None = setting(None, "side of the square images in pixels [the side of the data]", at_least=1)
+    center_crop: bool = setting(False, "crop images that are not square to the central square")
     normalize: str | None = setting(
         None,
-        "train on arrays as they are instead of 8-bit pictures, each channel scaled to [-1, 1], or by its mean and "
-        "deviation, or not at all",
+        "train on arrays of numbers instead of 8-bit pictures. Each channel is scaled to [-1, 1], or by its mean and "
+        "standard deviation, or not at all",
         choices=("min-max", "mean-std", "none"),
     )
     channels_first: bool = setting(False, "normalize: arrays are [n, C, H, W], not [n, H, W, C]")
     image_cache_dir: str | None = setting(
-        None, "folder for decoded images, for this and later runs [that of the datasets library]"
+        None, "folder for decoded images, for this and later runs [the cache of the datasets library]"
     )
 
     @property

@@ -15,19 +15,19 @@ class EvaluationSettings(DataSettings):
     flip_reference: bool = setting(False, "count every real image twice, as it is and mirrored")
     reference: str | None = setting(None, "reference statistics of an earlier evaluation, instead of real images")
     metrics: list[str] = setting(
-        ["fid"], "fid, kid, is, pr; of pairs psnr, ssim and lpips, too, between samples and the images of the data"
+        ["fid"], "fid, kid, is, pr; for pairs also psnr, ssim, lpips, between samples and the images of the data"
     )
     steps: list[int] = setting([1, 2], "numbers of sampling steps")
     variants: list[str] | None = setting(None, "averages of the weights: published, or names of variants [all]")
     num_samples: int = setting(50_000, "images drawn for each row", at_least=1, below=MOST)
     labels: str = setting("data", "classes as frequent as in the data, or equally", choices=("data", "uniform"))
-    seed: int = setting(0, "of the noise and the labels", at_least=0)
+    seed: int = setting(0, "seed of the noise and the labels", at_least=0)
     batch_size: int = setting(250, "images at once, on each process", at_least=1)
     extractor: str = setting("inception", "inception, dinov2, pixels, or a .py or .pt2 file, whose code is run")
     extractor_weights: str | None = setting(None, "a local file or folder instead of a download")
     lpips_weights: str | None = setting(None, "safetensors of VGG16 and LPIPS [those of the installed package lpips]")
     tune_sigmas: int | None = setting(None, "first search noise levels for 2 to this many steps", at_least=2, below=9)
-    tune_metric: str = setting("fid", "what the levels are chosen by", choices=("fid", "kid", "is"))
+    tune_metric: str = setting("fid", "metric by which the levels are chosen", choices=("fid", "kid", "is"))
     tune_samples: int | None = setting(None, "images for each level tried [num_samples]", at_least=1, below=MOST)
     output_dir: str | None = setting(None, "where evaluation.json goes [the model, if it is a folder]")
     cache_dir: str | None = setting(None, "where reference statistics are kept [~/.cache/diffusers-ict]")

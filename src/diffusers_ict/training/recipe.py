@@ -35,7 +35,7 @@ class Recipe(RunSettings, DataSettings):
         UserError: a value out of range, or two that exclude each other.
     """
 
-    config: str | None = setting(None, "YAML file of settings, or the name of a shipped recipe; flags win over it")
+    config: str | None = setting(None, "YAML file of settings, or the name of a shipped recipe; flags override it")
 
     # The objective.
     loss: str = setting("ict", "method", choices=tuple(BUILT_IN))
@@ -49,7 +49,7 @@ class Recipe(RunSettings, DataSettings):
     )
     reference_batch_size: int = setting(
         0,
-        "average each target over the images of its class among this many: less variance; 0 is off",
+        "average each target over the images of its class among this many others, for less noisy targets; 0 is off",
         at_least=0,
     )
     intermediate_sigmas: list[float] = setting([0.821], "noise levels between sampling steps, in order of use")
@@ -57,7 +57,7 @@ class Recipe(RunSettings, DataSettings):
     # The images, beside the data settings.
     class_conditional: bool = setting(False, "learn the classes as well")
     random_flip: bool = setting(False, "mirror half of the images, at random")
-    streaming: bool = setting(False, "read images while training, instead of all of them before: for data of any size")
+    streaming: bool = setting(False, "read images during training, not all of them before it: for data of any size")
     shuffle_buffer: int = setting(10_000, "streaming: images per process that are shuffled in memory", at_least=1)
     pretrained_vae_name_or_path: str | None = setting(
         None, "train on the latents of this AutoencoderKL or AutoencoderTiny, which the exported pipeline decodes"
@@ -79,7 +79,7 @@ class Recipe(RunSettings, DataSettings):
     allow_tf32: bool = setting(
         False, "let float32 matrix products use TF32 on a GPU, as convolutions do anyway: faster, 10 bits of mantissa"
     )
-    channels_last: bool = setting(False, "keep activations with channels last, as convolutions of some GPUs want them")
+    channels_last: bool = setting(False, "keep activations with channels last: faster on some GPUs")
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, more time")
     torch_compile: bool = setting(False, "compile the networks; on one GPU, replay the steps as CUDA graphs")
     train_batch_size: int = setting(64, "micro batch: images per process and accumulation step", at_least=1)
@@ -113,7 +113,7 @@ class Recipe(RunSettings, DataSettings):
     )
     discriminator_batch_size: int | None = setting(
         None,
-        "ACT: fake images of its micro batch, and as many real ones [train_batch_size; published: half]",
+        "ACT: number of fake and of real images in its micro batch [train_batch_size; published: half]",
         at_least=1,
     )
     mixed_precision: str | None = setting(
@@ -128,7 +128,7 @@ class Recipe(RunSettings, DataSettings):
     ema_warmup: bool = setting(
         True, "limit the decays at step k to (1 + k) / (10 + k), for runs shorter than the EMA's memory"
     )
-    seed: int = setting(0, "of all random numbers", at_least=0)
+    seed: int = setting(0, "seed of all random numbers", at_least=0)
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -14,7 +14,7 @@ LATEST, FROM_HUB = "latest", "hub"  # of `resume_from_checkpoint`, beside folder
 class RunSettings:
     """Where a run writes, and what it keeps, logs and publishes."""
 
-    output_dir: str = setting("consistency-model", "folder of everything that the run writes")
+    output_dir: str = setting("consistency-model", "folder for everything that the run writes")
     validation_steps: int | None = setting(
         None, "steps between samples [at 1, 3, 10, 30 and 100 percent of the run, and every checkpoint]", at_least=1
     )
@@ -24,12 +24,14 @@ class RunSettings:
     max_train_minutes: float | None = setting(None, "minutes after which to stop with a checkpoint [never]", above=0)
     resume_from_checkpoint: str | None = setting(
         None,
-        "'latest' of output_dir, else of hub_model_id (the beginning, if both have none), 'hub' (that of hub_model_id "
-        "alone), or a checkpoint folder",
+        "'latest': the newest in output_dir, else the one in hub_model_id, else begin the run; 'hub': only the one in "
+        "hub_model_id; or a checkpoint folder",
     )
     resume_with_changes: bool = setting(False, "let a resumed run differ from its checkpoint, and record how")
     ddp_timeout: int = setting(10_800, "with several processes: seconds to wait for the others", at_least=1)
-    report_to: str | None = setting(None, "tracker beside the JSON lines", choices=("tensorboard", "wandb", "trackio"))
+    report_to: str | None = setting(
+        None, "also send the log to this tracker", choices=("tensorboard", "wandb", "trackio")
+    )
     logging_steps: int = setting(10, "steps between log lines", at_least=1)
     dry_run: bool = setting(False, "estimate time and memory, print the stages, and stop")
     license: str | None = setting(None, "licence of the weights, a Hub identifier such as cc-by-4.0")
@@ -37,11 +39,11 @@ class RunSettings:
     hub_model_id: str = setting(
         None, "repository: user/name or organisation/name; a resume may read its training checkpoint"
     )
-    hub_private_repo: bool = setting(False, "if the repository has to be created, create it private")
+    hub_private_repo: bool = setting(False, "if the repository does not exist, create it as private")
     hub_strategy: str = setting(
         "end",
-        "publish the model at the end; every_save: at every checkpoint, too; checkpoint: beside it the newest training "
-        "checkpoint, as last-checkpoint; all_checkpoints: each of them by its own name",
+        "end: publish the model at the end; every_save: also at every checkpoint; checkpoint: also the newest training "
+        "checkpoint, as last-checkpoint; all_checkpoints: also each training checkpoint under its own name",
         choices=("end", "every_save", *OF_STRATEGY),
     )
     hub_stop_seconds: float = setting(

@@ -5,7 +5,7 @@
     pipeline(num_inference_steps=2, output="images")[0].save("sample.png")
     pipeline(image=picture, mask_image=mask, output="images")[0].save("edit.png")
 
-The second runs because an image is given. Written into repositories that `diffusers-ict publish --modular` publishes.
+`edit` runs if an image is given. `diffusers-ict publish --modular` writes this file into repositories.
 """
 
 import torch
@@ -40,7 +40,7 @@ class ConsistencySampleBlock(ModularPipelineBlocks):
 
     @property
     def intermediate_outputs(self):
-        return [OutputParam("images", description="as `output_type` says")]
+        return [OutputParam("images", description="in the form of `output_type`")]
 
     @staticmethod
     def common_inputs(steps):
@@ -49,7 +49,7 @@ class ConsistencySampleBlock(ModularPipelineBlocks):
             InputParam("num_inference_steps", default=steps, description="network evaluations"),
             InputParam("sigmas", description="descending noise levels, instead of num_inference_steps"),
             InputParam("class_labels", description="numbers of classes, for a class-conditional model"),
-            InputParam("generator", description="of the noise"),
+            InputParam("generator", description="generator of the noise"),
             InputParam("output_type", default="pil", description="pil, np or pt"),
         ]
 
@@ -70,17 +70,17 @@ class ConsistencySampleBlock(ModularPipelineBlocks):
 
 
 class ConsistencyEditBlock(ConsistencySampleBlock):
-    """Inpainting with the model as it was trained: Consistency Models (arXiv:2303.01469), Algorithm 4."""
+    """Inpainting without further training: Consistency Models (arXiv:2303.01469), Algorithm 4."""
 
     @property
     def description(self):
-        return "Paints the white of a mask anew and keeps the rest of an image."
+        return "Repaints the white pixels of a mask and keeps the rest of an image."
 
     @property
     def inputs(self):
         return [
             InputParam("image", required=True, description="the image, or several: PIL, arrays or tensors from 0 to 1"),
-            InputParam("mask_image", required=True, description="white where to paint, black where to keep"),
+            InputParam("mask_image", required=True, description="white pixels are repainted, black ones kept"),
             *self.common_inputs(steps=10),
         ]
 
@@ -126,7 +126,7 @@ class ConsistencyEditBlock(ConsistencySampleBlock):
 
 
 class ConsistencyBlocks(AutoPipelineBlocks):
-    """`edit` where an image is given, else `sample`."""
+    """`edit` if an image is given, otherwise `sample`."""
 
     block_classes = [ConsistencyEditBlock, ConsistencySampleBlock]
     block_names = ["edit", "sample"]
@@ -134,4 +134,4 @@ class ConsistencyBlocks(AutoPipelineBlocks):
 
     @property
     def description(self):
-        return "Draws images with a consistency model, or paints a part of a given one anew."
+        return "Draws images with a consistency model, or repaints a part of a given image."
