@@ -19,7 +19,7 @@ from diffusers_ict.data.settings import DataSettings
 from diffusers_ict.data.stream import StreamedImages
 from diffusers_ict.errors import UserError
 from diffusers_ict.training.recipe import Recipe
-from diffusers_ict.training.samples import _rows_of
+from diffusers_ict.training.samples import rows_in_turn
 from diffusers_ict.training.train import train
 
 
@@ -204,7 +204,7 @@ def test_a_run_on_a_stream_goes_on_with_other_processes_if_that_is_allowed(strea
 
 def test_a_class_without_an_example_is_shown_blank_and_not_as_another():
     images = Images(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([1, 1]), 3)
-    first, again, *others = _rows_of(images, torch.tensor([1, 1, 1, 0, 2]), 5, seed=0).tolist()
+    first, again, *others = rows_in_turn(images, torch.tensor([1, 1, 1, 0, 2]), 5, seed=0).tolist()
     assert {first, again} == {0, 1}
     assert others == [first, -1, -1]
 
