@@ -32,7 +32,7 @@ runs/digits/model_index.json:
 web: .venv/installed runs/digits/model_index.json ## draw in the browser with the model of `make demo`: Ctrl-C ends it
 	$(BIN)/diffusers-ict demo runs/digits --output_dir runs/web
 
-test: .venv/installed ## run the test suite without what is marked slow: three to five minutes on two cores
+test: .venv/installed ## run the test suite without what is marked slow: four to eight minutes on two cores
 	$(PYTEST) -m 'not slow'
 
 test-slow: .venv/installed ## run what is marked slow: kills, several processes, whole programs
