@@ -215,7 +215,7 @@ def test_the_card_and_its_metadata_show_the_figures(run_folder, tmp_path):
     rows = json.loads((model / "evaluation.json").read_text())["rows"]
     text = (model / "README.md").read_text()
     assert f"| 2 | ema5 | {rows[3]['metrics']['frechet']:.4g} | " in text
-    assert "150 samples against 100 images of data.npz, train" in text
+    assert "150 samples against 100 images of data.npz, split train" in text
     assert "![Quality against the number of steps](evaluation.png)" in text
     results = ModelCard(text).data.eval_results
     values = {result.metric_name: result.metric_value for result in results}
