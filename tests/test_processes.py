@@ -92,8 +92,13 @@ def test_the_interface_to_other_machines_is_chosen_where_the_user_has_not(monkey
         assert given.get("GLOO_SOCKET_IFNAME") == chosen
 
 
-def test_the_loopback_and_names_of_nobody_lead_to_no_other_machine():
+def test_the_loopback_and_names_of_nobody_lead_to_no_other_machine(monkeypatch):
     assert interface_to("127.0.0.1") is None
+
+    def unknown(*args, **kwargs):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)  # a real question would leave this machine
     assert interface_to("no-such-machine.invalid") is None
 
 
