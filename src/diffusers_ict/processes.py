@@ -61,11 +61,16 @@ def make_accelerator(
             "`mixed_precision` fp16 does not exist on CPUs, where accelerate would compute in float32; use bf16 or no."
         )
     check_processes(accelerator)
-    several = accelerator.num_processes > 1
-    PEERS[:] = gather_object([(platform.node(), os.getpid())]) if several else []
-    # Made while all are there: who dies later is noticed by its connections, and before them nobody would be.
-    ON_CPUS[:] = [torch.distributed.new_group(backend="gloo")] if several else []
+    PEERS[:] = gather_object([(platform.node(), os.getpid())]) if accelerator.num_processes > 1 else []
     return accelerator
+
+
+def connect_cpus(accelerator: Accelerator) -> None:
+    """Make the group in which processes agree without their devices. To be called first, while all are there.
+
+    A process that dies later is noticed by its connections; one that died before them would be waited for.
+    """
+    ON_CPUS[:] = [torch.distributed.new_group(backend="gloo")] if accelerator.num_processes > 1 else []
 
 
 def on_several_machines(environment: Mapping[str, str]) -> bool:

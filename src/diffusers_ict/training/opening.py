@@ -20,7 +20,7 @@ from ..hub.publish import check_push
 from ..objectives import BUILT_IN, objective_class
 from ..objectives.adversarial import Adversarial
 from ..objectives.base import Objective
-from ..processes import make_accelerator
+from ..processes import connect_cpus, make_accelerator
 from ..scheduling_ict import ICTScheduler
 from ..trial import check_call
 from .adversary import build_discriminator
@@ -64,6 +64,7 @@ def open_run(
     if recipe.push_to_hub:
         check_push(recipe.hub_model_id, recipe.license)  # before a start is loaded or the data are read
     accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir, recipe.ddp_timeout)
+    connect_cpus(accelerator)
     _check_accumulation(recipe, accelerator)
     recipe, own_objective = _check_given(recipe, model, dataset, objective)
     if (note := note_of_old_strategy(recipe)) is not None:
