@@ -3,10 +3,12 @@
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import psutil
@@ -18,6 +20,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from diffusers_ict.processes import choose_interface, interface_to, lost_processes, synchronized
+from diffusers_ict.training.interruption import Interruption
 
 
 def test_gradients_within_gradients_pass_through_the_wrapper_as_through_the_network(tmp_path):
@@ -169,6 +172,24 @@ def test_a_signal_ends_a_step_that_is_stuck_and_no_other_work(where, code, told)
     )
     assert (ended.returncode, ended.stderr) == (code, told)
     assert ended.stdout == ("" if code else "received SIGTERM\n")
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_a_process_whose_run_has_failed_says_so_before_its_launcher_ends_it(several, monkeypatch):
+    """The launcher ends all processes when one has died, while the others find out by their connections."""
+    monkeypatch.setattr("diffusers_ict.training.interruption.ON_CPUS", [object()])
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        run = Interruption(types.SimpleNamespace(num_processes=1 + several))
+        with pytest.raises(RuntimeError, match="gloo"), run:
+            raise RuntimeError("gloo: connection closed by peer")
+        signal.raise_signal(signal.SIGTERM)
+        assert len(heard) == 1 - several
+        signal.raise_signal(signal.SIGTERM)
+        assert len(heard) == 2 - several
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 FORKED = """

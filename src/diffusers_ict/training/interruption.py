@@ -99,7 +99,12 @@ class Interruption:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        before = self.before.get(signal.SIGTERM)
         self._restore()
+        if before is not None and self.group is not None and kind is not None:
+            # Where one process has died, its launcher ends the others by this signal, once. They are about to end by
+            # themselves, and are to say why.
+            signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, before))
         if self.watch is not None:
             self.watch.close()
         if kind is None and self.ballot is not None:  # nobody asks for its outcome after the last step
