@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 from conftest import ROOT, write_npz
+from faults.several import free_port
 from short_run import ICT, assert_bitwise_equal, assert_refused, words
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -234,9 +235,7 @@ def test_precisions_and_accumulation_of_the_config_that_a_run_does_not_have_are_
 
 def on_nodes(*flags_of_each: list[str]) -> list[subprocess.Popen]:
     """Processes as a cluster starts them: no launcher, their places in the environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     count = str(len(flags_of_each))
     shared |= {"ACCELERATE_USE_CPU": "1", "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     script = str(ROOT / "train_scripts" / "train_ict.py")

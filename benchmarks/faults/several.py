@@ -7,8 +7,9 @@ import shutil
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from random import Random
+from random import Random, SystemRandom
 
 from diffusers_ict.training import checkpoint
 from diffusers_ict.training.log import Metrics
@@ -23,13 +24,18 @@ COUNTS = (1, 2, 4)
 PAIRS = list(itertools.permutations(COUNTS, 2))
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 that is free, below those that connections of other programs are given meanwhile."""
+    while True:
+        with suppress(OSError), socket.socket() as tried:
+            tried.bind(("127.0.0.1", SystemRandom().randrange(16_000, 32_000)))
+            return tried.getsockname()[1]
+
+
 def group(count: int, body: Callable[[], int], place: Path) -> list[Child]:
     """Children that run `body` and know of each other, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    shared |= {"MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo"}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(count)]
     return [Child(body, place, {} if count == 1 else rank) for rank in ranks]
 
