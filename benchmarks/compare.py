@@ -51,7 +51,7 @@ METHODS = {
 }
 # Settings that change what a step costs.
 COSTS = "--model_config_name_or_path --train_batch_size --loss consistency augment --dropout --coupling".split()
-COSTS += ["--reference_batch_size", "start", "adaptive_weight"]
+COSTS += ["--reference_batch_size", "--mixed_precision", "start", "adaptive_weight"]
 
 
 def arguments() -> argparse.Namespace:
