@@ -17,29 +17,36 @@ from .repository import read_beside
 LABELS_NAME = "labels.json"  # stock diffusers neither downloads nor reads it
 
 
-def save_class_names(folder: str | os.PathLike, names: dict[int, str] | None) -> None:
-    """Write labels.json into a folder, or remove the one that is there where a model does not name its classes."""
-    path = Path(folder) / LABELS_NAME
-    if names is None:
-        path.unlink(missing_ok=True)
-    else:
-        write_json(path, {"id2label": {str(number): name for number, name in names.items()}})
-
-
-def load_class_names(repository: str | os.PathLike, options: dict[str, Any]) -> dict[int, str] | None:
-    """Names of classes by number, of a folder or of a Hub repository, or None.
+def save_class_names(folder: str | os.PathLike, names: dict[int, str] | None, unlabelled: bool = False) -> None:
+    """Write labels.json into a folder, or remove the one that is there where it would say nothing.
 
     Args:
-        options: what the pipeline was loaded with.
+        unlabelled: the last class of the network stands for none.
+    """
+    path = Path(folder) / LABELS_NAME
+    if names is None and not unlabelled:
+        path.unlink(missing_ok=True)
+        return
+    named = {"id2label": {str(number): name for number, name in (names or {}).items()}}
+    write_json(path, named | ({"unlabelled": True} if unlabelled else {}))
+
+
+def load_class_names(repository: str | os.PathLike, options: dict[str, Any]) -> tuple[dict[int, str] | None, bool]:
+    """(names of classes by number, or None; whether the last class of the network stands for none) of a model.
+
+    Args:
+        repository: a folder or a Hub repository; options: what the pipeline was loaded with.
 
     Raises:
         UserError: labels.json cannot be read.
     """
 
-    def parse(entries: dict[str, Any]) -> dict[int, str]:
-        return {int(number): _text(name) for number, name in entries["id2label"].items()}
+    def parse(entries: dict[str, Any]) -> tuple[dict[int, str] | None, bool]:
+        names = {int(number): _text(name) for number, name in entries["id2label"].items()}
+        return names or None, entries.get("unlabelled", False) is True
 
-    return read_beside(repository, LABELS_NAME, options, parse, '{"id2label": {"0": NAME, ...}}')
+    found = read_beside(repository, LABELS_NAME, options, parse, '{"id2label": {"0": NAME, ...}}')
+    return (None, False) if found is None else found
 
 
 def _text(name: Any) -> str:

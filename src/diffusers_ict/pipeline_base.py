@@ -3,6 +3,7 @@
 import os
 import types
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import diffusers
@@ -37,6 +38,19 @@ DTYPE = "dtype" if tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 
 P = TypeVar("P", bound="ConsistencyPipelineBase")
 
 
+@dataclass(frozen=True)
+class Guide:
+    """What samples are moved away from: f_guide + scale (f - f_guide).
+
+    Attributes:
+        network: f_guide, called with `label` for all images where that is not None, else with theirs.
+    """
+
+    network: nn.Module
+    scale: float
+    label: int | None = None
+
+
 class ConsistencyPipelineBase(ConsistencyModelPipeline):
     """What the pipelines of this package have in common: components, loading, saving, and the one sampling loop.
 
@@ -51,6 +65,8 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
     Attributes:
         id2label: name of each class by its number, or None; read from and saved as labels.json. A class without a name
             beside others that have one had no images in training, and is drawn only where it is asked for.
+        unlabelled: whether the network was also trained without labels, which the last of its classes stands for; read
+            from and saved in labels.json.
         normalization: of a model whose data are no pictures, how they came to what the network draws, or None; read
             from and saved as normalization.json.
 
@@ -79,6 +95,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         self.register_modules(vqvae=vqvae)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1)
         self.id2label: dict[int, str] | None = None
+        self.unlabelled = False
         self.normalization: Normalization | None = None
 
     @classmethod
@@ -91,7 +108,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
             ValueError: labels.json or normalization.json cannot be read; other errors are those of diffusers.
         """
         pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        pipeline.id2label = load_class_names(pretrained_model_name_or_path, kwargs)
+        pipeline.id2label, pipeline.unlabelled = load_class_names(pretrained_model_name_or_path, kwargs)
         pipeline.normalization = load_normalization(pretrained_model_name_or_path, kwargs)
         return pipeline
 
@@ -104,7 +121,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         """
         dtype = {} if {"dtype", "torch_dtype"} & kwargs.keys() else {DTYPE: pipeline.dtype}
         made = super().from_pipe(pipeline, **dtype, **kwargs)
-        made.id2label = getattr(pipeline, "id2label", None)
+        made.id2label, made.unlabelled = getattr(pipeline, "id2label", None), getattr(pipeline, "unlabelled", False)
         made.normalization = getattr(pipeline, "normalization", None)
         made.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
         return made
@@ -125,11 +142,18 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         a labels.json that is in the folder is removed, and so is a normalization.json of other data.
         """
         save_normalization(save_directory, self.normalization)
-        save_class_names(save_directory, self.id2label)  # before the rest, which may be uploaded as soon as it is saved
+        # Before the rest, which may be uploaded as soon as it is saved.
+        save_class_names(save_directory, self.id2label, self.unlabelled)
         parts = {"unet": self.unet, "scheduler": self.scheduler.to_stock()}
         vqvae = self.vqvae
         stock = ConsistencyModelPipeline(**parts) if vqvae is None else LDMPipeline(vqvae=vqvae, **parts)
         stock.save_pretrained(save_directory, **kwargs)
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes images can be asked of, or None."""
+        embedded = self.unet.config.num_class_embeds
+        return embedded if embedded is None else embedded - self.unlabelled
 
     @property
     def condition_channels(self) -> int:
@@ -183,8 +207,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
         generator: Generators,
         after_step: Callable[[int, Tensor, Tensor], Tensor],
         edit: Callable[[Tensor], Tensor] = lambda estimate: estimate,
-        guide: nn.Module | None = None,
-        guidance_scale: float = 1.0,
+        guide: Guide | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
         """Evaluate, edit, and add noise again, through the levels that are set: CM, Algorithms 1 and 4.
@@ -194,7 +217,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
             labels: int64 [B], or None.
             after_step: called with (step, timestep, sample); what it returns is the sample.
             edit: called with the clipped estimate; what it returns is the estimate.
-            guide: a network that the estimate is moved away from, by `guidance_scale`.
+            guide: what the estimate is moved away from, or None.
             condition: what the networks see in further input channels, [B, C', H, W] in [-1, 1], or None.
         """
         timesteps = self.scheduler.timesteps
@@ -203,8 +226,9 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
                 seen = with_condition(self.scheduler.scale_model_input(sample, t).to(self.dtype), condition)
                 output = self.unet(seen, t, class_labels=labels, return_dict=False)[0]
                 if guide is not None:  # f_guide + scale (f - f_guide), for f is linear in what its network gives
-                    other = guide(seen, t, class_labels=labels, return_dict=False)[0]
-                    output = torch.lerp(other.float(), output.float(), guidance_scale)
+                    told = labels if guide.label is None or labels is None else torch.full_like(labels, guide.label)
+                    other = guide.network(seen, t, class_labels=told, return_dict=False)[0]
+                    output = torch.lerp(other.float(), output.float(), guide.scale)
                 # The sample stays in float32 whatever the network computes in.
                 estimate = edit(self.scheduler.estimate(output.float(), sample))
                 sample = after_step(step, t, self.scheduler.renoise(estimate, generator))
@@ -294,7 +318,7 @@ class ConsistencyPipelineBase(ConsistencyModelPipeline):
 
     def _labels(self, batch_size: int, class_labels: Labels, generator: Generators) -> Tensor | None:
         """Class labels as int64 [batch_size], or None for an unconditional model."""
-        classes = self.unet.config.num_class_embeds
+        classes = self.num_classes
         if classes is None:
             if class_labels is not None:
                 raise ValueError("this model is unconditional: leave class_labels out.")

@@ -1,7 +1,6 @@
 """ConsistencyPipeline: one- and few-step sampling."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from diffusers import ImagePipelineOutput
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from .arguments import number, positive
 from .image_inputs import read_conditions
-from .pipeline_base import Callback, ConsistencyPipelineBase, Generators, Labels
+from .pipeline_base import Callback, ConsistencyPipelineBase, Generators, Guide, Labels
 
 
 class ConsistencyPipeline(ConsistencyPipelineBase):
@@ -65,9 +64,11 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
             callback_on_step_end: callback(pipe, step, timestep, {"latents": ...}) after each step; a "latents" entry in
                 the dictionary it returns replaces the sample.
             callback_on_step_end_tensor_inputs: which tensors it is handed; only "latents" exists.
-            guidance_scale: w of f_guide + w (f - f_guide), which leads away from what a worse network draws:
-                autoguidance (arXiv:2406.02507) Eq. 2, for one step at a time. 1 is off; 1 to 1.5 are usual.
-            guide: that network, at twice the evaluations: an earlier average of the same training, such as
+            guidance_scale: w of f_guide + w (f - f_guide) in each step, at twice the evaluations. 1 is off; 1 to 1.5
+                are usual. Of a model that was trained with `--label_dropout`, f_guide is its own output without labels:
+                classifier-free guidance (arXiv:2207.12598).
+            guide: a worse network instead, which is led away from: autoguidance (arXiv:2406.02507) Eq. 2. An earlier
+                average of the same training, such as
                 `UNet2DModel.from_pretrained(folder, subfolder="unet", variant="ema995")`, or a smaller network.
             denormalize: give "np" or "pt" in the units of the data that the model was trained on with `--normalize`.
             image: what a model of pairs is given, one for all images or one for each: PIL images, which are resized to
@@ -77,7 +78,7 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
         Raises:
             ValueError: an argument out of range or of a wrong shape; the message says what is allowed.
         """
-        guide = self._guide(guidance_scale, guide)
+        guided = self._guide(guidance_scale, guide)
         self._check_denormalize(denormalize, output_type)
         height, width = self._image_size(height, width)
         batch_size, callback_steps = positive("batch_size", batch_size), positive("callback_steps", callback_steps)
@@ -101,8 +102,7 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
                 callback(step, t, sample)
             return sample
 
-        guidance: dict[str, Any] = {"guide": guide, "guidance_scale": guidance_scale}
-        sample = self._sample(sample, labels, generator, after_step, **guidance, condition=condition)
+        sample = self._sample(sample, labels, generator, after_step, guide=guided, condition=condition)
         return self._output(sample, output_type, return_dict, denormalize=denormalize)
 
     def _condition(self, image: PipelineImageInput | None, size: tuple[int, int]) -> Tensor | None:
@@ -116,18 +116,23 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
             raise ValueError(f"this model draws images for given ones: give image, of {channels} channels.")
         return read_conditions(image, channels, size).to(self._execution_device)
 
-    def _guide(self, scale: float, guide: nn.Module | None) -> nn.Module | None:
-        """The guide that is to be asked, where the samples are; None where guidance is off."""
+    def _guide(self, scale: float, guide: nn.Module | None) -> Guide | None:
+        """What samples are to be led away from, on their device; None where guidance is off."""
         if not (number(scale) or 0) > 0:
             raise ValueError(f"guidance_scale must be a positive number, got {scale!r}.")
         if scale == 1:
             return None
+        if guide is None and self.unlabelled:
+            return Guide(self.unet, scale, self.num_classes)
         if guide is None:
-            raise ValueError(f"guidance_scale {scale} needs a guide: an earlier average of the same training, say.")
+            raise ValueError(
+                f"guidance_scale {scale} needs a guide, such as an earlier average of the same training, or a model "
+                "that was trained with label_dropout."
+            )
         for name in ("in_channels", "out_channels", "num_class_embeds"):
             if getattr(guide.config, name) != (own := getattr(self.unet.config, name)):
                 raise ValueError(f"the guide must have {name} {own} as the model, got {getattr(guide.config, name)}.")
-        return guide.to(self._execution_device, self.dtype)
+        return Guide(guide.to(self._execution_device, self.dtype), scale)
 
 
 def _as_many(batch_size: int, condition: Tensor) -> tuple[int, Tensor]:

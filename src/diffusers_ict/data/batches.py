@@ -44,9 +44,13 @@ class Batch:
         """What a consistency function gets beside noisy images and levels: the labels, with the condition of pairs."""
         return self.labels if self.condition is None else Condition(self.labels, self.condition)
 
-    def with_mean_of(self, references: Tensor, labels: Tensor | None) -> "Batch":
-        """This batch with the posterior means among itself and references [n, C, H, W] with labels [n] or None."""
-        mean = posterior_mean(self.x, self.noise, self.sigma_next, references, self.labels, labels)
+    def with_mean_of(self, references: Tensor, labels: Tensor | None, unlabelled: int | None = None) -> "Batch":
+        """This batch with the posterior means among itself and references [n, C, H, W] with labels [n] or None.
+
+        Args:
+            unlabelled: the label of images that are learned without one.
+        """
+        mean = posterior_mean(self.x, self.noise, self.sigma_next, references, self.labels, labels, unlabelled)
         return replace(self, mean=mean)
 
 
@@ -66,6 +70,7 @@ class Batches:
         augmented: draw uniform numbers for augmentation, too.
         references: images among which the targets of a step are averaged, or None.
         transform: of the data, what comes from the loader -> x.
+        label_dropout: probability that an image is learned without its label, with `unlabelled` in its place.
     """
 
     images: Iterator[dict[str, Any]]
@@ -77,6 +82,8 @@ class Batches:
     augmented: bool = False
     references: References | None = None
     transform: Transform = pictures
+    label_dropout: float = 0.0
+    unlabelled: int | None = None
 
     @property
     def parts(self) -> int:
@@ -92,13 +99,21 @@ class Batches:
         """
         flips = draw.flips() if self.random_flip else None
         uniform = draw.augmentation_uniform(NUM_UNIFORM) if self.augmented else None
+        dropped = draw.without_label(self.label_dropout) if self.label_dropout else None
         references = None if self.references is None else self.references.step(draw)
         for number in range(self.rank, self.parts * self.ranks, self.ranks):
-            batch = self._micro_batch(number, draw, sigma, sigma_next, flips, uniform)
-            yield batch if references is None else batch.with_mean_of(*references)
+            batch = self._micro_batch(number, draw, sigma, sigma_next, flips, uniform, dropped)
+            yield batch if references is None else batch.with_mean_of(*references, self.unlabelled)
 
     def _micro_batch(
-        self, number: int, draw: Draw, sigma: Tensor, sigma_next: Tensor, flips: Tensor | None, uniform: Tensor | None
+        self,
+        number: int,
+        draw: Draw,
+        sigma: Tensor,
+        sigma_next: Tensor,
+        flips: Tensor | None,
+        uniform: Tensor | None,
+        dropped: Tensor | None,
     ) -> Batch:
         images = next(self.images)
         rows = slice(number * self.micro_batch_size, (number + 1) * self.micro_batch_size)
@@ -106,9 +121,12 @@ class Batches:
         places = range(rows.start, rows.stop)
         x = self.transform(images["x"], flipped, draw, places)
         labels, condition = images.get("label"), images.get("condition")
+        if labels is not None:
+            labels = labels.to(draw.device)
+            labels = labels if dropped is None else labels.masked_fill(dropped[rows], self.unlabelled)
         return Batch(
             x,
-            None if labels is None else labels.to(draw.device),
+            labels,
             draw.noise(tuple(x.shape[1:]), places),
             sigma[rows],
             sigma_next[rows],

@@ -13,7 +13,7 @@ from ..formulas.noise_schedule import level_dtype
 
 # One stream for each kind of randomness, so that a new kind does not change the others. Never renumber.
 PERMUTATION, FLIP, PAIR, NOISE, DROPOUT, INIT, VALIDATION, AUGMENTATION, EVALUATION, SHARD, BLOCK_ORDER = range(11)
-POSTERIOR = 11
+POSTERIOR, LABEL = 11, 12
 # The players of a step, whose draws are independent: the generator, D's fakes and its real images, and the references.
 GENERATOR, FAKES, REALS, REFERENCES = range(4)
 BLOCK = 16  # samples whose noise is drawn together
@@ -53,6 +53,10 @@ class Draw:
     def flips(self) -> Tensor:
         """Which of them are mirrored, with probability 1/2: bool [B] on `device`."""
         return torch.rand(self.batch_size, generator=self._generator(FLIP), device=self.device) < 0.5
+
+    def without_label(self, probability: float) -> Tensor:
+        """Which of them are learned without their labels: bool [B] on `device`."""
+        return torch.rand(self.batch_size, generator=self._generator(LABEL), device=self.device) < probability
 
     def pair_uniform(self) -> Tensor:
         """Uniform numbers in [0, 1) that decide the noise levels (`Objective.sample_pair`): [B] on `device`.

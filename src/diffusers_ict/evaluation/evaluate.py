@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +72,24 @@ def evaluate(
         subject = load_images(measured, accelerator=accelerator)
     else:
         subject = load_consistency(model_name, variants[0]).to(accelerator.device)
+        if settings.guidance_scales != [1.0] and settings.guide is None and not subject.unlabelled:
+            raise UserError(
+                "`guidance_scales` needs `guide`, an average of the weights, because the model was not trained with "
+                "label_dropout."
+            )
     evaluator = make_evaluator(settings, subject, metrics, accelerator)
 
     report = _describe(evaluator, words)
     if settings.tune_sigmas is not None and isinstance(subject, ConsistencyPipeline) and folder is not None:
         report["tuned"] = _tune(settings.tune_sigmas, subject, evaluator, folder)
     report["rows"] = []
-    for images, variant, sigmas in _rows(model_name, subject, variants, evaluator):
-        steps = sigmas and len(sigmas)
+    for images, row in _rows(model_name, subject, variants, evaluator):
+        variant, steps = row["variant"], row["num_inference_steps"]
         name = f"{variant or PUBLISHED}, steps {steps}" if steps else "images"
         figures, higher = evaluator.figures(images, evaluator.count, metrics, name)
         figures |= evaluator.closeness(images, name)
         report["higher_is_better"] = [*higher, *(metric.name for metric in evaluator.paired if metric.higher_is_better)]
-        report["rows"].append({"num_inference_steps": steps, "variant": variant, "sigmas": sigmas, "metrics": figures})
+        report["rows"].append({**row, "metrics": figures})
         accelerator.print("\n".join(table_lines(report["rows"], [variant or PUBLISHED for variant in variants])))
     if accelerator.is_main_process:
         write_json(output_dir / "evaluation.json", report)
@@ -101,15 +107,19 @@ def evaluate(
 
 def _rows(
     model_name: str, subject: Subject, variants: Sequence[str | None], evaluator: Evaluator
-) -> Iterator[tuple[ImagesByNumber, str | None, list[float] | None]]:
-    """(images, variant, noise levels) of each row of the report."""
+) -> Iterator[tuple[ImagesByNumber, dict[str, Any]]]:
+    """(images, what they are) of each row of the report."""
+    settings, device = evaluator.settings, evaluator.extract.accelerator.device
     if isinstance(subject, Images):
-        yield lambda numbers: subject.part(numbers)[0], None, None
+        yield lambda numbers: subject.part(numbers)[0], {"num_inference_steps": None, "variant": None, "sigmas": None}
+    guide = settings.guide and load_consistency(model_name, _variant(settings.guide)).unet
     for variant in variants:
-        pipeline = load_consistency(model_name, variant).to(evaluator.extract.accelerator.device)  # with tuned levels
-        for steps in evaluator.settings.steps:
+        pipeline = load_consistency(model_name, variant).to(device)  # with tuned levels
+        for steps, scale in product(settings.steps, settings.guidance_scales):
             sigmas = [float(sigma) for sigma in pipeline.scheduler.sampling_sigmas(steps)]
-            yield evaluator.drawer(pipeline, evaluator.settings.seed, sigmas), variant, sigmas
+            images = evaluator.drawer(pipeline, settings.seed, sigmas, guidance_scale=scale, guide=guide)
+            row = {"num_inference_steps": steps, "variant": variant, "sigmas": sigmas}
+            yield images, row | ({"guidance_scale": scale} if settings.guidance_scales != [1.0] else {})
 
 
 def _images_to_measure(path: Path) -> DataSettings | None:
@@ -126,7 +136,7 @@ def _checked_metrics(
 ) -> Sequence[Metric]:
     """The metrics, after a check of the settings, before anything is read; `folder` is the model's, if it is local."""
     check_bounds(settings)
-    for name in ("metrics", "steps", "variants"):
+    for name in ("metrics", "steps", "variants", "guidance_scales"):
         values = getattr(settings, name)
         if values is not None and not 0 < len(values) == len(set(values)):
             raise UserError(f"`{name}` needs at least one value, and none twice, got {values or 'none'}.")
@@ -137,6 +147,10 @@ def _checked_metrics(
     longest = ICTScheduler().config.num_train_timesteps
     if not all(1 <= steps <= longest for steps in settings.steps):
         raise UserError(f"`steps` must lie within 1 and {longest}, got {settings.steps}.")
+    if not all(0 < scale < float("inf") for scale in settings.guidance_scales):
+        raise UserError(f"`guidance_scales` must be positive numbers, got {settings.guidance_scales}.")
+    if settings.guide is not None and settings.guidance_scales == [1.0]:
+        raise UserError("`guide` does nothing at a scale of 1: give `guidance_scales`, too, such as 1 1.25 1.5.")
     if settings.tune_sigmas is not None and folder is None:
         raise UserError("`tune_sigmas` writes into the model's scheduler: give the model as a local folder.")
     return [METRICS[name] for name in settings.metrics if name in METRICS] if metrics is None else metrics
@@ -146,9 +160,15 @@ def _variants(settings: EvaluationSettings, model_name: str) -> list[str | None]
     """The averages of the weights to be measured; None is the published one."""
     names = [variant or PUBLISHED for variant in list_variants(model_name)]
     chosen = names if settings.variants is None else settings.variants
-    if unknown := set(chosen) - set(names):
-        raise UserError(f"`variants` may be {', '.join(names)} for this model, got {', '.join(sorted(unknown))}.")
-    return [None if name == PUBLISHED else name for name in chosen]
+    for setting, asked in {"variants": chosen, "guide": [settings.guide] if settings.guide else []}.items():
+        if unknown := set(asked) - set(names):
+            raise UserError(f"`{setting}` may be {', '.join(names)} for this model, got {', '.join(sorted(unknown))}.")
+    return [_variant(name) for name in chosen]
+
+
+def _variant(name: str) -> str | None:
+    """An average of the weights, as diffusers names it."""
+    return None if name == PUBLISHED else name
 
 
 def _tune(steps: int, pipeline: ConsistencyPipeline, evaluator: Evaluator, folder: Path) -> dict[str, Any]:
@@ -190,6 +210,7 @@ def _describe(evaluator: Evaluator, words: Sequence[str]) -> dict[str, Any]:
         "reference_images": reference.count,
         "samples": evaluator.count,
         **{name: getattr(settings, name) for name in ("labels", "seed", "batch_size")},
+        **({} if settings.guidance_scales == [1.0] else {"guide": settings.guide}),
         "extractor": extractor.name,
         "extractor_weights": extractor.weights,
         "resize": extractor.resize,

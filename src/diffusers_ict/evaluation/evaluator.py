@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -39,10 +40,14 @@ class Evaluator:
     paired: Sequence[PairedMetric] = ()  # of each row, between samples and the images of the data
     pairs: Images | None = None  # data whose conditions samples are drawn for
 
-    def drawer(self, pipeline: ConsistencyPipeline, seed: int, sigmas: list[float]) -> ImagesByNumber:
-        """What draws the samples of a row, for the conditions of the data where the model is given some."""
+    def drawer(self, pipeline: ConsistencyPipeline, seed: int, sigmas: list[float], **guidance: Any) -> ImagesByNumber:
+        """What draws the samples of a row, for the conditions of the data where the model is given some.
+
+        Args:
+            guidance: arguments of the pipeline.
+        """
         given = None if self.pairs is None else conditions_of(pipeline, self.pairs, seed)
-        return drawer(pipeline, self.label_source, seed, sigmas, given)
+        return drawer(pipeline, self.label_source, seed, sigmas, given, guidance)
 
     def closeness(self, images: ImagesByNumber, label: str) -> Figures:
         """Figures of the paired metrics. Samples are drawn once more: each is a function of its number."""
@@ -86,7 +91,7 @@ def make_evaluator(
     if isinstance(subject, Images):
         count, shape, classes = len(subject), subject.shape, None
     else:
-        count, shape, classes = settings.num_samples, image_shape(subject), subject.unet.config.num_class_embeds
+        count, shape, classes = settings.num_samples, image_shape(subject), subject.num_classes
     wanted = [(metric, count) for metric in metrics]
     if settings.tune_sigmas is not None:
         wanted.append((METRICS[settings.tune_metric], settings.tune_samples or count))

@@ -45,7 +45,7 @@ def inspect(
     """
     check_apart(data, "output_dir", folder)
     pipeline = load_consistency(model).to(best_device())
-    conditional = pipeline.unet.config.num_class_embeds is not None
+    conditional = pipeline.num_classes is not None
     images = load_images(data, class_conditional=conditional, normalization=pipeline.normalization)
     if images.shape != image_shape(pipeline):
         (c, h, w), (channels, height, width) = images.shape, image_shape(pipeline)
@@ -101,7 +101,7 @@ def along_the_noise(pipeline: ConsistencyPipeline, images: Images, folder: Path)
 def neighbours(pipeline: ConsistencyPipeline, images: Images, extractor, count: int, folder: Path) -> dict:
     """neighbours.png: the samples that are nearest to a training image, each above that image, by distance."""
     levels = [float(level) for level in pipeline.scheduler.sampling_sigmas(2)]
-    by_class = images if pipeline.unet.config.num_class_embeds else None
+    by_class = images if pipeline.num_classes else None
     draw = drawer(pipeline, by_class, 0, levels, conditions_of(pipeline, images, 0))
     drawn = torch.cat([draw(numbers).cpu() for numbers in torch.arange(count).split(250)])
     features, training = (

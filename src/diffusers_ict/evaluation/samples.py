@@ -1,7 +1,8 @@
 """The samples of an evaluation, drawn by a pipeline. Each is a function of its number."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def labels_of(pipeline: ConsistencyPipeline, images: Images | None, seed: int) -
     Raises:
         UserError: the data has other classes than the model.
     """
-    classes = pipeline.unet.config.num_class_embeds
+    classes = pipeline.num_classes
     if classes is None:
         return lambda numbers: None
     if images is None:
@@ -99,6 +100,7 @@ def drawer(
     seed: int,
     levels: list[float],
     given: Callable[[Tensor], Tensor] | None = None,
+    guidance: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[[Tensor], Tensor]:
     """A function that draws the samples of some numbers [n] through the noise levels `levels`: uint8 [n, C, H, W].
 
@@ -110,6 +112,7 @@ def drawer(
     Args:
         images: the labels are those of `labels_of` for them.
         given: of a model of pairs, the conditions of some numbers.
+        guidance: arguments of the pipeline.
     """
     labels = labels_of(pipeline, images, seed)
 
@@ -117,7 +120,7 @@ def drawer(
         seeds = [derive_seed(seed, EVALUATION, number) for number in numbers.tolist()]
         generators = [torch.Generator(pipeline.device).manual_seed(seed) for seed in seeds]
         kind = "latent" if pipeline.normalization else "pt"
-        options: dict[str, Any] = {"sigmas": levels, "generator": generators, "output_type": kind}
+        options: dict[str, Any] = {"sigmas": levels, "generator": generators, "output_type": kind, **guidance}
         if given is not None:
             options["image"] = given(numbers)
         (drawn,) = pipeline(len(seeds), labels(numbers), **options, return_dict=False)
@@ -175,7 +178,7 @@ def as_arrays(pipeline: ConsistencyPipeline, drawn: Tensor) -> np.ndarray:
 
 def sample_sheet(pipeline: ConsistencyPipeline, drawn: Tensor) -> Image.Image:
     """A picture of samples of `draw_in_turn`: columns of one class each, with its name."""
-    numbers = drawn_classes(pipeline.id2label, pipeline.unet.config.num_class_embeds or 0)
+    numbers = drawn_classes(pipeline.id2label, pipeline.num_classes or 0)
     names = [(pipeline.id2label or {}).get(number, str(number)) for number in numbers]
     if pipeline.normalization is None:
         return classes_in_turn({"": as_pictures(to_unit(drawn, None, "cpu"))}, names)

@@ -19,6 +19,10 @@ class EvaluationSettings(DataSettings):
     )
     steps: list[int] = setting([1, 2], "numbers of sampling steps")
     variants: list[str] | None = setting(None, "averages of the weights: published, or names of variants [all]")
+    guidance_scales: list[float] = setting([1.0], "scales of guidance: 1 is off; see docs/sampling.md")
+    guide: str | None = setting(
+        None, "average that guidance leads away from: published, or a variant [the model's output without labels]"
+    )
     num_samples: int = setting(50_000, "images drawn for each row", at_least=1, below=MOST)
     labels: str = setting("data", "classes as frequent as in the data, or equally", choices=("data", "uniform"))
     seed: int = setting(0, "seed of the noise and the labels", at_least=0)

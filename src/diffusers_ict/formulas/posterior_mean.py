@@ -13,6 +13,7 @@ def posterior_mean(
     references: Tensor,
     class_labels: Tensor | None = None,
     reference_labels: Tensor | None = None,
+    unlabelled: int | None = None,
 ) -> Tensor:
     """E[image | x + sigma z] where the image is x or one of the references of its class, all equally likely.
 
@@ -25,6 +26,7 @@ def posterior_mean(
         x: images in [-1, 1], [B, C, H, W]; noise: z, of the same shape; sigma: [B], above 0.
         references: [n, C, H, W].
         class_labels, reference_labels: [B] and [n], or None.
+        unlabelled: the label of images of any class, all references of which count.
 
     Returns:
         [B, C, H, W], float32.
@@ -36,7 +38,10 @@ def posterior_mean(
     along = (z * own).sum(1)[:, None] - z @ others.T
     logits = -(between / (2 * t.square()) + along / t)
     if class_labels is not None and reference_labels is not None:
-        logits = logits.masked_fill(class_labels[:, None] != reference_labels, -torch.inf)
+        other = class_labels[:, None] != reference_labels
+        if unlabelled is not None:
+            other &= class_labels[:, None] != unlabelled
+        logits = logits.masked_fill(other, -torch.inf)
     shares = torch.cat([torch.zeros_like(t), logits], 1).softmax(1)
     return (shares[:, :1] * own + shares[:, 1:] @ others).view_as(x)
 

@@ -160,7 +160,7 @@ def _gallery(grid: Path, given: bool) -> list[dict[str, Any]]:
 def _results(report: dict[str, Any]) -> list[EvalResult]:
     """One result for each metric of the published weights with one and with two steps; evaluation.json has the rest."""
     shared = {key: report[key] for key in ("samples", "extractor", "extractor_weights", "reference") if key in report}
-    rows = [row for row in report.get("rows", []) if not row.get("variant")]
+    rows = [row for row in report.get("rows", []) if not row.get("variant") and row.get("guidance_scale", 1) == 1]
     return [
         EvalResult(
             task_type="unconditional-image-generation",

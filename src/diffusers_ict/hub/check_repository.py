@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import ConsistencyModelPipeline, LDMPipeline
 
+from ..class_names import load_class_names
 from ..errors import UserError, first_line
 from ..files import read_text
 from ..formulas.preconditioning import DIFFUSION_SIGMA_DATA
@@ -59,7 +60,8 @@ def check_repository(repository: str) -> list[Finding]:
     """
     stock = load_stock(repository)
     stock.set_progress_bar_config(disable=True)
-    network = [check(stock) for check in (_weights, _time, _channels, _constants)]
+    _, unlabelled = load_class_names(repository, {})
+    network = [_weights(stock), _time(stock), _channels(stock, unlabelled), _constants(stock)]
     return [*network, *_variants(repository), _levels(stock, repository), _equality(stock), _card(repository)]
 
 
@@ -90,9 +92,10 @@ def _time(stock: Stock) -> Finding:
     return Finding("time embedding", Severity.OK, f"positional, {sort}.")
 
 
-def _channels(stock: Stock) -> Finding:
+def _channels(stock: Stock, unlabelled: bool) -> Finding:
     config = stock.unet.config
     classes = f"{config.num_class_embeds} classes" if config.num_class_embeds else "no classes"
+    classes += ", the last of which stands for none" * unlabelled
     fault, given = "", config.in_channels - config.out_channels
     of_image = f" ({given} of a given image, which pipeline.py takes)" if given > 0 else ""
     channels = f"{config.in_channels} channel{'s' * (config.in_channels > 1)} in{of_image}, {config.out_channels} out"

@@ -40,7 +40,7 @@ from .samples import make_pipeline
 from .sharing import check_alike
 from .start import check_curriculum, load_start, make_objective, make_scheduler, scheduler_for, unusual_constants
 from .state import state_of
-from .unets import SMALL, check_fits, check_resolution, make_unet, takes_small
+from .unets import SMALL, check_fits, check_resolution, embedded_classes, make_unet, takes_small
 
 DRY_RUN_STEPS = 4
 DATA = (*OF_THE_DATA, "normalize", "pretrained_vae_name_or_path", "vae_sample")
@@ -108,7 +108,13 @@ def open_run(
         batch_size=batch_size,
         networks=networks,
         schedules=make_schedules(recipe, networks, first_step),
-        pipeline=make_pipeline(networks.averages[recipe.ema_decays[0]].module, scheduler, data.normalization, data.vae),
+        pipeline=make_pipeline(
+            networks.averages[recipe.ema_decays[0]].module,
+            scheduler,
+            data.normalization,
+            data.vae,
+            unlabelled=recipe.label_dropout > 0,
+        ),
         state=state,
         steps=steps,
         identity=identity,
@@ -167,8 +173,9 @@ def _open_networks(
             "--model_config_name_or_path"
         )
     if model is not None:
-        check_fits(config_of(model), data.shape, data.num_classes, data.condition_channels, data.vae)
-        check_call(model, data.shape, data.num_classes, data.condition_channels)
+        classes = embedded_classes(recipe, data)
+        check_fits(config_of(model), data.shape, classes, data.condition_channels, data.vae)
+        check_call(model, data.shape, classes, data.condition_channels)
     if recipe.push_to_hub and not isinstance(unet, ModelMixin):
         raise UserError(
             f"`push_to_hub` needs a model of diffusers, a ModelMixin whose repository others can load, got "

@@ -28,10 +28,13 @@ def open_data(recipe: Recipe, dataset: Any, accelerator: Accelerator) -> Trainin
     Raises:
         UserError: it cannot be read, or the recipe asks for what it does not have.
     """
+    if recipe.label_dropout and dataset is None and not recipe.class_conditional:
+        raise UserError("`label_dropout` leaves out classes, and the run learns none: set `class_conditional`.")
     if dataset is not None:
         data = dataset if isinstance(dataset, (Images, StreamedImages)) else MapDataset(dataset)
-        if recipe.class_conditional and data.num_classes is None:
-            raise UserError("`class_conditional` needs labels, and the items of the data set have none.")
+        if (recipe.class_conditional or recipe.label_dropout) and data.num_classes is None:
+            name = "class_conditional" if recipe.class_conditional else "label_dropout"
+            raise UserError(f"`{name}` needs labels, and the items of the data set have none.")
         if recipe.random_flip and isinstance(data, Latents) and not data.mirrored:
             raise UserError("`random_flip` needs latents of mirrored images: encode them with mirrored=True.")
         return data
@@ -75,6 +78,7 @@ def open_batches(
         rank, ranks = accelerator.process_index, accelerator.num_processes
         opened[role] = Batches(images, size, micro_batch_size, rank, ranks, recipe.random_flip, augmented)
         opened[role].transform = data.transform
+        opened[role].label_dropout, opened[role].unlabelled = recipe.label_dropout, data.num_classes
     if recipe.reference_batch_size and not isinstance(data, StreamedImages):
         opened[GENERATOR].references = open_references(
             data, recipe.seed, recipe.reference_batch_size, steps, accelerator, recipe.random_flip

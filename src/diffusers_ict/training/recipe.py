@@ -56,6 +56,12 @@ class Recipe(RunSettings, DataSettings):
 
     # The images, beside the data settings.
     class_conditional: bool = setting(False, "learn the classes as well")
+    label_dropout: float = setting(
+        0.0,
+        "learn images without their class with this probability, for classifier-free guidance; 0.1 is usual",
+        at_least=0,
+        below=1,
+    )
     random_flip: bool = setting(False, "mirror half of the images, at random")
     streaming: bool = setting(False, "read images during training, not all of them before it: for data of any size")
     shuffle_buffer: int = setting(10_000, "streaming: images per process that are shuffled in memory", at_least=1)

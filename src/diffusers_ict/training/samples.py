@@ -34,10 +34,11 @@ def make_pipeline(
     scheduler: ICTScheduler,
     normalization: Normalization | None = None,
     vae: Autoencoder | None = None,
+    unlabelled: bool = False,
 ) -> ConsistencyPipeline:
     """A pipeline around this very UNet, put into eval mode, without progress bars."""
     pipeline = ConsistencyPipeline(unet.eval(), scheduler, vae)
-    pipeline.normalization = normalization
+    pipeline.normalization, pipeline.unlabelled = normalization, unlabelled
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -52,7 +53,7 @@ def sample_picture(pipeline: ConsistencyPipeline, images: Images, count: int, se
         count: images drawn with each number of steps; classes go round in order.
         seed: of the noise and of the choice of real images.
     """
-    device, classes = pipeline.device, pipeline.unet.config.num_class_embeds
+    device, classes = pipeline.device, pipeline.num_classes
     labels = torch.arange(count) % classes if classes else None
     rows = rows_in_turn(images, labels, count, seed)
     given = None if images.condition is None else images.condition.batch(rows.clamp(min=0), None, "cpu")[0]
@@ -120,7 +121,8 @@ def export(
         _save(contiguous_copy(network), folder / "unet", variant)
     if isinstance(pipeline.unet, ModelMixin):
         saved = ConsistencyPipeline(contiguous_copy(pipeline.unet), pipeline.scheduler, pipeline.vqvae)
-        saved.id2label, saved.normalization = pipeline.id2label, pipeline.normalization
+        saved.id2label, saved.unlabelled = pipeline.id2label, pipeline.unlabelled
+        saved.normalization = pipeline.normalization
         saved.save_pretrained(folder)
     else:
         _save(contiguous_copy(pipeline.unet), folder / "unet", None)

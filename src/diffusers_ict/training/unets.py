@@ -92,6 +92,11 @@ def takes_small(recipe: Recipe, images: TrainingData, on_cpu: bool) -> bool:
     return on_cpu and chosen is None and min(images.shape[1:]) >= 32
 
 
+def embedded_classes(recipe: Recipe, images: TrainingData) -> int | None:
+    """The classes that a network tells apart, of which the last stands for none where labels are dropped; or None."""
+    return images.num_classes and images.num_classes + (recipe.label_dropout > 0)
+
+
 def config_for(recipe: Recipe, images: TrainingData, on_cpu: bool = False, earlier: dict | None = None) -> dict:
     """The config of a fresh UNet: the given one, completed by what the data say, or one that suits the resolution.
 
@@ -105,14 +110,14 @@ def config_for(recipe: Recipe, images: TrainingData, on_cpu: bool = False, earli
     channels, height, width = images.shape
     name = recipe.model_config_name_or_path
     seen = channels + images.condition_channels
-    of_the_data = {"in_channels": seen, "out_channels": channels, "num_class_embeds": images.num_classes}
+    of_the_data = {"in_channels": seen, "out_channels": channels, "num_class_embeds": embedded_classes(recipe, images)}
     size = {"sample_size": height if height == width else [height, width]}
     if name is None and earlier is not None:
         return {**earlier, **of_the_data, **size}
     if name is None:
         if not takes_small(recipe, images, on_cpu):
             shorter, longer = sorted((height, width))
-            return {**default_unet_config(shorter, channels, images.num_classes, longer), **of_the_data, **size}
+            return {**default_unet_config(shorter, channels, longer=longer), **of_the_data, **size}
         name = SMALL
     return {**of_the_data, **read_config(name), **size}
 
@@ -175,7 +180,7 @@ def check_fits(
     if classes != num_classes:
         raise UserError(
             f"the UNet is made for {classes or 'no'} classes and the run has {num_classes or 'none'}; set "
-            "`class_conditional` to suit, or num_class_embeds in the model's config."
+            "`class_conditional` and `label_dropout`, which adds one, to suit, or num_class_embeds in the config."
         )
 
 
@@ -262,12 +267,13 @@ def make_unet(
     Raises:
         UserError: it does not fit the images.
     """
+    classes = embedded_classes(recipe, images)
     if start is not None:
         unet = with_dropout(start.pipeline.unet, recipe, objective)
-        check_fits(dict(unet.config), images.shape, images.num_classes, images.condition_channels, images.vae)
+        check_fits(dict(unet.config), images.shape, classes, images.condition_channels, images.vae)
     else:
         config = config_for(recipe, images, on_cpu, earlier)
-        check_fits(config, images.shape, images.num_classes, images.condition_channels, images.vae)
+        check_fits(config, images.shape, classes, images.condition_channels, images.vae)
         config = {**config, "dropout": choose_dropout(recipe, config, objective)}
         check_config(UNet2DModel, config, "the UNet")
         unet = build(config, derive_seed(recipe.seed, INIT, GENERATOR))

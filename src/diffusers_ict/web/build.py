@@ -80,7 +80,7 @@ def build_page(
         raise UserError(f"{folder / 'runtime'} must not be a link that leads out of the page's folder: remove it.")
     pipeline = load_consistency(model)
     check_pixels(pipeline, "a page")
-    label = None if pipeline.unet.config.num_class_embeds is None else 0  # of the stored output
+    label = None if pipeline.num_classes is None else 0  # of the stored output
     name, on_hub = public_name(model)
     title = visible(title or name.split("/")[-1], LONGEST)
     description = {
@@ -149,7 +149,7 @@ def _images(pipeline: ConsistencyPipeline) -> dict[str, Any]:
             f"the page shows square images of 1, 3 or 4 channels, and the model has {config.in_channels} channels and "
             f"the sample_size {config.sample_size}; use another model."
         )
-    classes = config.num_class_embeds
+    classes = pipeline.num_classes
     return {
         "resolution": sides.pop(),
         "channels": config.in_channels,
