@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .arguments import number, positive
 from .image_inputs import read_conditions
-from .pipeline_base import Callback, ConsistencyPipelineBase, Generators, Guide, Labels
+from .pipeline_base import Callback, ConsistencyPipelineBase, Guide
+from .pipeline_inputs import Generators, Labels
 
 
 class ConsistencyPipeline(ConsistencyPipelineBase):

@@ -13,7 +13,8 @@ from torch.nn.functional import max_pool2d
 from .arguments import number, positive
 from .formulas.editing import Colorize, Edit, Inpaint, SuperResolve, start_level
 from .image_inputs import read_images, read_mask, read_values
-from .pipeline_base import Callback, ConsistencyPipelineBase, Generators, Labels
+from .pipeline_base import Callback, ConsistencyPipelineBase
+from .pipeline_inputs import Generators, Labels
 from .transparency import MODES
 
 NOTHING = Inpaint(torch.ones(()))  # is known
