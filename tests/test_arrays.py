@@ -283,10 +283,7 @@ def test_units_that_are_not_there_are_refused(base):
 
 def test_programs_take_such_a_model(base, tmp_path, capsys):
     model, data = str(base / "model"), ["--dataset_name", str(base / "data.npz")]
-    assert (
-        evaluate.main([model, *data, "--num_samples", "40", "--metrics", "pr", "--steps", "1", "--extractor", "pixels"])
-        == 0
-    )
+    assert evaluate.main([model, *data, "--num_samples", "40", "--metrics", "pr", "--steps", "1"]) == 0
     report = json.loads((base / "model" / "evaluation.json").read_text())
     assert report["extractor"] == "normalised values"
     assert evaluate.main([model, *data, "--num_samples", "20", "--extractor", "inception"]) == 2

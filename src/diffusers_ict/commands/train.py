@@ -75,7 +75,6 @@ def next_commands(recipe: Recipe, images: int | None) -> list[list[str]]:
     flags = {name: getattr(recipe, name) for name in OF_THE_DATA if getattr(recipe, name) != getattr(plain, name)}
     data = [word for name, value in flags.items() for word in as_flag(name, value)] if moved else []
     few = [] if images is None or images >= FID_IMAGES else ["--metrics", "kid", "pr", "--num_samples", f"{images}"]
-    few += ["--extractor", "pixels"] if recipe.normalize else []
     name = re.sub(r"[^\w.-]+", "-", os.path.basename(os.path.abspath(folder))).strip("-.")  # that a repository can have
     return [
         ["sample", operand(folder), *(["--image", "FILE"] if recipe.conditioning_image_column else [])],

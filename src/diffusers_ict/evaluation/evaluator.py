@@ -92,11 +92,12 @@ def make_evaluator(
         count, shape, classes = len(subject), subject.shape, None
     else:
         count, shape, classes = settings.num_samples, image_shape(subject), subject.num_classes
+    named = settings.extractor or ("inception" if normalization is None else "pixels")
     wanted = [(metric, count) for metric in metrics]
     if settings.tune_sigmas is not None:
         wanted.append((METRICS[settings.tune_metric], settings.tune_samples or count))
     if wanted:
-        check_extractor(settings.extractor, normalization is None)
+        check_extractor(named, normalization is None)
     keep = any(metric.needs_features for metric, _ in wanted)
     by_class = classes is not None and settings.labels == "data"
     given = subject.condition_channels if isinstance(subject, ConsistencyPipeline) else 0
@@ -113,11 +114,10 @@ def make_evaluator(
         images = _real_images(settings, by_class, accelerator, normalization)
         _check_alike(images.shape, shape)
         real = len(images) * (1 + settings.flip_reference)
-    if wanted and (widths := WIDTHS.get((settings.extractor, settings.extractor_weights))):
-        check_counts(real, widths, settings.extractor)  # before the weights are downloaded
-    named = settings.extractor, settings.extractor_weights
+    if wanted and (widths := WIDTHS.get((named, settings.extractor_weights))):
+        check_counts(real, widths, named)  # before the weights are downloaded
     extractor = (
-        make_extractor(*named, accelerator.device, normalization is None)
+        make_extractor(named, settings.extractor_weights, accelerator.device, normalization is None)
         if wanted
         else no_extractor(accelerator.device)
     )

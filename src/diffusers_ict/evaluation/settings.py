@@ -27,7 +27,9 @@ class EvaluationSettings(DataSettings):
     labels: str = setting("data", "classes as frequent as in the data, or equally", choices=("data", "uniform"))
     seed: int = setting(0, "seed of the noise and the labels", at_least=0)
     batch_size: int = setting(250, "images at once, on each process", at_least=1)
-    extractor: str = setting("inception", "inception, dinov2, pixels, or a .py or .pt2 file, whose code is run")
+    extractor: str | None = setting(
+        None, "inception, dinov2, pixels, or a .py or .pt2 file, whose code is run [inception; for arrays, pixels]"
+    )
     extractor_weights: str | None = setting(None, "a local file or folder instead of a download")
     lpips_weights: str | None = setting(None, "safetensors of VGG16 and LPIPS [those of the installed package lpips]")
     tune_sigmas: int | None = setting(None, "first search noise levels for 2 to this many steps", at_least=2, below=9)
