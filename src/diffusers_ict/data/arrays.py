@@ -19,7 +19,7 @@ from .sources import class_names_of, label_column, listed, open_dataset, pick, r
 # What float32 holds exactly, and float64, which is rounded to it.
 TYPES = ("float16", "float32", "float64", "uint8", "int8", "uint16", "int16")
 OF_PICTURES = (
-    *("image_mode", "background", "resolution", "center_crop", "image_cache_dir"),
+    *("image_mode", "background", "resolution", "width", "center_crop", "image_cache_dir"),
     *("conditioning_image_column", "conditioning_image_mode"),
 )
 NESTED = ("Array2D", "Array3D", "List", "LargeList", "Sequence", "list")  # columns that may hold arrays

@@ -6,7 +6,6 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -128,11 +127,11 @@ def _conditions_of(
             stored = _open(of_conditions(settings), False, dataset)
         if len(stored.pictures) != len(images):
             raise UserError(f"there must be one for each of {len(images)} images, got {len(stored.pictures)}.")
-        pixels, originals = _decode(stored, form_of_conditions(settings, images.shape[1]), settings, copies)
+        pixels, originals = _decode(stored, form_of_conditions(settings, images.shape), settings, copies)
     except UserError as error:
         told = str(error).replace("`image_mode`", "`conditioning_image_mode`")
         raise UserError(f"the conditions of `conditioning_image_column`: {told}") from error
-    check_crops(images.originals or Counter(), originals)
+    check_crops(images.originals or Counter(), originals, images.shape)
     return Images(pixels, originals=originals)
 
 
@@ -177,13 +176,16 @@ def _open(settings: DataSettings, with_labels: bool, dataset: datasets.Dataset |
 
 def _warn(images: Images, originals: Counter, settings: DataSettings) -> None:
     """Warn of what is probably not meant: enlarged images, an alpha channel that is trained, and a single class."""
-    small = {picture: count for picture, count in originals.items() if min(picture[:2]) < images.shape[1]}
-    least = min((min(picture[:2]) for picture in small), default=0)
+    height, width = images.shape[1:]
+    small = {picture: count for picture, count in originals.items() if picture[0] < width or picture[1] < height}
+    least = min((picture[:2] for picture in small), key=min, default=(0, 0))
+    shown = (min(least), min(least)) if height == width else least  # of a square, that of the part in the middle
     top = Path(settings.train_data_dir) if settings.train_data_dir else None
     folders = sorted(path.name for path in top.iterdir() if path.is_dir() and path.name[0] != ".") if top else []
     doubts = {
-        f"{sum(small.values())} of {len(images)} images are smaller than `resolution` {settings.resolution} and are "
-        f"enlarged; the smallest is {least}x{least}.": bool(small),
+        f"{sum(small.values())} of {len(images)} images are smaller than `resolution` "
+        f"{settings.resolution if height == width else f'{width}x{height}'} and are enlarged; the smallest is "
+        f"{shown[0]}x{shown[1]}.": bool(small),
         "the images have four channels, the last of them alpha, and all are trained; give `image_mode` RGB to put them "
         "on a `background`, or RGBA if this is meant.": images.shape[0] == 4 and settings.image_mode is None,
         "the data has a single class, so `class_conditional` has nothing to learn; give one sub-folder or label for "
@@ -259,7 +261,7 @@ def _decode_dataset(
         UserError: a picture cannot be read or differs in shape from the first, or the file cannot be written.
     """
     shape = form.convert(data[0]["image"], 0).pixels.shape
-    name = "images-" + fingerprint_of([LAYOUT, PIL.__version__, key, asdict(form)])
+    name = "images-" + fingerprint_of([LAYOUT, PIL.__version__, key, form.facts()])
     rows = max(1, min(BLOCK // int(np.prod(shape)), STORED * len(data) // (data.data.nbytes + 1)))
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1  # others would run the main script again
     decode = partial(

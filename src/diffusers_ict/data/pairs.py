@@ -36,9 +36,11 @@ def of_conditions(settings: DataSettings) -> DataSettings:
     )
 
 
-def form_of_conditions(settings: DataSettings, height: int) -> PictureFormat:
-    """What conditions are converted to: channels of their own, and the height and width of the images."""
-    return PictureFormat(height, settings.center_crop, settings.conditioning_image_mode, settings.background)
+def form_of_conditions(settings: DataSettings, shape: tuple[int, int, int]) -> PictureFormat:
+    """What conditions are converted to: channels of their own, and the size of the images, which are [C, H, W]."""
+    _, height, width = shape
+    mode = settings.conditioning_image_mode
+    return PictureFormat(height, settings.center_crop, mode, settings.background, None if width == height else width)
 
 
 def read_partners(settings: DataSettings, targets: datasets.Dataset) -> Stored:
@@ -69,25 +71,28 @@ def read_partners(settings: DataSettings, targets: datasets.Dataset) -> Stored:
     return Stored(datasets.Dataset.from_dict(rows, features=PATHS), key=state_of(files))
 
 
-def check_crops(images: Counter, conditions: Counter) -> None:
+def check_crops(images: Counter, conditions: Counter, shape: tuple[int, int, int]) -> None:
     """Check that `center_crop` cuts the same part out of both pictures of a pair.
 
     Args:
         images, conditions: how many pictures there are of each (width, height, mode).
+        shape: [C, H, W] of what they were made into.
 
     Raises:
-        UserError: pictures that are not square, and whose sizes are not those of their partners.
+        UserError: pictures of which a part was cut off, and whose sizes are not those of their partners.
     """
-    oblong = []
+    _, high, across = shape
+    cropped = []
     for originals in (images, conditions):
         sizes = Counter[tuple[int, int]]()
         for (width, height, _), count in originals.items():
-            if width != height:
+            if width * high != height * across:
                 sizes[width, height] += count
-        oblong.append(sizes)
-    if odd := next(iter((oblong[0] - oblong[1]) + (oblong[1] - oblong[0])), None):
+        cropped.append(sizes)
+    if odd := next(iter((cropped[0] - cropped[1]) + (cropped[1] - cropped[0])), None):
+        needed = "not square" if high == across else f"not of the shape {across}x{high}"
         raise UserError(
-            "`center_crop` needs an image and its condition of one size where they are not square, and some of "
+            f"`center_crop` needs an image and its condition of one size where they are {needed}, and some of "
             f"{odd[0]}x{odd[1]} have partners of another size: crop them alike before."
         )
 

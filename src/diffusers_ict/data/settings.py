@@ -36,7 +36,10 @@ class DataSettings:
         "white", "colour behind transparent pixels where image_mode has no alpha: name or #rrggbb"
     )
     resolution: int | None = setting(None, "side of the square images in pixels [the side of the data]", at_least=1)
-    center_crop: bool = setting(False, "crop images that are not square to the central square")
+    width: int | None = setting(
+        None, "width in pixels of images that are not square, whose height is `resolution`", at_least=1
+    )
+    center_crop: bool = setting(False, "crop images of another shape to the largest part in the middle")
     normalize: str | None = setting(
         None,
         "train on arrays of numbers instead of 8-bit pictures. Each channel is scaled to [-1, 1], or by its mean and "
@@ -53,7 +56,7 @@ class DataSettings:
         """What pictures are converted to."""
         from .transform import PictureFormat
 
-        return PictureFormat(self.resolution, self.center_crop, self.image_mode, self.background)
+        return PictureFormat(self.resolution, self.center_crop, self.image_mode, self.background, self.width)
 
     @property
     def data_name(self) -> str:

@@ -9,7 +9,6 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +99,7 @@ class StreamedImages:
 
     def fingerprint(self) -> str:
         """What the images are and in which order they come, in 32 hexadecimal digits."""
-        return fingerprint_of([self._identity, self.data.num_shards, asdict(self.form), self.buffer, self.ranks])
+        return fingerprint_of([self._identity, self.data.num_shards, self.form.facts(), self.buffer, self.ranks])
 
     def overview(self) -> dict[str, str]:
         """Texts by title: number, shape and classes of the images, how they are read, and what the first ones were."""

@@ -16,7 +16,9 @@ def all_problems(stored: Iterable[Any], form: PictureFormat) -> str | None:
             sizes.add(picture.size)
             modes.add("RGBA" if may_be_transparent(picture) else {"P": "RGB", "1": "L"}.get(picture.mode, picture.mode))
     shorter = {min(size) for size in sizes}
-    oblong = next((f"{width}x{height}" for width, height in sorted(sizes) if width != height), None)
+    across, high = form.size or (1, 1)
+    odd = next((f"{width}x{height}" for width, height in sorted(sizes) if width * high != height * across), None)
+    shape = "square" if across == high else f"of the shape {across}x{high}"
     found = {
         "`image_mode` RGB": f"their modes are {', '.join(sorted(modes))}"
         if form.mode is None and (len(modes) > 1 or not modes <= set(MODES))
@@ -26,7 +28,7 @@ def all_problems(stored: Iterable[Any], form: PictureFormat) -> str | None:
             if form.resolution is None and len(shorter) > 1
             else ""
         ),
-        "`center_crop`": f"some are not square, such as {oblong}" if oblong and not form.center_crop else "",
+        "`center_crop`": f"some are not {shape}, such as {odd}" if odd and not form.center_crop else "",
     }
     mends = [mend for mend, problem in found.items() if problem]
     if len(mends) < 2:

@@ -1,9 +1,9 @@
-"""One picture into bytes: upright, 8 bits, one colour mode, square, one size; and bytes into what networks see."""
+"""One picture into bytes: upright, 8 bits, one colour mode, one shape and size; and bytes into what networks see."""
 
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -58,20 +58,25 @@ class PictureFormat:
 
     Attributes:
         resolution: side in pixels, or None for the picture's own.
-        center_crop: cut the largest central square out of a picture that is not square.
+        center_crop: cut the largest part in the middle out of a picture that is not square, or not of the shape of
+            `width` and `resolution`.
         mode: "L", "RGB" or "RGBA", or None for the picture's own.
         background: colour behind transparent pixels where `mode` has no alpha, as `PIL.ImageColor` understands it.
+        width: in pixels, of pictures that are `resolution` high; None for square ones.
 
     Raises:
-        UserError: a mode or a colour that does not exist.
+        UserError: a mode or a colour that does not exist, or a width alone.
     """
 
     resolution: int | None = None
     center_crop: bool = False
     mode: str | None = None
     background: str = "white"
+    width: int | None = None
 
     def __post_init__(self) -> None:
+        if self.width is not None and self.resolution is None:
+            raise UserError(f"`width` {self.width} needs `resolution`, the height of the images.")
         if self.mode not in (None, *MODES):
             raise UserError(f"`image_mode` must be one of {', '.join(MODES)}, got {self.mode}.")
         try:
@@ -80,6 +85,15 @@ class PictureFormat:
             colour = ()
         if len(colour) != 3:
             raise UserError(f"`background` must be the name of a colour, or #rrggbb, got {self.background}.")
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(width, height) of the images, or None for the picture's own."""
+        return None if self.resolution is None else (self.width or self.resolution, self.resolution)
+
+    def facts(self) -> dict[str, Any]:
+        """The settings, to be compared; those of earlier versions had no width."""
+        return {name: value for name, value in asdict(self).items() if name != "width" or value is not None}
 
     def convert(self, stored: Any, number: int, shape: tuple[int, ...] | None = None) -> Converted:
         """Convert a stored picture: {"bytes", "path"} as `datasets.Image` stores it, bytes, or an array of pixels.
@@ -91,7 +105,7 @@ class PictureFormat:
             shape: [C, H, W] of the first picture, where it must be the same.
 
         Raises:
-            UserError: it cannot be read or converted, or is not square, without `center_crop`, or differs in shape.
+            UserError: it cannot be read or converted, or has another shape, without `center_crop`, or differs in size.
         """
         try:
             converted = self._from_array(stored) if isinstance(stored, np.ndarray) else self._from_file(stored)
@@ -117,7 +131,7 @@ class PictureFormat:
             raise ValueError(f"it is an array {list(values.shape)} and must be [H, W] or [H, W, C], with pixels")
         array = as_bytes(values).reshape(*values.shape[:2], -1)
         height, width, channels = array.shape
-        if self.mode is None and height == width == (self.resolution or height):
+        if self.mode is None and (width, height) == (self.size or (height, height)):
             return Converted(array.transpose(2, 0, 1), (width, height, str(values.dtype)))
         if channels not in (1, 3, 4):
             raise ValueError(f"it has {channels} channels, and only 1, 3 or 4 can be resized, cropped or converted")
@@ -125,17 +139,21 @@ class PictureFormat:
 
     def _from_picture(self, upright: Image.Image, mode: str) -> Converted:
         """`mode`: that the picture had before it was turned upright and brought to 8 bits."""
-        square = self._in_mode(upright)
+        picture = self._in_mode(upright)
         width, height = upright.size
-        if width != height:
+        across, high = self.size or (1, 1)
+        if width * high != height * across:
             if not self.center_crop:
-                raise ValueError(f"it is {width}x{height} and must be square: `center_crop` cuts out the middle")
-            side = min(width, height)
-            left, top = (width - side) // 2, (height - side) // 2
-            square = square.crop((left, top, left + side, top + side))
-        if self.resolution is not None and square.width != self.resolution:
-            square = square.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
-        array = np.asarray(square)
+                own = f"it is {width}x{height}"
+                if across == high:
+                    raise ValueError(f"{own} and must be square: `center_crop` cuts out the middle")
+                raise ValueError(f"{own} and must be of the shape {across}x{high}: `center_crop` cuts out the middle")
+            kept = max(1, min(width, round(height * across / high))), max(1, min(height, round(width * high / across)))
+            left, top = (width - kept[0]) // 2, (height - kept[1]) // 2
+            picture = picture.crop((left, top, left + kept[0], top + kept[1]))
+        if self.size not in (None, picture.size):
+            picture = picture.resize((across, high), Image.Resampling.LANCZOS)
+        array = np.asarray(picture)
         return Converted(array.reshape(*array.shape[:2], -1).transpose(2, 0, 1), (width, height, mode))
 
     def _in_mode(self, picture: Image.Image) -> Image.Image:

@@ -28,13 +28,13 @@ def read_pictures(files: list[Path], model: ConsistencyPipeline, data: DataSetti
         UserError: a file cannot be read, or the model draws no pictures that files hold.
     """
     channels, height, width = image_shape(model)
-    if model.normalization is not None or channels not in MODES or height != width:
+    if model.normalization is not None or channels not in MODES:
         raise UserError(
-            "square pictures of 1, 3 or 4 channels can be edited, and this model draws "
+            "pictures of 1, 3 or 4 channels can be edited, and this model draws "
             f"{'images' if model.normalization is None else 'arrays'} of {width}x{height} of {channels}; edit others "
             "from Python."
         )
-    form = PictureFormat(height, data.center_crop, MODES[channels], data.background)
+    form = PictureFormat(height, data.center_crop, MODES[channels], data.background, width if width != height else None)
     read = [form.convert({"bytes": None, "path": str(file)}, number).pixels for number, file in enumerate(files)]
     return torch.stack([torch.from_numpy(pixels.copy()) for pixels in read]).float() / 127.5 - 1
 

@@ -137,8 +137,8 @@ def read_given(pipeline: ConsistencyPipeline, files: Sequence[Path]) -> Tensor |
     """Files of pictures as a model of pairs is given them, uint8 [n, C', H, W]; None for another model.
 
     Raises:
-        UserError: a file that cannot be read, files for another model, none for this one, or one whose images are no
-            squares of 1, 3 or 4 channels.
+        UserError: a file that cannot be read, files for another model, none for this one, or one whose images do not
+            have 1, 3 or 4 channels.
     """
     channels, (_, height, width) = pipeline.condition_channels, image_shape(pipeline)
     if bool(files) != bool(channels):
@@ -146,12 +146,12 @@ def read_given(pipeline: ConsistencyPipeline, files: Sequence[Path]) -> Tensor |
         raise UserError(f"`image` must be {needed} this model draws for given ones, got {len(files)} files.")
     if not channels:
         return None
-    if channels not in MODES or height != width:
+    if channels not in MODES:
         raise UserError(
-            f"pictures are squares of 1, 3 or 4 channels, and this model is given {width}x{height} of {channels}: call "
-            "ConsistencyPipeline with arrays."
+            f"pictures have 1, 3 or 4 channels, and what this model is given has {channels}: call ConsistencyPipeline "
+            "with arrays."
         )
-    form = PictureFormat(height, mode=MODES[channels])
+    form = PictureFormat(height, mode=MODES[channels], width=width if width != height else None)
     read = [form.convert({"bytes": None, "path": str(file)}, number).pixels for number, file in enumerate(files)]
     return torch.stack([torch.from_numpy(pixels.copy()) for pixels in read])
 

@@ -50,7 +50,7 @@ def _open_latents(recipe: Recipe, name: str, accelerator: Accelerator) -> Latent
     """The images of a recipe as latents of its autoencoder, which is loaded and checked before they are read."""
     vae = load_vae(name)
     if recipe.resolution is not None:
-        latent_shape(vae, (vae.config.in_channels, recipe.resolution, recipe.resolution))
+        latent_shape(vae, (vae.config.in_channels, recipe.resolution, recipe.width or recipe.resolution))
     images = load_images(recipe, class_conditional=recipe.class_conditional, accelerator=accelerator)
     options: dict[str, Any] = {"sampled": recipe.vae_sample, "mirrored": recipe.random_flip}
     return encode_images(images, vae, recipe, **options, accelerator=accelerator)

@@ -129,7 +129,7 @@ def check_resolution(recipe: Recipe) -> None:
         UserError: a size out of range, or one that cannot be halved often enough.
     """
     if recipe.resolution is not None and recipe.model_config_name_or_path is None:
-        default_levels(recipe.resolution)
+        default_levels(min(recipe.resolution, recipe.width or recipe.resolution))
 
 
 def check_fits(
