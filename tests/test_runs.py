@@ -81,3 +81,14 @@ def test_cifar10_is_tuned_from_a_ddpm_in_several_calls(script, tmp_path):
     (row,) = rows_of(tmp_path, "cifar10_tuned")
     assert row["steps"] == 120
     assert max(entry["stage"] for entry in log_of(tmp_path, "cifar10_tuned")) == 5
+
+
+def test_guidance_is_measured_along_its_scale(script, tmp_path):
+    script("fashion32_guidance.sh", STEPS="40")
+    for name in ("fashion32_guidance", "fashion32_guidance_ema995"):
+        rows = rows_of(tmp_path, name)
+        scales = [(row["num_inference_steps"], row["guidance_scale"]) for row in rows]
+        assert scales == [(steps, scale) for steps in (1, 2) for scale in (1, 1.25, 1.5, 2)]
+        assert (tmp_path / "results" / f"{name}.png").is_file()
+    rows = rows_of(tmp_path, "fashion32_guidance")  # averages of so few steps are alike, and lead nowhere
+    assert len({row["metrics"]["frechet"] for row in rows}) == 8
