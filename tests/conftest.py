@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "short_form" not in item.name)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def own_signals():
     """Signals that end a program do so, also where the tests were started with some ignored, as `nohup` or `&` do."""
     names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")

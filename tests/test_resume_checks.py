@@ -188,7 +188,6 @@ def test_a_second_writer_and_what_is_no_checkpoint_of_this_run_or_version_are_re
     assert_refused(tmp_path, capsys, "holds neither a checkpoint nor a recipe", *finished, *LATEST)
 
 
-@pytest.mark.usefixtures("own_signals")
 @pytest.mark.parametrize(
     "number",
     [
@@ -211,7 +210,6 @@ def test_a_signal_saves_a_checkpoint_after_the_step(anew, whole, number, tmp_pat
     assert_bitwise_equal(whole, tmp_path / "out")
 
 
-@pytest.mark.usefixtures("own_signals")
 def test_a_second_signal_acts_as_ever(anew, monkeypatch):
     def twice():
         ours = signal.getsignal(signal.SIGINT)
@@ -224,7 +222,6 @@ def test_a_second_signal_acts_as_ever(anew, monkeypatch):
     assert run(*anew) == 130
 
 
-@pytest.mark.usefixtures("own_signals")
 @pytest.mark.parametrize("work", ["export", "plot_training", "write_card"])
 def test_ctrl_c_as_the_model_is_written_is_one_sentence_and_the_same_command_writes_it(
     finished, whole, work, tmp_path, monkeypatch, capsys
@@ -323,7 +320,6 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(anew
     assert_bitwise_equal(whole, tmp_path / "out")
 
 
-@pytest.mark.usefixtures("own_signals")
 @pytest.mark.slow
 def test_sigterm_to_the_launcher_leaves_a_checkpoint_within_a_step_and_no_process(anew, tmp_path):
     out = tmp_path / "out"

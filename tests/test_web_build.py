@@ -115,7 +115,6 @@ def test_models_that_the_page_cannot_show_or_follow_are_refused(part, odd, messa
     assert not (tmp_path / "page").exists()
 
 
-@pytest.mark.usefixtures("own_signals")
 def test_demo_serves_the_page_until_ctrl_c(stand_ins, model, tmp_path, capsys, monkeypatch):
     found = {}
 
