@@ -117,7 +117,11 @@ def config_for(recipe: Recipe, images: TrainingData, on_cpu: bool = False, earli
     if name is None:
         if not takes_small(recipe, images, on_cpu):
             shorter, longer = sorted((height, width))
-            return {**default_unet_config(shorter, channels, longer=longer), **of_the_data, **size}
+            return {
+                **default_unet_config(shorter, channels, embedded_classes(recipe, images), longer),
+                **of_the_data,
+                **size,
+            }
         name = SMALL
     return {**of_the_data, **read_config(name), **size}
 
