@@ -345,25 +345,17 @@ def wait_for(condition):
     return value
 
 
-ASKED = """
-import signal, sys
-signal.signal(signal.SIGTERM, lambda number, frame: None)
-from diffusers_ict.hub.provenance import code_commit
-print(code_commit(), flush=True)
-"""
+def test_git_is_asked_for_the_commit_before_a_run_takes_signals(flags, tmp_path, monkeypatch):
+    """Launchers stop whole groups by a signal, which would end git and cost a checkpoint the commit of its code."""
+    asked = []
+    enter = Interruption.__enter__
 
+    def entered(self):
+        asked.append(code_commit.cache_info().currsize)
+        return enter(self)
 
-def test_a_signal_to_the_group_of_a_run_does_not_cost_it_the_commit_of_its_code(tmp_path):
-    """Launchers stop whole groups, and the question of git comes with the checkpoint that a stopped run writes."""
-    slow = tmp_path / "git"
-    slow.write_text(f'#!/bin/sh\ntouch "{tmp_path}/asked"\nsleep 2\nexec "{shutil.which("git")}" "$@"\n')
-    slow.chmod(0o700)
-    own = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    options = {"env": own, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
-    with subprocess.Popen([sys.executable, "-c", ASKED], **options) as asking:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "asked").exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        os.killpg(asking.pid, signal.SIGTERM)
-        said, _ = asking.communicate(timeout=60)
-    assert said.strip() == str(code_commit())
+    code_commit.cache_clear()
+    monkeypatch.setattr(Interruption, "__enter__", entered)
+    assert run(*flags, "--max_train_steps", 8, "--output_dir", tmp_path / "out") == 0
+    assert asked == [1]
+    assert code_commit.cache_info().misses == 1

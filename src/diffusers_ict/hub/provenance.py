@@ -2,7 +2,7 @@
 
 import platform
 import subprocess
-from functools import cache, partial
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -28,10 +28,11 @@ def code_commit() -> str | None:
     """Commit of this package's own checkout, or None where it was installed from elsewhere."""
     file = Path(__file__).resolve()
     tracked, head = ["ls-files", "--error-unmatch", file.name], ["rev-parse", "HEAD"]
-    # In a session of its own: a signal to a run's group of processes, by which launchers stop runs, must not end git.
-    ask = partial(subprocess.run, capture_output=True, text=True, check=True, start_new_session=True)
     try:
-        said = [ask(["git", "-C", file.parent, *words]).stdout for words in (tracked, head)]
+        said = [
+            subprocess.run(["git", "-C", file.parent, *words], capture_output=True, text=True, check=True).stdout
+            for words in (tracked, head)
+        ]
     except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no checkout
         return None
     return said[-1].strip()

@@ -14,6 +14,7 @@ from ..data.batches import Batch
 from ..data.draw import FAKES, GENERATOR, REALS
 from ..errors import TrainingDiverged, TrainingStopped
 from ..formulas.preconditioning import boundary
+from ..hub.provenance import code_commit
 from ..invocation import message_name, typed
 from ..objectives.base import Objective, consistency_pair
 from ..processes import lost_processes, synchronized
@@ -79,6 +80,7 @@ def train(
 def _train_run(run: Run) -> str | None:
     """Train to the end, and export and publish the result. Why publishing failed, or None."""
     recipe = run.recipe
+    code_commit()  # for the checkpoints: a signal to the group of processes, which stops a run, would end git, too
     try:
         stuck = Interruption(run.accelerator, recipe.max_train_minutes, partial(_farewell, run.output_dir))
         with run.own_randomness(), stuck as interruption:
