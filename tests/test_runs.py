@@ -85,7 +85,7 @@ def test_cifar10_is_tuned_from_a_ddpm_in_several_calls(script, tmp_path):
 
 def test_guidance_is_measured_along_its_scale(script, tmp_path):
     script("fashion32_guidance.sh", STEPS="40")
-    for name in ("fashion32_guidance", "fashion32_guidance_ema995"):
+    for name in ("fashion32_guidance", "fashion32_guidance_ema9"):
         rows = rows_of(tmp_path, name)
         scales = [(row["num_inference_steps"], row["guidance_scale"]) for row in rows]
         assert scales == [(steps, scale) for steps in (1, 2) for scale in (1, 1.25, 1.5, 2)]
