@@ -18,7 +18,8 @@ steps=${STEPS:-1600}
 [ -e "$data" ] || $python benchmarks/runs/fashion_mnist.py "$data" ${SOURCE:+--source "$SOURCE"}
 [ -e "$run/model_index.json" ] || OMP_NUM_THREADS=1 $python train_scripts/train_ict.py --config small_budget \
   --dataset_name "$data" --class_conditional --label_dropout 0.1 ${UNET:+--model_config_name_or_path "$UNET"} \
-  --ema_decays 0.999 0.9 --max_train_steps "$steps" --checkpointing_steps $((steps / 4)) --output_dir "$run" --resume_from_checkpoint latest
+  --ema_decays 0.999 0.9 --max_train_steps "$steps" --checkpointing_steps $((steps / 4)) --output_dir "$run" \
+  --resume_from_checkpoint latest
 [ -e "$runs/classifier.pt2" ] || $python benchmarks/features.py "$data" "$runs/classifier.pt2"
 for guide in "" ema9; do
   name=fashion32_guidance${guide:+_$guide}
