@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(argv: Sequence[str] | None) -> None:
     recipe = parse(argv, typed("train"), __doc__)
-    if recipe.resolution and not (recipe.model_config_name_or_path or recipe.pretrained_model_name_or_path):
-        default_levels(min(recipe.resolution, recipe.width or recipe.resolution))  # refused before the images are read
+    if recipe.shorter_side and not (recipe.model_config_name_or_path or recipe.pretrained_model_name_or_path):
+        default_levels(recipe.shorter_side)  # refused before the images are read
     from ..training.train import train
 
     failure = train(recipe)

@@ -40,7 +40,7 @@ def form_of_conditions(settings: DataSettings, shape: tuple[int, int, int]) -> P
     """What conditions are converted to: channels of their own, and the size of the images, which are [C, H, W]."""
     _, height, width = shape
     mode = settings.conditioning_image_mode
-    return PictureFormat(height, settings.center_crop, mode, settings.background, None if width == height else width)
+    return PictureFormat(height, settings.center_crop, mode, settings.background, width)
 
 
 def read_partners(settings: DataSettings, targets: datasets.Dataset) -> Stored:

@@ -59,6 +59,11 @@ class DataSettings:
         return PictureFormat(self.resolution, self.center_crop, self.image_mode, self.background, self.width)
 
     @property
+    def shorter_side(self) -> int | None:
+        """Of the images, in pixels, where `resolution` says it."""
+        return self.resolution and min(self.resolution, self.width or self.resolution)
+
+    @property
     def data_name(self) -> str:
         """The name or path of the data, whichever was given."""
         return self.dataset_name or self.train_data_dir or ""

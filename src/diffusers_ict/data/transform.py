@@ -93,7 +93,11 @@ class PictureFormat:
 
     def facts(self) -> dict[str, Any]:
         """The settings, to be compared; those of earlier versions had no width."""
-        return {name: value for name, value in asdict(self).items() if name != "width" or value is not None}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name != "width" or value not in (None, self.resolution)
+        }
 
     def convert(self, stored: Any, number: int, shape: tuple[int, ...] | None = None) -> Converted:
         """Convert a stored picture: {"bytes", "path"} as `datasets.Image` stores it, bytes, or an array of pixels.

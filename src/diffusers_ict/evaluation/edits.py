@@ -34,7 +34,7 @@ def read_pictures(files: list[Path], model: ConsistencyPipeline, data: DataSetti
             f"{'images' if model.normalization is None else 'arrays'} of {width}x{height} of {channels}; edit others "
             "from Python."
         )
-    form = PictureFormat(height, data.center_crop, MODES[channels], data.background, width if width != height else None)
+    form = PictureFormat(height, data.center_crop, MODES[channels], data.background, width)
     read = [form.convert({"bytes": None, "path": str(file)}, number).pixels for number, file in enumerate(files)]
     return torch.stack([torch.from_numpy(pixels.copy()) for pixels in read]).float() / 127.5 - 1
 

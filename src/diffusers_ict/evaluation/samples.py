@@ -151,7 +151,7 @@ def read_given(pipeline: ConsistencyPipeline, files: Sequence[Path]) -> Tensor |
             f"pictures have 1, 3 or 4 channels, and what this model is given has {channels}: call ConsistencyPipeline "
             "with arrays."
         )
-    form = PictureFormat(height, mode=MODES[channels], width=width if width != height else None)
+    form = PictureFormat(height, mode=MODES[channels], width=width)
     read = [form.convert({"bytes": None, "path": str(file)}, number).pixels for number, file in enumerate(files)]
     return torch.stack([torch.from_numpy(pixels.copy()) for pixels in read])
 

@@ -80,7 +80,8 @@ def train(
 def _train_run(run: Run) -> str | None:
     """Train to the end, and export and publish the result. Why publishing failed, or None."""
     recipe = run.recipe
-    code_commit()  # for the checkpoints: a signal to the group of processes, which stops a run, would end git, too
+    if run.accelerator.is_main_process:
+        code_commit()  # for its checkpoints: a signal to the group of processes, which stops a run, would end git, too
     try:
         stuck = Interruption(run.accelerator, recipe.max_train_minutes, partial(_farewell, run.output_dir))
         with run.own_randomness(), stuck as interruption:

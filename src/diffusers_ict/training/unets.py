@@ -132,8 +132,8 @@ def check_resolution(recipe: Recipe) -> None:
     Raises:
         UserError: a size out of range, or one that cannot be halved often enough.
     """
-    if recipe.resolution is not None and recipe.model_config_name_or_path is None:
-        default_levels(min(recipe.resolution, recipe.width or recipe.resolution))
+    if recipe.shorter_side is not None and recipe.model_config_name_or_path is None:
+        default_levels(recipe.shorter_side)
 
 
 def check_fits(
