@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Training as train_ict.py does it, with images and noise that are paired otherwise: couplings that were tried.
+"""Training as train_ict.py does it, with images, noise or levels that are drawn together: couplings that were tried.
 
     python benchmarks/coupled_train.py --coupling gc --coupling_share 0.5 --dataset_name digits.npz --output_dir model
 
@@ -8,8 +8,10 @@
   first quarter of the run and grows in the second.
 - ot: the noise of a micro batch is exchanged between images of one class, so that their squared distances are least
   (minibatch optimal transport: Pooladian et al., Multisample Flow Matching, arXiv:2304.14772).
+- stratified: each image of a batch has a part of all noise levels of its own, of equal probability, so that no batch
+  misses a range (as Kingma et al., Variational Diffusion Models, arXiv:2107.00630, appendix I.1, do it).
 
-Neither is a flag of train_ict.py, because neither helped: see results/digits_tuning.md.
+The first two are no flags of train_ict.py, because neither helped: see results/digits_tuning.md.
 """
 
 import argparse
@@ -20,9 +22,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from diffusers_ict.data.draw import Draw
 from diffusers_ict.formulas.preconditioning import per_image
 from diffusers_ict.objectives.base import Pair, consistency_pair
-from diffusers_ict.training import train
+from diffusers_ict.training import run, train
 from diffusers_ict.training.recipe import Recipe, parse
 
 
@@ -67,15 +70,30 @@ def coupled_pair(recipe: Recipe, coupling: str, share: float) -> Callable[..., P
     return pair
 
 
+def stratified(uniform: Tensor) -> Tensor:
+    """Independent uniform numbers [B], moved so that one lies in each of B equal parts of [0, 1)."""
+    return (torch.arange(len(uniform), dtype=uniform.dtype, device=uniform.device) + uniform) / len(uniform)
+
+
+class StratifiedDraw(Draw):
+    """The draws of a step, with stratified levels."""
+
+    def pair_uniform(self) -> Tensor:
+        return stratified(super().pair_uniform())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--coupling", choices=("gc", "ot"), required=not {"-h", "--help"} & set(sys.argv))
+    parser.add_argument("--coupling", choices=("gc", "ot", "stratified"), required=not {"-h", "--help"} & set(sys.argv))
     parser.add_argument("--coupling_share", type=float, default=0.5)
     options, flags = parser.parse_known_args()
     recipe = parse(flags, "coupled_train.py", __doc__)
     if recipe.resume_from_checkpoint is not None or recipe.torch_compile:
         sys.exit("coupled_train.py counts its steps from the beginning of a run, and cannot be resumed or compiled.")
-    train.consistency_pair = coupled_pair(recipe, options.coupling, options.coupling_share)
+    if options.coupling == "stratified":
+        run.Draw = StratifiedDraw  # type: ignore[misc]
+    else:
+        train.consistency_pair = coupled_pair(recipe, options.coupling, options.coupling_share)
     train.train(recipe)
 
 

@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from coupled_train import generated, share_at, transported
+from coupled_train import StratifiedDraw, generated, share_at, stratified, transported
 
 
 def test_the_noise_is_exchanged_within_classes_for_the_least_squared_distance():
@@ -47,3 +47,12 @@ def test_a_share_of_the_images_are_the_models_own():
 
 def test_the_share_grows_through_the_second_quarter():
     assert [share_at(k / 8, 0.6) for k in range(6)] == pytest.approx([0, 0, 0, 0.3, 0.6, 0.6])
+
+
+def test_stratified_levels_lie_one_in_each_part_and_are_uniform_each():
+    independent = torch.rand(2000, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = torch.stack([stratified(row) for row in independent])
+    assert torch.equal((8 * drawn).floor(), torch.arange(8.0, dtype=torch.float64).expand(2000, 8))
+    assert torch.allclose(8 * drawn % 1, independent)
+    of_a_step = StratifiedDraw(0, 3, 8, "cpu").pair_uniform()
+    assert torch.equal((8 * of_a_step).floor(), torch.arange(8.0, dtype=torch.float64))
