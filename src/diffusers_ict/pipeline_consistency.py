@@ -8,6 +8,7 @@ from diffusers.image_processor import PipelineImageInput
 from torch import Tensor, nn
 
 from .arguments import number, positive
+from .formulas.residual import from_residual
 from .image_inputs import read_conditions
 from .pipeline_base import Callback, ConsistencyPipelineBase, Guide
 from .pipeline_inputs import Generators, Labels
@@ -57,7 +58,7 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
             latents: standard normal noise, [batch_size, C, height, width], instead of drawn noise; where the network
                 draws latents, of their shape.
             output_type: "pil", "np" ([B, H, W, C] in [0, 1]), "pt" ([B, C, H, W] in [0, 1]) or "latent", what the
-                network draws: pixels in [-1, 1], or scaled latents, which `decode_images` decodes.
+                network draws: pixels in [-1, 1], scaled latents, which `decode_images` decodes, or residuals of pairs.
             return_dict: an ImagePipelineOutput, or else a tuple with the images.
             callback, callback_steps: callback(step, timestep, sample) after every `callback_steps`-th step.
             sigmas: descending noise levels, the first usually sigma_max.
@@ -104,7 +105,12 @@ class ConsistencyPipeline(ConsistencyPipelineBase):
             return sample
 
         sample = self._sample(sample, labels, generator, after_step, guide=guided, condition=condition)
-        return self._output(sample, output_type, return_dict, denormalize=denormalize)
+        scale = self.scheduler.config.residual_scale
+
+        def finish(drawn: Tensor) -> Tensor:
+            return drawn if scale is None or condition is None else from_residual(drawn, condition, scale)
+
+        return self._output(sample, output_type, return_dict, denormalize=denormalize, finish=finish)
 
     def _condition(self, image: PipelineImageInput | None, size: tuple[int, int]) -> Tensor | None:
         """What a model of pairs is given: float32 [B, C', H, W] in [-1, 1]; None for another model."""

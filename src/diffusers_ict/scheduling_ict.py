@@ -27,7 +27,7 @@ from .objectives.base import Objective
 from .stock_key import STOCK_KEY
 
 # Settings of ours that a stock config carries under STOCK_KEY.
-CARRIED = ("rho", "intermediate_sigmas")
+CARRIED = ("rho", "intermediate_sigmas", "residual_scale")
 
 LEAST_SIGMA, LARGEST_SIGMA = 1e-6, 1e6  # far beyond any use, and their squares are float32
 
@@ -51,6 +51,8 @@ class ICTScheduler(CMStochasticIterativeScheduler):
             n steps use the first n - 1. 0.821 is iCT's second level on CIFAR-10 (arXiv:2310.14189, Appendix A), 1.526
             that on ImageNet 64x64. For more steps than it has levels for, the Karras grid that passes through the
             first of them half-way is used, which is what the stock twin of this scheduler does.
+        residual_scale: of a model of pairs whose samples are (image - condition) / residual_scale; see
+            `formulas/residual.py`. None where samples are images.
 
     Raises:
         ValueError: a constant out of range, an intermediate sigma outside (sigma_min, sigma_max), or one that appears
@@ -68,6 +70,7 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         rho: float = RHO,
         clip_denoised: bool = True,
         intermediate_sigmas: Sequence[float] = (0.821,),
+        residual_scale: float | None = None,
     ) -> None:
         constants = _checked_constants(num_train_timesteps, sigma_min, sigma_max, sigma_data, s_noise, rho)
         # By keyword: diffusers takes positional arguments for defaults when it records the config.
@@ -79,8 +82,11 @@ class ICTScheduler(CMStochasticIterativeScheduler):
                 f"intermediate_sigmas must be different numbers between sigma_min {low} and sigma_max {high}, got "
                 f"{list(intermediate_sigmas)}."
             )
+        scale = None if residual_scale is None else number(residual_scale)
+        if residual_scale is not None and not (scale and scale > 0):
+            raise ValueError(f"residual_scale must be a positive number, or None, got {residual_scale}.")
         # As they are read back from a file.
-        self.register_to_config(**constants, intermediate_sigmas=middle)
+        self.register_to_config(**constants, intermediate_sigmas=middle, residual_scale=scale)
         grid = constants["num_train_timesteps"], low, high
         self.stock_rho = rho_through(cast(float, middle[0]), *grid) if middle else constants["rho"]
 
@@ -251,7 +257,8 @@ class ICTScheduler(CMStochasticIterativeScheduler):
         """
         shared = {key: value for key, value in self.config.items() if key not in CARRIED and not key.startswith("_")}
         stock = CMStochasticIterativeScheduler(**shared, rho=self.stock_rho)
-        stock.register_to_config(**{STOCK_KEY: {key: self.config[key] for key in CARRIED}})
+        carried = {key: self.config[key] for key in CARRIED}
+        stock.register_to_config(**{STOCK_KEY: {key: value for key, value in carried.items() if value is not None}})
         return stock
 
     @classmethod

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..formulas.augmentation import NUM_UNIFORM
 from ..formulas.posterior_mean import posterior_mean
 from ..formulas.preconditioning import Condition, Told
+from ..formulas.residual import to_residual
 from .draw import Draw
 from .references import References
 from .stream import StreamedImages
@@ -21,7 +22,7 @@ class Batch:
     """A micro batch on the device.
 
     Attributes:
-        x: images in [-1, 1], [B, C, H, W]; labels: [B] or None; noise: z, [B, C, H, W].
+        x: images in [-1, 1] or residuals, [B, C, H, W]; labels: [B] or None; noise: z, [B, C, H, W].
         sigma, sigma_next: noise levels of each sample's pair, float64 [B] (float32 on MPS).
         uniform: uniform numbers for augmentation, [B, NUM_UNIFORM], or None.
         dropout_seed: of this micro batch.
@@ -70,6 +71,7 @@ class Batches:
         augmented: draw uniform numbers for augmentation, too.
         references: images among which the targets of a step are averaged, or None.
         transform: of the data, what comes from the loader -> x.
+        residual_scale: of pairs, learn (x - condition) / residual_scale instead of x; None for x.
         label_dropout: probability that an image is learned without its label, with `unlabelled` in its place.
     """
 
@@ -82,6 +84,7 @@ class Batches:
     augmented: bool = False
     references: References | None = None
     transform: Transform = pictures
+    residual_scale: float | None = None
     label_dropout: float = 0.0
     unlabelled: int | None = None
 
@@ -121,6 +124,9 @@ class Batches:
         places = range(rows.start, rows.stop)
         x = self.transform(images["x"], flipped, draw, places)
         labels, condition = images.get("label"), images.get("condition")
+        condition = None if condition is None else to_unit(condition, flipped, draw.device)
+        if self.residual_scale is not None and condition is not None:
+            x = to_residual(x, condition, self.residual_scale)
         if labels is not None:
             labels = labels.to(draw.device)
             labels = labels if dropped is None else labels.masked_fill(dropped[rows], self.unlabelled)
@@ -132,7 +138,7 @@ class Batches:
             sigma_next[rows],
             None if uniform is None else uniform[rows],
             draw.dropout_seed(number),
-            condition=None if condition is None else to_unit(condition, flipped, draw.device),
+            condition=condition,
         )
 
 

@@ -7,13 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import datasets
+import torch
 
 from ..errors import UserError
+from ..formulas.residual import residual_scale
 from ..names import visible
+from .dataset import Images
 from .settings import DataSettings
 from .sources import PATHS, Stored, find_images, state_of
 from .transform import PictureFormat
 
+FITTED = 4096  # pairs by which residuals are scaled
 TARGETS = "target"  # the sub-folder of the images, where no other is named
 
 
@@ -34,6 +38,21 @@ def of_conditions(settings: DataSettings) -> DataSettings:
     return dataclasses.replace(
         settings, image_column=settings.conditioning_image_column, image_mode=settings.conditioning_image_mode
     )
+
+
+def scale_of_residuals(images: Images) -> float:
+    """The `residual_scale` of pairs, by up to 4,096 of them at even distances.
+
+    Raises:
+        UserError: each image is its condition.
+    """
+    assert images.condition is not None
+    shown = torch.linspace(0, len(images) - 1, min(FITTED, len(images))).round().long()
+    x, condition = (part.batch(shown, None, "cpu")[0] for part in (images, images.condition))
+    scale = residual_scale(x, condition)
+    if scale == 0:
+        raise UserError("`learn_residual` has nothing to learn, because each image is its own condition: leave it out.")
+    return scale
 
 
 def form_of_conditions(settings: DataSettings, shape: tuple[int, int, int]) -> PictureFormat:

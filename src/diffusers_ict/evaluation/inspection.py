@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..files import atomic_file, write_json
 from ..formulas.noise_schedule import karras_sigmas
 from ..formulas.preconditioning import Condition, Told
+from ..formulas.residual import from_residual, to_residual
 from ..hub.card import write_card
 from ..hub.metadata import RunMetadata
 from ..image_grid import as_pictures, labelled_blocks
@@ -78,14 +79,21 @@ def along_the_noise(pipeline: ConsistencyPipeline, images: Images, folder: Path)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(device)
     sigmas = karras_sigmas(41)
     told: Told = labels
+    scale = pipeline.scheduler.config.residual_scale
     if images.condition is not None:
-        told = Condition(labels, images.condition.batch(shown, None, device)[0])
+        given = images.condition.batch(shown, None, device)[0]
+        told = Condition(labels, given)
+        if scale is not None:
+            x = to_residual(x, given, scale)
     estimates = estimates_along(f, x, noise, sigmas, told)
     gap = consistency_gap(estimates)
     plot_gap(sigmas, gap, folder / "gap.png")
     levels, rows = sigmas[::4], 6
     noisy = torch.stack([x[:rows] + sigma.to(x) * noise[:rows] for sigma in levels])
-    drawn = noisy[:, :1].flatten(0, 1), estimates[::4, :rows].transpose(0, 1).flatten(0, 1)
+    along = noisy, estimates[::4, :rows]
+    if scale is not None:
+        along = from_residual(along[0], given[:rows], scale), from_residual(along[1], given[:rows], scale)
+    drawn = along[0][:, :1].flatten(0, 1), along[1].transpose(0, 1).flatten(0, 1)
     named = zip(("x + sigma z", "f(x + sigma z, sigma)"), drawn)
     blocks = {name: as_pictures(pipeline.decode_images(sample)) for name, sample in named}
     labelled_blocks(blocks, len(levels), [f"{sigma:.3g}" for sigma in levels]).save(folder / "along_sigma.png")

@@ -134,6 +134,7 @@ def _describe(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         "class_names": shown + (f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""),
         "modular": (folder / MODULAR_CONFIG).is_file(),
         "class_example": number if name is None or len(name) > LONGEST else literal(name),
+        "residual_scale": (scheduler.get(STOCK_KEY) or {}).get("residual_scale"),
         "levels": sorted(levels, reverse=True),
         "second_sigma": levels[0] if levels else float(f"{middle:.4g}"),
     }

@@ -76,12 +76,12 @@ def open_run(
     scheduler = make_scheduler(recipe, start)
     contents = _check_before_data(recipe, objective, fresh=model is None and start is None)
     data = open_data(recipe, dataset, accelerator)
-    scheduler = scheduler_for(data, scheduler)
+    if recipe.learn_residual or data.condition_channels:
+        _check_pairs(recipe, objective, data)
+    scheduler = scheduler_for(data, scheduler, recipe.learn_residual)
     batch_size = recipe.images_in_step(accelerator.num_processes)
     recipe = _resolve(recipe, accelerator, objective, own_objective, data)
     check_curriculum(objective, recipe.max_train_steps)
-    if data.condition_channels:
-        _check_pairs(recipe, objective)
     _check_objective(objective, scheduler, recipe.max_train_steps, data, batch_size, recipe.reference_batch_size)
 
     with open_origin(recipe, accelerator) as origin:
@@ -104,7 +104,7 @@ def open_run(
         objective=objective,
         scheduler=scheduler,
         data=data,
-        batches=open_batches(recipe, accelerator, objective, data, steps),
+        batches=open_batches(recipe, accelerator, objective, data, steps, scheduler.config.residual_scale),
         batch_size=batch_size,
         networks=networks,
         schedules=make_schedules(recipe, networks, first_step),
@@ -250,8 +250,13 @@ def _resolve(
     )
 
 
-def _check_pairs(recipe: Recipe, objective: Objective) -> None:
-    """Refuse what takes images of one class for interchangeable: their conditions are not."""
+def _check_pairs(recipe: Recipe, objective: Objective, data: TrainingData) -> None:
+    """Refuse what takes images of one class for interchangeable: their conditions are not; and residuals of others."""
+    if recipe.learn_residual and data.condition_channels not in (1, data.shape[0]):
+        raise UserError(
+            f"`learn_residual` is for pairs whose conditions have 1 channel or the {data.shape[0]} of the images, got "
+            f"{data.condition_channels or 'no conditions'}: leave it out, or set `conditioning_image_mode`."
+        )
     if recipe.reference_batch_size:
         raise UserError("`reference_batch_size` averages targets over images, and those of pairs differ: leave it out.")
     if isinstance(objective, Adversarial):

@@ -57,7 +57,12 @@ def _open_latents(recipe: Recipe, name: str, accelerator: Accelerator) -> Latent
 
 
 def open_batches(
-    recipe: Recipe, accelerator: Accelerator, objective: Objective, data: TrainingData, steps: range
+    recipe: Recipe,
+    accelerator: Accelerator,
+    objective: Objective,
+    data: TrainingData,
+    steps: range,
+    residual_scale: float | None = None,
 ) -> dict[int, Batches]:
     """The micro batches of each player."""
     augmented, its_steps, sizes = False, steps, {GENERATOR: recipe.train_batch_size}
@@ -77,7 +82,7 @@ def open_batches(
             images = batches_of(step_loader(data, sampler, accelerator, recipe.dataloader_num_workers))
         rank, ranks = accelerator.process_index, accelerator.num_processes
         opened[role] = Batches(images, size, micro_batch_size, rank, ranks, recipe.random_flip, augmented)
-        opened[role].transform = data.transform
+        opened[role].transform, opened[role].residual_scale = data.transform, residual_scale
         opened[role].label_dropout, opened[role].unlabelled = recipe.label_dropout, data.num_classes
     if recipe.reference_batch_size and not isinstance(data, StreamedImages):
         opened[GENERATOR].references = open_references(

@@ -62,6 +62,9 @@ class Recipe(RunSettings, DataSettings):
         at_least=0,
         below=1,
     )
+    learn_residual: bool = setting(
+        False, "pairs: learn the difference of each image from its condition, where the two are near, as in restoration"
+    )
     random_flip: bool = setting(False, "mirror half of the images, at random")
     streaming: bool = setting(False, "read images during training, not all of them before it: for data of any size")
     shuffle_buffer: int = setting(10_000, "streaming: images per process that are shuffled in memory", at_least=1)

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..conversion import ConvertedModel, convert
 from ..data import TrainingData
+from ..data.pairs import scale_of_residuals
 from ..errors import UserError
 from ..formulas.preconditioning import SIGMA_DATA
 from ..objectives import BUILT_IN, objective_class
@@ -54,16 +55,21 @@ def make_objective(recipe: Recipe, start: ConvertedModel | None) -> Objective:
     return objective_class(recipe.loss).from_settings(**{"align_steps": ALIGN_STEPS, **recipe.objective})
 
 
-def scheduler_for(data: TrainingData, scheduler: ICTScheduler) -> ICTScheduler:
-    """A run's scheduler, which clips only where data lie within [-1, 1].
+def scheduler_for(data: TrainingData, scheduler: ICTScheduler, learn_residual: bool) -> ICTScheduler:
+    """A run's scheduler, which clips only where what the network learns lies within [-1, 1].
 
     That of latents has more levels, because stock LDMPipeline takes 50 steps where nothing is said.
+
+    Raises:
+        UserError: residuals of data that have none.
     """
     changes: dict[str, Any] = {}
     if data.normalization is not None:
         changes = {"clip_denoised": data.normalization.bounded}
     if data.vae is not None:
         changes = {"clip_denoised": False, "num_train_timesteps": LEVELS_OF_LATENTS}
+    if learn_residual:
+        changes = {"clip_denoised": False, "residual_scale": scale_of_residuals(data.examples)}
     return ICTScheduler.from_config(scheduler.config, **changes) if changes else scheduler
 
 
@@ -95,5 +101,5 @@ def make_scheduler(recipe: Recipe, start: ConvertedModel | None) -> ICTScheduler
 
 def unusual_constants(scheduler: ICTScheduler) -> dict[str, float]:
     """The constants of the preconditioning that are not the usual ones: they decide the result of a run."""
-    sigma_data = scheduler.config.sigma_data
-    return {} if sigma_data == SIGMA_DATA else {"sigma_data": sigma_data}
+    usual = {"sigma_data": SIGMA_DATA, "residual_scale": None}
+    return {name: scheduler.config[name] for name in usual if scheduler.config[name] != usual[name]}

@@ -78,6 +78,9 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
                 seen = torch.cat([seen, condition.expand(batch_size, -1, -1, -1)], 1)
             output = self.unet(seen, t, class_labels=labels, return_dict=False)[0]
             sample = self.scheduler.step(output, t, sample, generator=generator, return_dict=False)[0]
+        scale = (self.scheduler.config.get("_ict") or {}).get("residual_scale")
+        if scale is not None and output_type != "latent":  # what was drawn is the difference from the condition
+            sample = condition + scale * sample
 
         if self.vqvae is not None and output_type != "latent":
             sample = self.vqvae.decode(sample / self.vqvae.config.scaling_factor, return_dict=False)[0]
