@@ -58,6 +58,7 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("folder", type=Path, help="of the data and the run; a run that is there goes on")
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--levels", type=int, default=160, help="at the end of training, s1 of iCT [160]")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = options.folder
@@ -66,6 +67,7 @@ def main() -> None:
     (folder / "unet.json").write_text(json.dumps(UNET))
     flags = ["--dataset_name", folder / "data.npy", "--normalize", "mean-std", "--config", "small_budget"]
     flags += ["--model_config_name_or_path", folder / "unet.json", "--train_batch_size", 32, "--ema_decays", 0.995]
+    flags += ["--objective", f"s1={options.levels}"]
     flags += ["--max_train_steps", options.steps, "--seed", options.seed, "--output_dir", folder / "model"]
     if train.main([*map(str, flags), "--resume_from_checkpoint", "latest"]):
         raise SystemExit("the run failed")
