@@ -29,11 +29,11 @@ from diffusers_ict.training.samples import array_sheet
 FREQUENCIES, MOMENTS = 16, 64
 COUNT, MANY = 1000, 4000
 UNET = {
-    "block_out_channels": [32, 64, 64],
+    "block_out_channels": [24, 48, 48],
     "down_block_types": ["DownBlock2D", "DownBlock2D", "AttnDownBlock2D"],
     "up_block_types": ["AttnUpBlock2D", "UpBlock2D", "UpBlock2D"],
     "layers_per_block": 1,
-    "norm_num_groups": 16,
+    "norm_num_groups": 8,
 }
 
 
@@ -57,7 +57,7 @@ def spectrum_error(one: np.ndarray, other: np.ndarray) -> float:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("folder", type=Path, help="of the data and the run; a run that is there goes on")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--levels", type=int, default=160, help="at the end of training, s1 of iCT [160]")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -66,7 +66,7 @@ def main() -> None:
     np.save(folder / "data.npy", spectrograms(COUNT, seed=1))
     (folder / "unet.json").write_text(json.dumps(UNET))
     flags = ["--dataset_name", folder / "data.npy", "--normalize", "mean-std", "--config", "small_budget"]
-    flags += ["--model_config_name_or_path", folder / "unet.json", "--train_batch_size", 32, "--ema_decays", 0.995]
+    flags += ["--model_config_name_or_path", folder / "unet.json", "--train_batch_size", 16, "--ema_decays", 0.998]
     flags += ["--objective", f"s1={options.levels}"]
     flags += ["--max_train_steps", options.steps, "--seed", options.seed, "--output_dir", folder / "model"]
     if train.main([*map(str, flags), "--resume_from_checkpoint", "latest"]):
