@@ -51,7 +51,9 @@ def main() -> None:
             print(json.dumps(rows[-1]), flush=True)
         picture(given, targets, drawn).save(f"{options.output}_{name}.png")
     runs = {name: describe(options.runs / name) for name in ("image", *TASKS)}
-    report = {**provenance(), "samples": options.samples, "seed": options.seed, "runs": runs, "rows": rows}
+    residuals = all(runs[name]["residual_scale"] for name in TASKS)
+    facts = {"samples": options.samples, "seed": options.seed, "residuals": residuals}
+    report = {**provenance(), **facts, "runs": runs, "rows": rows}
     write_report(options.output, report, *lines_of(report))
 
 
@@ -59,8 +61,9 @@ def describe(folder: Path) -> dict:
     """What a run was, from its folder."""
     run = RunMetadata.read(folder)
     names = ("steps", "batch_size", "train_seconds", "parameters")
-    weights = weights_hash(ConsistencyPipeline.from_pretrained(folder).unet)[:12]
-    return {**{name: getattr(run, name) for name in names}, "weights": weights}
+    pipeline = ConsistencyPipeline.from_pretrained(folder)
+    own = {"weights": weights_hash(pipeline.unet)[:12], "residual_scale": pipeline.scheduler.config.residual_scale}
+    return {**{name: getattr(run, name) for name in names}, **own}
 
 
 def enlarged(given: list[Image.Image]) -> Tensor:
@@ -113,13 +116,14 @@ def lines_of(report: dict) -> tuple[str, list[str]]:
     runs = report["runs"]
     steps = {run["steps"] for run in runs.values()}
     size, seconds = runs["image"]["parameters"] / 1e6, [run["train_seconds"] / 60 for run in runs.values()]
+    learned = "the differences from the conditions" if report["residuals"] else "the images"
     words = (
         f", {report['samples']} test images of CIFAR-10, seed {report['seed']}.\n"
         f"Three runs of {' and '.join(map(str, sorted(steps)))} steps of {runs['image']['batch_size']} images with "
-        f"networks of {size:.2f} M parameters by the recipe small_budget, one after another, with one thread each on "
-        "two cores that other programs used, too, so that minutes are no measure: "
-        f"{', '.join(f'{minutes:.1f}' for minutes in seconds)} for no condition, grey and small. A step costs the "
-        "same in each but for the first convolution. PSNR and SSIM are means over images."
+        f"networks of {size:.2f} M parameters by the recipe small_budget, one after another on one core, in "
+        f"{', '.join(f'{minutes:.1f}' for minutes in seconds)} minutes for no condition, grey and small. Those of pairs "
+        f"learned {learned}. A step costs the same in each but for the first convolution. PSNR and SSIM are means over "
+        "images."
     )
     cells = ([row["task"], row["method"], f"{row['psnr']:.2f}", f"{row['ssim']:.3f}"] for row in report["rows"])
     return words, table(["task", "method", "PSNR in dB", "SSIM"], cells)

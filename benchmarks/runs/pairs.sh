@@ -3,7 +3,9 @@
 #
 #   TRAIN=train.parquet TEST=test.parquet sh benchmarks/runs/pairs.sh
 #
-# Three runs of the same network and recipe: without conditions, for the edits, and one for each condition. Stop it at any time: the same command goes on. The others make a trial small.
+# Three runs of the same network and recipe: without conditions, for the edits, and one for each condition, of which the
+# difference is learned (CONDITION_FLAGS=" " learns the images). Stop it at any time: the same command goes on. The other
+# variables make a trial small.
 [ "${1-}" != --help ] || { sed -n '2,/^\[/s/^#//p' "$0"; exit; }
 set -eu
 cd "$(dirname "$0")/../.."
@@ -15,7 +17,7 @@ steps=${STEPS:-800}
 [ -e "$runs/train.npz" ] || $python benchmarks/runs/cifar10_pairs.py "$TRAIN" "$runs/train.npz"
 [ -e "$runs/test.npz" ] || $python benchmarks/runs/cifar10_pairs.py "$TEST" "$runs/test.npz" --count 1000
 for run in image grey small; do
-  condition="--conditioning_image_column $run"
+  condition="--conditioning_image_column $run ${CONDITION_FLAGS:---learn_residual}"
   [ $run != image ] || condition=
   [ -e "$runs/$run/model_index.json" ] || $python train_scripts/train_ict.py --config small_budget \
     --dataset_name "$runs/train.npz" --image_column image $condition --max_train_steps "$steps" \
