@@ -17,7 +17,6 @@ from diffusers_ict.formulas.residual import from_residual, residual_scale, to_re
 from diffusers_ict.hub.check_repository import Severity, check_repository
 from diffusers_ict.stock_key import STOCK_KEY
 
-
 TEMPLATE = ROOT / "src" / "diffusers_ict" / "hub" / "templates" / "pipeline.py"
 
 
@@ -107,12 +106,23 @@ def test_what_has_no_residual_is_refused(tmp_path, pair_flags, capsys):
     for more, message in (
         ([], "have 1 channel or the 3 of the images, got no conditions: leave it out"),
         (["--conditioning_image_column", "clear"], "1 channel or the 3 of the images, got 4"),
-        (["--conditioning_image_column", "same"], "each image is its own condition: leave it out"),
+        (["--conditioning_image_column", "same"], "where each image is its own condition: leave it out"),
     ):
         assert_refused(tmp_path, capsys, message, *own, *more, "--learn_residual")
     for wrong in (0, -1, float("nan"), "half"):
         with pytest.raises(ValueError, match="residual_scale must be a positive number, or None, got"):
             ICTScheduler(residual_scale=wrong)
+
+
+def test_a_run_of_near_pairs_is_told_of_residuals(tmp_path, pair_flags, capsys):
+    images, _ = pictures()
+    np.savez(tmp_path / "near.npz", image=images, near=images // 4 * 3 + 32, far=255 - images, same=images)
+    flags = [*pair_flags, "--dataset_name", tmp_path / "near.npz", "--dry_run", "--objective", "s0=2", "s1=4"]
+    told = []
+    for column, *more in (("near",), ("near", "--learn_residual"), ("far",), ("same",)):
+        assert run(*flags, "--conditioning_image_column", column, *more, "--output_dir", tmp_path / "out") == 0
+        told.append("--learn_residual learns the difference" in capsys.readouterr().out)
+    assert told == [True, False, False, False]
 
 
 def test_the_scale_is_kept_through_the_stock_scheduler_and_saved_only_where_there_is_one():

@@ -41,18 +41,11 @@ def of_conditions(settings: DataSettings) -> DataSettings:
 
 
 def scale_of_residuals(images: Images) -> float:
-    """The `residual_scale` of pairs, by up to 4,096 of them at even distances.
-
-    Raises:
-        UserError: each image is its condition.
-    """
+    """The `residual_scale` of pairs, by up to 4,096 of them at even distances; 0 where each image is its condition."""
     assert images.condition is not None
     shown = torch.linspace(0, len(images) - 1, min(FITTED, len(images))).round().long()
     x, condition = (part.batch(shown, None, "cpu")[0] for part in (images, images.condition))
-    scale = residual_scale(x, condition)
-    if scale == 0:
-        raise UserError("`learn_residual` has nothing to learn, because each image is its own condition: leave it out.")
-    return scale
+    return residual_scale(x, condition)
 
 
 def form_of_conditions(settings: DataSettings, shape: tuple[int, int, int]) -> PictureFormat:

@@ -29,7 +29,7 @@ from .ema import note_on_equal_averages
 from .estimate import describe
 from .log import Metrics
 from .networks import Networks, config_of, configs_of, make_schedules, prepare_networks
-from .opening_data import open_batches, open_data
+from .opening_data import check_pairs, note_on_residuals, open_batches, open_data
 from .origin import note_of_old_strategy, open_origin, resume
 from .output_dir import check_output_dir, take_output_dir, write_recipe
 from .recipe import OF_THE_DATA, Recipe
@@ -76,8 +76,9 @@ def open_run(
     scheduler = make_scheduler(recipe, start)
     contents = _check_before_data(recipe, objective, fresh=model is None and start is None)
     data = open_data(recipe, dataset, accelerator)
-    if recipe.learn_residual or data.condition_channels:
-        _check_pairs(recipe, objective, data)
+    check_pairs(recipe, objective, data)
+    if (note := note_on_residuals(recipe, data)) is not None:
+        accelerator.print(note)
     scheduler = scheduler_for(data, scheduler, recipe.learn_residual)
     batch_size = recipe.images_in_step(accelerator.num_processes)
     recipe = _resolve(recipe, accelerator, objective, own_objective, data)
@@ -248,21 +249,6 @@ def _resolve(
         adam_beta1=beta1 if recipe.adam_beta1 is None else recipe.adam_beta1,
         adam_beta2=beta2 if recipe.adam_beta2 is None else recipe.adam_beta2,
     )
-
-
-def _check_pairs(recipe: Recipe, objective: Objective, data: TrainingData) -> None:
-    """Refuse what takes images of one class for interchangeable: their conditions are not; and residuals of others."""
-    if recipe.learn_residual and data.condition_channels not in (1, data.shape[0]):
-        raise UserError(
-            f"`learn_residual` is for pairs whose conditions have 1 channel or the {data.shape[0]} of the images, got "
-            f"{data.condition_channels or 'no conditions'}: leave it out, or set `conditioning_image_mode`."
-        )
-    if recipe.reference_batch_size:
-        raise UserError("`reference_batch_size` averages targets over images, and those of pairs differ: leave it out.")
-    if isinstance(objective, Adversarial):
-        raise UserError(
-            f"`loss` must be ict, ect, ct or adcm for pairs, whose conditions no discriminator sees, got {recipe.loss}."
-        )
 
 
 def _check_objective(

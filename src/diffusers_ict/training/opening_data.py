@@ -12,14 +12,18 @@ from ..data.draw import FAKES, GENERATOR, REALS
 from ..data.latents import Latents, encode_images
 from ..data.load import load_images
 from ..data.map_dataset import MapDataset
+from ..data.pairs import scale_of_residuals
 from ..data.references import open_references
 from ..data.sampler import StepSampler, batches_of, step_loader
 from ..data.stream import StreamedImages
 from ..errors import UserError
+from ..formulas.preconditioning import SIGMA_DATA
 from ..loading import load_vae
 from ..objectives.adversarial import Adversarial
 from ..objectives.base import Objective
 from .recipe import Recipe
+
+NEAR = 0.5  # scale of residuals below which to learn them is worth a note
 
 
 def open_data(recipe: Recipe, dataset: Any, accelerator: Accelerator) -> TrainingData:
@@ -54,6 +58,39 @@ def _open_latents(recipe: Recipe, name: str, accelerator: Accelerator) -> Latent
     images = load_images(recipe, class_conditional=recipe.class_conditional, accelerator=accelerator)
     options: dict[str, Any] = {"sampled": recipe.vae_sample, "mirrored": recipe.random_flip}
     return encode_images(images, vae, recipe, **options, accelerator=accelerator)
+
+
+def check_pairs(recipe: Recipe, objective: Objective, data: TrainingData) -> None:
+    """Refuse, by a UserError, what takes images of one class for interchangeable: the conditions of pairs are not.
+
+    And residuals of data that have none.
+    """
+    if recipe.learn_residual and data.condition_channels not in (1, data.shape[0]):
+        raise UserError(
+            f"`learn_residual` is for pairs whose conditions have 1 channel or the {data.shape[0]} of the images, got "
+            f"{data.condition_channels or 'no conditions'}: leave it out, or set `conditioning_image_mode`."
+        )
+    if not data.condition_channels:
+        return
+    if recipe.reference_batch_size:
+        raise UserError("`reference_batch_size` averages targets over images, and those of pairs differ: leave it out.")
+    if isinstance(objective, Adversarial):
+        raise UserError(
+            f"`loss` must be ict, ect, ct or adcm for pairs, whose conditions no discriminator sees, got {recipe.loss}."
+        )
+
+
+def note_on_residuals(recipe: Recipe, data: TrainingData) -> str | None:
+    """A sentence where `learn_residual` would help: its scale is that of a deviation of sigma_data."""
+    if recipe.learn_residual or data.condition_channels not in (1, data.shape[0]) or data.normalization is not None:
+        return None
+    scale = scale_of_residuals(data.examples)
+    if not 0 < scale < NEAR:
+        return None
+    return (
+        f"residuals   images are near their conditions (root mean square {scale * SIGMA_DATA:.2g}, where white is 1 "
+        "and black -1): --learn_residual learns the difference, which takes far less training"
+    )
 
 
 def open_batches(

@@ -61,7 +61,7 @@ def scheduler_for(data: TrainingData, scheduler: ICTScheduler, learn_residual: b
     That of latents has more levels, because stock LDMPipeline takes 50 steps where nothing is said.
 
     Raises:
-        UserError: residuals of data that have none.
+        UserError: residuals that are all 0.
     """
     changes: dict[str, Any] = {}
     if data.normalization is not None:
@@ -69,7 +69,10 @@ def scheduler_for(data: TrainingData, scheduler: ICTScheduler, learn_residual: b
     if data.vae is not None:
         changes = {"clip_denoised": False, "num_train_timesteps": LEVELS_OF_LATENTS}
     if learn_residual:
-        changes = {"clip_denoised": False, "residual_scale": scale_of_residuals(data.examples)}
+        scale = scale_of_residuals(data.examples)
+        if scale == 0:
+            raise UserError("`learn_residual` learns nothing where each image is its own condition: leave it out.")
+        changes = {"clip_denoised": False, "residual_scale": scale}
     return ICTScheduler.from_config(scheduler.config, **changes) if changes else scheduler
 
 
