@@ -4,7 +4,7 @@
 #   TRAIN=train.parquet TEST=test.parquet sh benchmarks/runs/pairs.sh
 #
 # Three runs of the same network and recipe: without conditions, for the edits, and one for each condition, of which the
-# difference is learned (CONDITION_FLAGS=" " learns the images). Stop it at any time: the same command goes on. The other
+# difference is learned (CONDITION_FLAGS=" " for the images instead). Stop it at any time: the same command goes on. The other
 # variables make a trial small.
 [ "${1-}" != --help ] || { sed -n '2,/^\[/s/^#//p' "$0"; exit; }
 set -eu
