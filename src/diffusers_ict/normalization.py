@@ -124,4 +124,5 @@ def fit(values: Tensor, kind: str) -> Normalization:
     count = values.numel() // channels
     mean = torch.stack([part.sum(1) for part in parts()]).sum(0) / count
     variance = torch.stack([((part - mean[:, None]) ** 2).sum(1) for part in parts()]).sum(0) / count
-    return Normalization(kind, tuple(mean.tolist()), tuple((variance.sqrt() / SIGMA_DATA).tolist()))
+    # In float32: the last bits of these sums differ between processors, and a run may go on on another one.
+    return Normalization(kind, tuple(mean.float().tolist()), tuple((variance.sqrt() / SIGMA_DATA).float().tolist()))

@@ -26,5 +26,8 @@ def from_residual(r: Tensor, condition: Tensor, scale: float) -> Tensor:
 
 
 def residual_scale(x: Tensor, condition: Tensor) -> float:
-    """The scale that gives r the root mean square sigma_data; 0 where each image is its condition."""
-    return (x.double() - condition.double()).square().mean().sqrt().item() / SIGMA_DATA
+    """The scale that gives r the root mean square sigma_data; 0 where each image is its condition.
+
+    In float32, because the last bits of the mean differ between processors, and a run may go on on another one.
+    """
+    return ((x.double() - condition.double()).square().mean().sqrt() / SIGMA_DATA).float().item()

@@ -92,9 +92,14 @@ def make_scheduler(recipe: Recipe, start: ConvertedModel | None) -> ICTScheduler
     """The scheduler of a run, with the sigma_data of its start.
 
     Raises:
-        UserError: intermediate sigmas that cannot be.
+        UserError: intermediate sigmas that cannot be, or a start that learned something else.
     """
     sigma_data = SIGMA_DATA if start is None else start.pipeline.scheduler.config.sigma_data
+    if start is not None and recipe.learn_residual != (start.pipeline.scheduler.config.residual_scale is not None):
+        what, remedy = (
+            ("images", "leave it out") if recipe.learn_residual else ("differences from conditions", "set it")
+        )
+        raise UserError(f"`learn_residual` has to be as in the start's training, which learned {what}: {remedy}.")
     try:
         return ICTScheduler(sigma_data=sigma_data, intermediate_sigmas=recipe.intermediate_sigmas)
     except ValueError as error:
