@@ -1,5 +1,6 @@
 """Pairs of which the difference is learned: its formulas, what a run learns and keeps, and what its pipelines draw."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -7,15 +8,21 @@ import pytest
 import torch
 from conftest import ROOT, make_unet, pictures
 from diffusers import DiffusionPipeline
+from safetensors.torch import save_file
 from short_run import assert_bitwise_equal, assert_refused, run
+from test_lpips import weights as lpips_weights
 
 from diffusers_ict import ConsistencyPipeline, ICTScheduler
 from diffusers_ict.commands import inspect_model
 from diffusers_ict.data.batches import Batches
 from diffusers_ict.data.draw import Draw
+from diffusers_ict.errors import UserError
 from diffusers_ict.formulas.residual import from_residual, residual_scale, to_residual
 from diffusers_ict.hub.check_repository import Severity, check_repository
+from diffusers_ict.normalization import Normalization
 from diffusers_ict.stock_key import STOCK_KEY
+from diffusers_ict.training.recipe import Recipe
+from diffusers_ict.training.train import train
 
 TEMPLATE = ROOT / "src" / "diffusers_ict" / "hub" / "templates" / "pipeline.py"
 
@@ -26,10 +33,11 @@ def test_residuals_by_hand():
     assert torch.equal(r, torch.tensor([[[[0.5, -1.0]], [[1.5, -0.5]]]]))
     assert torch.equal(from_residual(r, condition, 0.5), x)
     # squares of the differences: 1/16, 1/4, 9/16, 1/16, whose mean is 15/64
-    assert residual_scale(x, condition) == pytest.approx((15 / 64) ** 0.5 / 0.5, rel=1e-6)
-    assert residual_scale(x, x) == 0
+    assert residual_scale([(x, condition)]) == pytest.approx((15 / 64) ** 0.5 / 0.5, rel=1e-6)
+    assert residual_scale([(x, condition), (x, condition)]) == residual_scale([(x, condition)])
+    assert residual_scale([(x, x)]) == 0
     noise = torch.randn(50, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    scale = residual_scale(noise, torch.zeros(50, 1, 8, 8))
+    scale = residual_scale((one[None], torch.zeros(1, 1, 8, 8)) for one in noise)
     assert to_residual(noise, torch.zeros(50, 1, 8, 8), scale).square().mean().sqrt().item() == pytest.approx(0.5)
 
 
@@ -104,8 +112,8 @@ def test_what_has_no_residual_is_refused(tmp_path, pair_flags, capsys):
     own = ["--dataset_name", tmp_path / "same.npz", "--image_column", "image", "--output_dir", tmp_path / "out"]
     own += ["--model_config_name_or_path", pair_flags[pair_flags.index("--model_config_name_or_path") + 1]]
     for more, message in (
-        ([], "have 1 channel or the 3 of the images, got no conditions: leave it out"),
-        (["--conditioning_image_column", "clear"], "1 channel or the 3 of the images, got 4"),
+        ([], "is for pairs: leave it out, or set --conditioning_image_column"),
+        (["--conditioning_image_column", "clear"], "1 channel or of the 3 of the images, got 4"),
         (["--conditioning_image_column", "same"], "where each image is its own condition: leave it out"),
     ):
         assert_refused(tmp_path, capsys, message, *own, *more, "--learn_residual")
@@ -136,6 +144,68 @@ def test_a_run_of_near_pairs_is_told_of_residuals(tmp_path, pair_flags, capsys):
         assert run(*flags, "--conditioning_image_column", column, *more, "--output_dir", tmp_path / "out") == 0
         told.append("--learn_residual learns the difference" in capsys.readouterr().out)
     assert told == [True, False, False, False]
+
+
+class Values(torch.utils.data.Dataset):
+    """Pairs of arrays, with a normalization or a value that is no number."""
+
+    def __init__(self, value: float, normalization: Normalization | None) -> None:
+        self.x = torch.full((3, 8, 8), value)
+        self.normalization = normalization
+
+    def __len__(self) -> int:
+        return 16
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"x": self.x, "condition": torch.zeros(1, 8, 8)}
+
+
+@pytest.mark.parametrize(
+    ("value", "normalization", "message"),
+    [
+        (float("nan"), None, "needs images and conditions of finite numbers"),
+        (0.5, Normalization("none", (0.0,) * 3, (1.0,) * 3), "the data have a normalization: leave it out"),
+    ],
+)
+def test_values_that_have_no_residual_are_refused(tmp_path, pair_config, value, normalization, message):
+    recipe = Recipe(
+        learn_residual=True, model_config_name_or_path=str(pair_config), max_train_steps=4, train_batch_size=4,
+        objective={"s0": 2, "s1": 4}, output_dir=str(tmp_path / "out"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match=message):
+        train(recipe, dataset=Values(value, normalization))
+
+
+def test_residuals_are_no_pictures_for_lpips(tmp_path, pair_flags, capsys):
+    save_file(lpips_weights(), tmp_path / "lpips.safetensors")
+    metric = ["--loss", "ct", "--objective", "metric=lpips", f"lpips_weights={tmp_path / 'lpips.safetensors'}"]
+    flags = [*pair_flags, "--learn_residual", *metric, "--output_dir", tmp_path / "out"]
+    assert_refused(tmp_path, capsys, "lpips compares pictures, and the network draws residuals", *flags)
+
+
+def test_a_check_finds_residuals_that_are_cut_or_belong_to_no_image(tmp_path):
+    for channels, clip, fault in ((4, True, "clip_denoised would cut them"), (3, False, "no given image")):
+        scheduler = ICTScheduler(residual_scale=0.3, clip_denoised=clip)
+        made = ConsistencyPipeline(make_unet(in_channels=channels, out_channels=3).eval(), scheduler)
+        made.save_pretrained(tmp_path / str(channels))
+        errors = [one.text for one in check_repository(str(tmp_path / str(channels))) if one.severity is Severity.ERROR]
+        assert any(fault in text for text in errors), errors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_published_pipeline_adds_the_given_image_in_float32(dtype):
+    spec = importlib.util.spec_from_file_location("published", TEMPLATE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    torch.manual_seed(0)
+    unet = make_unet(in_channels=4, out_channels=3).eval().to(dtype)
+    given = torch.rand(1, 1, *[unet.config.sample_size] * 2)
+    for scheduler in (ICTScheduler(residual_scale=1e-6, clip_denoised=False), None):
+        scheduler = scheduler or ICTScheduler(residual_scale=1e-6, clip_denoised=False).to_stock()
+        made = module.ConsistencySigmasPipeline(unet, scheduler)
+        made.set_progress_bar_config(disable=True)
+        (drawn,) = made(image=given, output_type="pt", return_dict=False)
+        assert torch.allclose(drawn.float(), given.expand_as(drawn), atol=1e-4)
 
 
 def test_the_scale_is_kept_through_the_stock_scheduler_and_saved_only_where_there_is_one():

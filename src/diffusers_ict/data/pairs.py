@@ -1,6 +1,7 @@
 """Pairs: beside every image a condition, of the same place in the data set or of the same name in another folder."""
 
 import dataclasses
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +18,9 @@ from .settings import DataSettings
 from .sources import PATHS, Stored, find_images, state_of
 from .transform import PictureFormat
 
-FITTED = 4096  # pairs by which residuals are scaled
+FITTED = 4096  # pairs by which residuals are scaled,
+VALUES = 2**28  # if they have no more values than these,
+VALUES_AT_ONCE = 2**22  # of which so many are looked at together
 TARGETS = "target"  # the sub-folder of the images, where no other is named
 
 
@@ -40,12 +43,14 @@ def of_conditions(settings: DataSettings) -> DataSettings:
     )
 
 
-def scale_of_residuals(images: Images) -> float:
-    """The `residual_scale` of pairs, by up to 4,096 of them at even distances; 0 where each image is its condition."""
-    assert images.condition is not None
-    shown = torch.linspace(0, len(images) - 1, min(FITTED, len(images))).round().long()
-    x, condition = (part.batch(shown, None, "cpu")[0] for part in (images, images.condition))
-    return residual_scale(x, condition)
+def scale_of_residuals(images: Images, most: int = FITTED) -> float:
+    """The `residual_scale` of pairs, by up to `most` of them at even distances; 0 where each image is its condition."""
+    condition, size = images.condition, math.prod(images.shape)
+    assert condition is not None
+    count = min(most, len(images), max(64, VALUES // size))
+    shown = torch.linspace(0, len(images) - 1, count).round().long()
+    parts = shown.split(max(1, VALUES_AT_ONCE // size))
+    return residual_scale((images.batch(part, None, "cpu")[0], condition.batch(part, None, "cpu")[0]) for part in parts)
 
 
 def form_of_conditions(settings: DataSettings, shape: tuple[int, int, int]) -> PictureFormat:

@@ -10,6 +10,9 @@ Networks learn the difference for the same reason in image restoration (Zhang et
 and in diffusion models of it (Li et al., SRDiff, arXiv:2104.14951).
 """
 
+from collections.abc import Iterable
+
+import torch
 from torch import Tensor
 
 from .preconditioning import SIGMA_DATA
@@ -25,9 +28,16 @@ def from_residual(r: Tensor, condition: Tensor, scale: float) -> Tensor:
     return condition + scale * r
 
 
-def residual_scale(x: Tensor, condition: Tensor) -> float:
+def residual_scale(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
     """The scale that gives r the root mean square sigma_data; 0 where each image is its condition.
+
+    Args:
+        pairs: parts of images and of their conditions, as in `to_residual`.
 
     In float32, because the last bits of the mean differ between processors, and a run may go on on another one.
     """
-    return ((x.double() - condition.double()).square().mean().sqrt() / SIGMA_DATA).float().item()
+    total, count = 0.0, 0
+    for x, condition in pairs:
+        squares = (x - condition).double().square()
+        total, count = total + squares.sum().item(), count + squares.numel()
+    return torch.tensor((total / count) ** 0.5 / SIGMA_DATA).item()

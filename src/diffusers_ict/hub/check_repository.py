@@ -106,6 +106,8 @@ def _channels(stock: Stock, unlabelled: bool) -> Finding:
         fault = ": without sample_size in its config stock diffusers cannot sample"
     elif isinstance(stock, LDMPipeline):
         text, fault = f"{text}, of latents", _fault_of_latents(stock)
+    elif (stock.scheduler.config.get(STOCK_KEY) or {}).get("residual_scale") is not None:
+        text, fault = f"{text}, of residuals", _fault_of_residuals(stock)
     return _ok_unless(fault, "images", f"{text}{fault}.")
 
 
@@ -114,6 +116,13 @@ def _fault_of_latents(stock: LDMPipeline) -> str:
     channels = stock.vqvae.config.get("latent_channels")
     if channels != stock.unet.config.out_channels:
         return f": its autoencoder decodes {channels} channels"
+    return ": clip_denoised would cut them at 1" if stock.scheduler.config.clip_denoised else ""
+
+
+def _fault_of_residuals(stock: Stock) -> str:
+    """What keeps residuals from becoming images as they were learned, or nothing."""
+    if stock.unet.config.in_channels == stock.unet.config.out_channels:
+        return ": there is no given image that they belong to"
     return ": clip_denoised would cut them at 1" if stock.scheduler.config.clip_denoised else ""
 
 

@@ -77,8 +77,6 @@ def open_run(
     contents = _check_before_data(recipe, objective, fresh=model is None and start is None)
     data = open_data(recipe, dataset, accelerator)
     check_pairs(recipe, objective, data)
-    if (note := note_on_residuals(recipe, data)) is not None:
-        accelerator.print(note)
     scheduler = scheduler_for(data, scheduler, recipe.learn_residual)
     batch_size = recipe.images_in_step(accelerator.num_processes)
     recipe = _resolve(recipe, accelerator, objective, own_objective, data)
@@ -86,6 +84,8 @@ def open_run(
     _check_objective(objective, scheduler, recipe.max_train_steps, data, batch_size, recipe.reference_batch_size)
 
     with open_origin(recipe, accelerator) as origin:
+        if start is None and origin.saved is None and (note := note_on_residuals(recipe, data)) is not None:
+            accelerator.print(note)
         networks = _open_networks(recipe, accelerator, objective, scheduler, data, model, start, origin.saved)
         state = state_of(networks, accelerator, data, objective)
         configs = configs_of(networks, unusual_constants(scheduler)) | identity_of(data)
@@ -268,8 +268,9 @@ def _check_objective(
             f"a batch must not be larger than the data: {batch_size} images a step (batch x accumulation x processes) "
             f"and {data.count} in the data; lower `train_batch_size`."
         )
-    if data.vae is not None and objective.settings().get("metric") == "lpips":
-        raise UserError("`metric` lpips compares pictures, and the network draws latents: take another `metric`.")
+    drawn = "latents" if data.vae is not None else "residuals" if scheduler.config.residual_scale is not None else ""
+    if drawn and objective.settings().get("metric") == "lpips":
+        raise UserError(f"`metric` lpips compares pictures, and the network draws {drawn}: take another `metric`.")
     try:
         objective.check_images(data.shape)
         scheduler.training_sigmas(

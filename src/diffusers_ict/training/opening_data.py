@@ -65,11 +65,15 @@ def check_pairs(recipe: Recipe, objective: Objective, data: TrainingData) -> Non
 
     And residuals of data that have none.
     """
+    if recipe.learn_residual and not data.condition_channels:
+        raise UserError("`learn_residual` is for pairs: leave it out, or set `conditioning_image_column`.")
     if recipe.learn_residual and data.condition_channels not in (1, data.shape[0]):
         raise UserError(
-            f"`learn_residual` is for pairs whose conditions have 1 channel or the {data.shape[0]} of the images, got "
-            f"{data.condition_channels or 'no conditions'}: leave it out, or set `conditioning_image_mode`."
+            f"`learn_residual` is for conditions of 1 channel or of the {data.shape[0]} of the images, got "
+            f"{data.condition_channels}: leave it out, or set `conditioning_image_mode`."
         )
+    if recipe.learn_residual and data.normalization is not None:
+        raise UserError("`learn_residual` is for pictures, and the data have a normalization: leave it out.")
     if not data.condition_channels:
         return
     if recipe.reference_batch_size:
@@ -84,7 +88,7 @@ def note_on_residuals(recipe: Recipe, data: TrainingData) -> str | None:
     """A sentence where `learn_residual` would help: its scale is that of a deviation of sigma_data."""
     if recipe.learn_residual or data.condition_channels not in (1, data.shape[0]) or data.normalization is not None:
         return None
-    scale = scale_of_residuals(data.examples)
+    scale = scale_of_residuals(data.examples, most=256)
     if not 0 < scale < NEAR:
         return None
     return (

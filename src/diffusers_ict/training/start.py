@@ -1,5 +1,6 @@
 """What a run begins with: its objective, and nothing, a consistency model, or a diffusion model that becomes one."""
 
+import math
 import re
 from typing import Any
 
@@ -61,7 +62,7 @@ def scheduler_for(data: TrainingData, scheduler: ICTScheduler, learn_residual: b
     That of latents has more levels, because stock LDMPipeline takes 50 steps where nothing is said.
 
     Raises:
-        UserError: residuals that are all 0.
+        UserError: residuals that are all 0, or not finite.
     """
     changes: dict[str, Any] = {}
     if data.normalization is not None:
@@ -70,6 +71,8 @@ def scheduler_for(data: TrainingData, scheduler: ICTScheduler, learn_residual: b
         changes = {"clip_denoised": False, "num_train_timesteps": LEVELS_OF_LATENTS}
     if learn_residual:
         scale = scale_of_residuals(data.examples)
+        if not math.isfinite(scale):
+            raise UserError("`learn_residual` needs images and conditions of finite numbers, and some are not.")
         if scale == 0:
             raise UserError("`learn_residual` learns nothing where each image is its own condition: leave it out.")
         changes = {"clip_denoised": False, "residual_scale": scale}
