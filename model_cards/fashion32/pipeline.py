@@ -61,7 +61,7 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
                 return_dict=return_dict,
             )
         device = self._execution_device
-        condition = None if image is None else self.condition(image, given).to(device, self.unet.dtype)
+        condition = None if image is None else self.condition(image, given).to(device)
         if condition is not None and len(condition) > 1:
             if batch_size not in (1, len(condition)):
                 raise ValueError(f"batch_size must be 1 or the number of images, {len(condition)}, got {batch_size}.")
@@ -75,9 +75,12 @@ class ConsistencySigmasPipeline(ConsistencyModelPipeline):
         for t in self.progress_bar(self.scheduler.timesteps):
             seen = self.scheduler.scale_model_input(sample, t)
             if condition is not None:
-                seen = torch.cat([seen, condition.expand(batch_size, -1, -1, -1)], 1)
+                seen = torch.cat([seen, condition.expand(batch_size, -1, -1, -1).to(seen.dtype)], 1)
             output = self.unet(seen, t, class_labels=labels, return_dict=False)[0]
             sample = self.scheduler.step(output, t, sample, generator=generator, return_dict=False)[0]
+        scale = (self.scheduler.config.get("_ict") or self.scheduler.config).get("residual_scale")
+        if scale is not None and output_type != "latent":  # what was drawn is the difference from the condition
+            sample = condition + scale * sample.float()
 
         if self.vqvae is not None and output_type != "latent":
             sample = self.vqvae.decode(sample / self.vqvae.config.scaling_factor, return_dict=False)[0]
