@@ -120,10 +120,10 @@ def lines_of(report: dict) -> tuple[str, list[str]]:
     words = (
         f", {report['samples']} test images of CIFAR-10, seed {report['seed']}.\n"
         f"Three runs of {' and '.join(map(str, sorted(steps)))} steps of {runs['image']['batch_size']} images with "
-        f"networks of {size:.2f} M parameters by the recipe small_budget, one after another on one core, in "
-        f"{', '.join(f'{minutes:.1f}' for minutes in seconds)} minutes for no condition, grey and small. Those of "
-        f"pairs learned {learned}. A step costs the same in each but for the first convolution. PSNR and SSIM are "
-        "means over images."
+        f"networks of {size:.2f} M parameters by the recipe small_budget, one after another on one core, which other "
+        f"programs may have used, too: {', '.join(f'{minutes:.1f}' for minutes in seconds)} minutes for no condition, "
+        f"grey and small. Those of pairs learned {learned}. A step costs the same in each but for the first "
+        "convolution. PSNR and SSIM are means over images."
     )
     cells = ([row["task"], row["method"], f"{row['psnr']:.2f}", f"{row['ssim']:.3f}"] for row in report["rows"])
     return words, table(["task", "method", "PSNR in dB", "SSIM"], cells)

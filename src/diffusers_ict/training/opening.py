@@ -84,7 +84,8 @@ def open_run(
     _check_objective(objective, scheduler, recipe.max_train_steps, data, batch_size, recipe.reference_batch_size)
 
     with open_origin(recipe, accelerator) as origin:
-        if start is None and origin.saved is None and (note := note_on_residuals(recipe, data)) is not None:
+        begins = start is None and origin.saved is None
+        if begins and accelerator.is_main_process and (note := note_on_residuals(recipe, data)) is not None:
             accelerator.print(note)
         networks = _open_networks(recipe, accelerator, objective, scheduler, data, model, start, origin.saved)
         state = state_of(networks, accelerator, data, objective)
