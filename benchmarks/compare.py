@@ -5,8 +5,9 @@
     python benchmarks/compare.py --data fashion-mnist.npz --resolution 16 --output ...     # any data of train_ict.py
     python benchmarks/compare.py --trials benchmarks/runs/fashion32_trials.yaml --output ...   # settings to choose from
 
-Each method is timed for a few steps, given as many steps as fit into the seconds, trained, and sampled with one and two
-steps. Seconds are those in which a processor worked for the run, so that other work beside it does not count, and those
+Each method is timed for a few steps, given as many steps as fit into the seconds, trained, and sampled with one and
+two steps. Flags of a trial may end with --guidance_scales 1 1.5: samples are drawn with each scale, in a row of its
+own. Seconds are those in which a processor worked for the run, so that other work beside it does not count, and those
 of each run are measured again: pin the program to one core (taskset -c 1) for methods to be compared at equal cost. The
 peer is diffusers' own training script (diffusers_step.py), at as many steps as iCT: with the weights that it publishes,
 and with its averaged ones. Writes OUTPUT.json (figures and how they came about), OUTPUT.md and OUTPUT.png.
@@ -22,6 +23,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ from diffusers_ict.data.load import load_images
 from diffusers_ict.training.checkpoint import list_checkpoints
 from diffusers_ict.training.log import read_log
 
+SCALES = "--guidance_scales"
 DAY = 86400  # seconds: no run of a comparison takes longer
 PEER = "diffusers' step"
 METHODS = {
@@ -201,7 +204,9 @@ class Comparison:
         return max(16, int(self.options.seconds / self.costs[method][0]))
 
     def flags_of(self, method: str) -> list[str]:
-        return [*self.common, *self.options.methods[method]]
+        """Those of training."""
+        flags = self.options.methods[method]
+        return [*self.common, *flags[: flags.index(SCALES) if SCALES in flags else None]]
 
     def program_of(self, method: str) -> Path:
         """The script that trains a method."""
@@ -224,19 +229,21 @@ class Comparison:
             if start := value_of("--pretrained_model_name_or_path", flags):
                 shared["start_seconds"] = read_log(Path(start) / "log.jsonl")[-1]["train_seconds"]
             rows = []
-            for name, pipeline in models_of(method, folder).items():
-                measured = (
-                    pipeline.to(self.device),
-                    folder / "grid",
-                    self.extract,
-                    self.real,
-                    self.options.samples,
-                    self.held_out,
-                )
-                rows.append({"method": name, **shared, "results": evaluate(*measured)})
+            scales = guidance_scales(self.options.methods[method])
+            for (name, pipeline), scale in product(models_of(method, folder).items(), scales or [1.0]):
+                guided = {} if scale == 1 else {"guidance_scale": scale}
+                title = f"{name}, guidance {scale:g}" if guided else name
+                measured = self.extract, self.real, self.options.samples, self.held_out
+                results = evaluate(pipeline.to(self.device), folder / f"grid-{scale:g}", *measured, **guided)
+                rows.append({"method": title, **shared, "results": results})
             done.write_text(json.dumps(rows))
             print(done.read_text(), flush=True)
         return json.loads(done.read_text())
+
+
+def guidance_scales(flags: list[str]) -> list[float]:
+    """With which samples of a method are drawn: what follows --guidance_scales, at the end of its flags."""
+    return [float(word) for word in flags[flags.index(SCALES) + 1 :]] if SCALES in flags else []
 
 
 def models_of(method: str, folder: Path) -> dict[str, DiffusionPipeline]:

@@ -38,14 +38,14 @@ def load_extractor(file: str | None, images: Images, device: str) -> tuple[Extra
     return lambda pixels: torch.cat([extractor.features(part)[0] for part in pixels.split(500)]), extractor.name
 
 
-def draw(pipeline: DiffusionPipeline, steps: int, count: int, seed: int) -> Tensor:
-    """uint8 images [count, C, H, W]; of random classes, where there are classes."""
+def draw(pipeline: DiffusionPipeline, steps: int, count: int, seed: int, **sampling: float) -> Tensor:
+    """uint8 images [count, C, H, W]; of random classes, where there are classes; `sampling` is for the pipeline."""
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator(pipeline.device).manual_seed(seed)
     parts = []
     for start in range(0, count, 500):
         size = min(500, count - start)
-        drawn = pipeline(size, num_inference_steps=steps, generator=generator, output_type="pt").images
+        drawn = pipeline(size, num_inference_steps=steps, generator=generator, output_type="pt", **sampling).images
         parts.append((drawn * 255).round().to(torch.uint8).cpu())
     return torch.cat(parts)
 
@@ -79,17 +79,19 @@ def evaluate(
     real: Tensor,
     count: int,
     held_out: Tensor | None = None,
+    **sampling: float,
 ) -> dict:
     """The figures by number of steps, as a string; writes GRID-1.png and GRID-2.png with 64 samples each.
 
     Args:
+        sampling: for the pipeline's call, such as `guidance_scale`.
         real, held_out: features of the images that were trained on, and of others: with these, `nearer` is the share of
             samples that are nearer to an image of training than half of the others are.
     """
     usual = None if held_out is None else nearest(held_out[:5000], real).median()
     out = {}
     for steps in (1, 2):
-        images = draw(pipeline, steps, count, seed=1234)
+        images = draw(pipeline, steps, count, seed=1234, **sampling)
         fake = extract(images)
         out[f"{steps}"] = figures(fake, real)
         if usual is not None:
