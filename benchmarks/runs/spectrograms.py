@@ -57,8 +57,8 @@ def spectrum_error(one: np.ndarray, other: np.ndarray) -> float:
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("folder", type=Path, help="of the data and the run; a run that is there goes on")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--levels", type=int, default=160, help="at the end of training, s1 of iCT [160]")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--levels", type=int, default=320, help="at the end of training, s1 of iCT [320]")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     folder = options.folder
