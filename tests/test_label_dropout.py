@@ -14,12 +14,14 @@ from huggingface_hub import ModelCard
 from short_run import ACT, ICT, assert_bitwise_equal, assert_refused, run
 
 from diffusers_ict import ConsistencyPipeline
-from diffusers_ict.commands import evaluate
+from diffusers_ict.commands import evaluate, sample
 from diffusers_ict.data.batches import Batches
 from diffusers_ict.data.draw import Draw
 from diffusers_ict.data.references import References
+from diffusers_ict.evaluation.samples import as_arrays, draw_in_turn
 from diffusers_ict.formulas.posterior_mean import posterior_mean
 from diffusers_ict.hub.check_repository import check_repository
+from diffusers_ict.training.recipe import parse
 from diffusers_ict.web.build import _images
 
 
@@ -123,6 +125,54 @@ def test_guidance_leads_away_from_the_output_without_labels(unlabelled):
     torch.testing.assert_close(guided, without + 1.5 * (plain - without), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match=r"needs a guide.*label_dropout"):
         pipeline(6, **asked, guidance_scale=1.5)
+
+
+def test_the_program_draws_what_the_pipeline_draws_with_guidance(unlabelled, tmp_path, capsys):
+    pipeline = ConsistencyPipeline.from_pretrained(unlabelled)
+    guide = ConsistencyPipeline.from_pretrained(unlabelled, variant="ema1").unet
+    for name, words, guidance in (
+        ("plain", [], {}),
+        ("led", ["--guidance_scale", "1.5"], {"guidance_scale": 1.5}),
+        ("guided", ["--guidance_scale", "1.5", "--guide", "ema1"], {"guidance_scale": 1.5, "guide": guide}),
+    ):
+        asked = [str(unlabelled), "--num_samples", "8", *words, "--output", str(tmp_path / f"{name}.npy")]
+        assert sample.main(asked) == 0
+        expected = as_arrays(pipeline, draw_in_turn(pipeline, 8, 2, 0, None, guidance))
+        assert np.array_equal(np.load(tmp_path / f"{name}.npy"), expected)
+    drawn = [np.load(tmp_path / f"{name}.npy") for name in ("plain", "led", "guided")]
+    assert not np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[1], drawn[2])
+    for words, told in (
+        (["--guidance_scale", "0"], "--guidance_scale must be a positive number, got 0"),
+        (["--guidance_scale", "nan"], "--guidance_scale must be a positive number, got nan"),
+        (["--guide", "ema1"], "--guide does nothing at a scale of 1"),
+        (["--guidance_scale", "2", "--guide", "ema7"], "ema7"),
+    ):
+        refused_by_sample(capsys, told, unlabelled, *words)
+    model = shutil.copytree(unlabelled, tmp_path / "run")
+    (model / "labels.json").unlink()
+    refused_by_sample(capsys, "was not trained with label_dropout", model, "--guidance_scale", "2")
+
+
+def refused_by_sample(capsys, told: str, model: Path, *words: str) -> None:
+    """Nothing is drawn, and one sentence says why."""
+    output = model.parent / "refused.npy"
+    assert sample.main([str(model), *words, "--output", str(output)]) == 2
+    assert told in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_the_card_says_how_to_guide(unlabelled):
+    told = (unlabelled / "README.md").read_text()
+    assert "`guidance_scale=1.5`" in told
+    assert "The last class of the network stands for no class." in told
+
+
+def test_a_shipped_recipe_drops_labels_where_classes_are_learned(flags, tmp_path):
+    own = ["--config", "small_budget", *map(str, flags)]
+    assert parse([*own, "--class_conditional"], "train", None).label_dropout == 0.1
+    assert parse(own, "train", None).label_dropout == 0
+    assert parse([*own, "--class_conditional", "--label_dropout", "0"], "train", None).label_dropout == 0
 
 
 def test_the_report_the_plot_and_the_card_show_the_curve(unlabelled, tmp_path, capsys):

@@ -157,17 +157,24 @@ def read_given(pipeline: ConsistencyPipeline, files: Sequence[Path]) -> Tensor |
 
 
 def draw_in_turn(
-    pipeline: ConsistencyPipeline, count: int, steps: int, seed: int, given: Tensor | None = None
+    pipeline: ConsistencyPipeline,
+    count: int,
+    steps: int,
+    seed: int,
+    given: Tensor | None = None,
+    guidance: Mapping[str, Any] = MappingProxyType({}),
 ) -> Tensor:
     """So many samples in `steps` steps, each class in turn, as `drawer` has them.
 
     Args:
         given: what a model of pairs is given, uint8 [n, C', H, W], in turn.
+        guidance: arguments of the pipeline.
     """
     levels = pipeline.scheduler.sampling_sigmas(steps).tolist()
     parts = torch.arange(count).split(AT_ONCE)
     conditions = None if given is None else lambda numbers: given[numbers % len(given)]
-    return torch.cat([drawer(pipeline, None, seed, levels, conditions)(numbers) for numbers in parts]).cpu()
+    draw = drawer(pipeline, None, seed, levels, conditions, guidance)
+    return torch.cat([draw(numbers) for numbers in parts]).cpu()
 
 
 def as_arrays(pipeline: ConsistencyPipeline, drawn: Tensor) -> np.ndarray:

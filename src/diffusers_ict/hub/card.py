@@ -122,7 +122,8 @@ def _describe(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     The number before a name, as in "0 `cat`, 1 `dog` and 3 more", is what stock diffusers takes.
     """
-    names = _entries(folder / "labels.json").get("id2label", {})
+    labels = _entries(folder / "labels.json")
+    names = labels.get("id2label", {})
     names = dict(sorted((int(number), name) for number, name in names.items()))
     shown = ", ".join(f"{number} {code(name)}" for number, name in list(names.items())[:SHOWN_CLASSES])
     number, name = next(iter(names.items()), (0, None))
@@ -132,6 +133,7 @@ def _describe(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     middle = middle_level(**{name: scheduler[name] for name in grid if name in scheduler})
     return {
         "class_names": shown + (f" and {len(names) - SHOWN_CLASSES} more" if len(names) > SHOWN_CLASSES else ""),
+        "unlabelled": labels.get("unlabelled") is True,
         "modular": (folder / MODULAR_CONFIG).is_file(),
         "class_example": number if name is None or len(name) > LONGEST else literal(name),
         "residual_scale": (scheduler.get(STOCK_KEY) or {}).get("residual_scale"),
