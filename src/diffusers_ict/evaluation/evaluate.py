@@ -92,17 +92,22 @@ def evaluate(
         report["rows"].append({**row, "metrics": figures})
         accelerator.print("\n".join(table_lines(report["rows"], [variant or PUBLISHED for variant in variants])))
     if accelerator.is_main_process:
-        write_json(output_dir / "evaluation.json", report)
-        if variants:
-            plot_quality(report, output_dir / "evaluation.png")
-        if (output_dir / RunMetadata.file_name).is_file():
-            try:
-                write_card(output_dir)
-            except UserError as error:  # of another file, which is no reason to lose the report
-                warnings.warn(f"the report is written, but not into the model card: {error}", stacklevel=2)
-        print(f"Written: {visible(output_dir / 'evaluation.json')}")
+        _write(report, output_dir)
     accelerator.end_training()
     return report
+
+
+def _write(report: dict[str, Any], output_dir: Path) -> None:
+    """evaluation.json, its plot where a model was measured, and its part of the model card of a run."""
+    write_json(output_dir / "evaluation.json", report)
+    if report["rows"][0]["num_inference_steps"] is not None:
+        plot_quality(report, output_dir / "evaluation.png")
+    if (output_dir / RunMetadata.file_name).is_file():
+        try:
+            write_card(output_dir)
+        except UserError as error:  # of another file, which is no reason to lose the report
+            warnings.warn(f"the report is written, but not into the model card: {error}", stacklevel=3)
+    print(f"Written: {visible(output_dir / 'evaluation.json')}")
 
 
 def _rows(
