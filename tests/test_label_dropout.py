@@ -21,7 +21,6 @@ from diffusers_ict.data.references import References
 from diffusers_ict.evaluation.samples import as_arrays, draw_in_turn
 from diffusers_ict.formulas.posterior_mean import posterior_mean
 from diffusers_ict.hub.check_repository import check_repository
-from diffusers_ict.training.recipe import parse
 from diffusers_ict.web.build import _images
 
 
@@ -166,13 +165,6 @@ def test_the_card_says_how_to_guide(unlabelled):
     told = (unlabelled / "README.md").read_text()
     assert "`guidance_scale=1.5`" in told
     assert "The last class of the network stands for no class." in told
-
-
-def test_a_shipped_recipe_drops_labels_where_classes_are_learned(flags, tmp_path):
-    own = ["--config", "small_budget", *map(str, flags)]
-    assert parse([*own, "--class_conditional"], "train", None).label_dropout == 0.1
-    assert parse(own, "train", None).label_dropout == 0
-    assert parse([*own, "--class_conditional", "--label_dropout", "0"], "train", None).label_dropout == 0
 
 
 def test_the_report_the_plot_and_the_card_show_the_curve(unlabelled, tmp_path, capsys):

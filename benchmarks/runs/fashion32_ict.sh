@@ -20,8 +20,7 @@ unet=benchmarks/runs/fashion32_unets/narrow.json
 
 [ -e "$data" ] || $python benchmarks/runs/fashion_mnist.py "$data" ${SOURCE:+--source "$SOURCE"}
 [ -e "$run/model_index.json" ] || OMP_NUM_THREADS=1 $python train_scripts/train_ict.py --config small_budget \
-  --dataset_name "$data" --class_conditional --label_dropout 0 --model_config_name_or_path "${UNET:-$unet}" \
-  --max_train_steps "$steps" --objective s1=80 \
+  --dataset_name "$data" --class_conditional --model_config_name_or_path "${UNET:-$unet}" --max_train_steps "$steps" --objective s1=80 \
   --ema_snapshot_steps $((steps / 20)) --checkpointing_steps $((steps / 20)) --license mit \
   --output_dir "$run" --resume_from_checkpoint latest
 

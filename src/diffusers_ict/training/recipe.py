@@ -258,8 +258,6 @@ def parse(argv: Sequence[str] | None, program: str, about: str | None) -> Recipe
             given["objective"] = {**from_file.get("objective", {}), **given.get("objective", {})}
         else:  # another method has other settings
             from_file.pop("objective", None)
-        if not {**from_file, **given}.get("class_conditional"):  # a recipe is for data with classes and without
-            from_file.pop("label_dropout", None)
         given = {**from_file, **given}
     return Recipe(**given)
 
