@@ -1,5 +1,5 @@
 #!/bin/sh
-# All methods on the digits of scikit-learn by class, at equal seconds of one core and with three seeds: from scratch, with
+# All methods on the digits of scikit-learn by class, at equal seconds of one core: from scratch, with
 # discriminators, and from a DDPM of the digits. 297 of the digits are seen by no run.
 #
 #   taskset -c 1 sh benchmarks/runs/digits_methods.sh
