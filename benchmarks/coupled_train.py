@@ -11,8 +11,8 @@
 - stratified: each image of a batch has a part of all noise levels of its own, of equal probability, so that no batch
   misses a range (as Kingma et al., Variational Diffusion Models, arXiv:2107.00630, appendix I.1, do it).
 
-They are no flags of train_ict.py. The first two did not help: see results/digits_tuning.md. The third gains 5 %, which is
-no more than seeds differ by: see results/digits_methods.md.
+They are no flags of train_ict.py. The first two did not help: see results/digits_tuning.md. The third gains 5 %, no
+more than seeds differ by: see results/digits_methods.md.
 """
 
 import argparse
