@@ -27,8 +27,8 @@ from diffusers_ict.training.optimization import make_optimizer
 from diffusers_ict.training.recipe import Recipe, find_shipped
 from diffusers_ict.training.unets import read_config
 
-# A step of ADCM costs what one of ECT with adaptive weights does. Its choice of levels comes on top, by up to 2,562 forward
-# passes of a batch, which take most of an hour on a CPU.
+# A step of ADCM costs what one of ECT with adaptive weights does. Its choice of levels comes on top, by up to 2,562
+# forward passes of a batch, which take most of an hour on a CPU.
 METHODS = {
     "iCT": {"loss": "ict"},
     "CT": {"loss": "ct"},
