@@ -74,7 +74,7 @@ def test_the_card_says_where_the_package_is(run, monkeypatch):
     monkeypatch.setattr("diffusers_ict.hub.card.code_address", lambda: "https://example.org/ict")
     text = make_card(run, "someone/new").text
     assert "by\n[diffusers-ict](https://example.org/ict). It draws" in text
-    assert "\npip install git+https://example.org/ict    # diffusers-ict, which is on no package index\n" in text
+    assert "\npip install git+https://example.org/ict    # diffusers-ict, which is not on PyPI yet\n" in text
     assert "clone" not in text
 
 

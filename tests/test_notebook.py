@@ -149,15 +149,15 @@ def test_commands_in_the_notebook_exist(capsys):
         assert set(re.findall(r"--\w+", words)) <= set(re.findall(r"--\w+", capsys.readouterr().out))
 
 
-def test_badge_and_installation_are_of_the_repository_that_the_project_names():
+def test_link_and_installation_are_of_the_repository_that_the_project_names():
     tomllib = pytest.importorskip("tomllib", reason="a module of Python 3.11")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     address = project.get("urls", {}).get("Repository", PLACEHOLDER)
-    badge = "examples/diffusers_ict.ipynb"  # which leads to the file, as long as nobody can say where Colab finds it
+    link = "examples/diffusers_ict.ipynb"  # the file, as long as nobody can say where Colab finds it; then Colab's badge
     if address != PLACEHOLDER:
         place = address.removeprefix("https://github.com/")
-        badge = f"https://colab.research.google.com/github/{place}/blob/main/{badge}"
-    assert f"]({badge})" in (ROOT / "README.md").read_text("utf-8")
+        link = f"https://colab.research.google.com/github/{place}/blob/main/{link}"
+    assert f"]({link})" in (ROOT / "README.md").read_text("utf-8")
     assert set(re.findall(r"https://github\.com/[\w.-]+/[\w.-]+", PATH.read_text("utf-8"))) == {address}
 
 

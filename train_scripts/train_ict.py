@@ -4,7 +4,7 @@
 # dependencies = ["diffusers-ict[train]"]
 #
 # [tool.uv.sources]
-# diffusers-ict = { path = ".." }  # this clone: the package is on no index yet
+# diffusers-ict = { path = ".." }  # this clone: the package is not on PyPI yet
 # ///
 """Train a consistency model from images: iCT, ECT, CT, ACT and others.
 

@@ -134,8 +134,9 @@ def make_evaluator(
         if pairs is not None:
             conditions_of(subject, pairs, settings.seed)  # and other conditions
     if images is not None:
-        name, _ = public_name(settings.data_name)
-        facts = {"dataset": name, "split": settings.dataset_split, "flipped": settings.flip_reference}
+        name, on_hub = public_name(settings.data_name)
+        split = settings.dataset_split if on_hub or settings.dataset_split != "train" else None  # a folder has none
+        facts = {"dataset": name, "split": split, "flipped": settings.flip_reference}
         reference = measure_reference(images, facts, extract, cache, keep)
     return Evaluator(settings, count, metrics, extract, reference, label_source, paired, pairs)
 
