@@ -153,7 +153,7 @@ def test_link_and_installation_are_of_the_repository_that_the_project_names():
     tomllib = pytest.importorskip("tomllib", reason="a module of Python 3.11")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     address = project.get("urls", {}).get("Repository", PLACEHOLDER)
-    link = "examples/diffusers_ict.ipynb"  # the file, as long as nobody can say where Colab finds it; then Colab's badge
+    link = "examples/diffusers_ict.ipynb"  # the file, until Colab can find it at an address
     if address != PLACEHOLDER:
         place = address.removeprefix("https://github.com/")
         link = f"https://colab.research.google.com/github/{place}/blob/main/{link}"
