@@ -30,11 +30,11 @@ def _edit(words: list[str]) -> None:
     """Draw and save the strip: a column for each picture."""
     parser = ArgumentParser(typed("edit"), __doc__)
     parser.add_argument("model", help="folder or Hub id of a consistency pipeline")
-    parser.add_argument("--images", type=Path, nargs="+", required=True, help="picture files")
+    parser.add_argument("--images", type=Path, nargs="+", required=True, help="picture files (required)")
     parser.add_argument("--class_labels", type=int, nargs="+", help="one class for each picture [drawn at random]")
     parser.add_argument("--num_inference_steps", type=int, default=10, help="network evaluations of each edit [10]")
     parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers [0]")
-    parser.add_argument("--output", type=Path, default=Path("edits.png"), help="[edits.png]")
+    parser.add_argument("--output", type=Path, default=Path("edits.png"), help="file for the strip [edits.png]")
     add_flags(parser, {"how pictures are read": DataSettings}, only=AS_TRAINED)
     options, data = with_run_flags(parser, words, DataSettings)
     from ..evaluation.edits import edit_strip, read_pictures

@@ -26,14 +26,14 @@ class DataSettings:
     conditioning_image_column: str | None = setting(
         None,
         "pairs: column of the conditions, the images that the model is given; with train_data_dir, their sub-folder. "
-        "Their file names are those of the images in the sub-folder target, or in that of image_column",
+        "Each has the file name of its image, which is in the sub-folder target, or in the one that image_column names",
     )
     image_mode: str | None = setting(None, "convert every image to this mode", choices=("L", "RGB", "RGBA"))
     conditioning_image_mode: str | None = setting(
         None, "convert every conditioning image to this mode", choices=("L", "RGB", "RGBA")
     )
     background: str = setting(
-        "white", "colour behind transparent pixels where image_mode has no alpha: name or #rrggbb"
+        "white", "colour behind transparent pixels if the images get no alpha channel: name or #rrggbb"
     )
     resolution: int | None = setting(None, "side of the square images in pixels [the side of the data]", at_least=1)
     width: int | None = setting(

@@ -19,7 +19,7 @@ class EvaluationSettings(DataSettings):
     )
     steps: list[int] = setting([1, 2], "numbers of sampling steps")
     variants: list[str] | None = setting(None, "averages of the weights: published, or names of variants [all]")
-    guidance_scales: list[float] = setting([1.0], "scales of guidance: 1 is off; see docs/sampling.md")
+    guidance_scales: list[float] = setting([1.0], "scales of guidance: 1 is off; see docs/programs.md")
     guide: str | None = setting(
         None, "average that guidance leads away from: published, or a variant [the model's output without labels]"
     )

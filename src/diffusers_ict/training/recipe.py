@@ -45,7 +45,9 @@ class Recipe(RunSettings, DataSettings):
         "cauchy_c; ct: s0 s1 mu0 metric=l2|lpips lpips_weights lpips_below lpips_pooling lpips_clip_target; ect: q "
         "stage_steps stages align_steps p_mean p_std huber_c metric cauchy_c k b; act: consistency adversarial_weight "
         "adversarial_weight_mid r1_gamma r1_interval augment augment_signal augment_tau augment_horizon "
-        "discriminator_beta1 discriminator_beta2 discriminator_time_weight, and those of its consistency",
+        "discriminator_beta1 discriminator_beta2 discriminator_time_weight, and those of its consistency; "
+        "relativistic: consistency share share_exponent start gamma epsilon penalized centring, and those of its "
+        "consistency; adcm: trade_off rebuilds align_steps p_mean p_std huber_c adaptive_weight",
     )
     reference_batch_size: int = setting(
         0,
@@ -135,7 +137,7 @@ class Recipe(RunSettings, DataSettings):
         at_least=1,
     )
     ema_warmup: bool = setting(
-        True, "limit the decays at step k to (1 + k) / (10 + k), for runs shorter than the EMA's memory"
+        True, "limit the decays at step k to (1 + k) / (10 + k), which matters in runs shorter than the EMA's memory"
     )
     seed: int = setting(0, "seed of all random numbers", at_least=0)
 

@@ -37,7 +37,7 @@ class RunSettings:
     license: str | None = setting(None, "licence of the weights, a Hub identifier such as cc-by-4.0")
     push_to_hub: bool = setting(False, "publish the result on the Hub")
     hub_model_id: str = setting(
-        None, "repository: user/name or organisation/name; a resume may read its training checkpoint"
+        None, "repository: user/name or organisation/name; a run can continue from the training checkpoint in it"
     )
     hub_private_repo: bool = setting(False, "if the repository does not exist, create it as private")
     hub_strategy: str = setting(
