@@ -1,7 +1,7 @@
 """One dropout mask for both halves of a pair.
 
 Student and teacher must drop the same units, or their difference is that of two masks and not that of two noise levels
-(CT Sec. 5, iCT Sec. 3.2). The student's pass draws each mask and keeps it, and the teacher's pass uses it again.
+(CT Sec. 5, iCT Sec. 3.1). The student's pass draws each mask and keeps it, and the teacher's pass uses it again.
 Autograd keeps the mask for the backward pass in any case. Unlike two passes after the same seeding of a generator, this
 can be compiled into one graph.
 

@@ -1,6 +1,6 @@
 """The insensitive time embedding of iCT, in a form that stock diffusers loads.
 
-iCT (arXiv:2310.14189, Sec. 3.2) lowers the scale of the Fourier features of ln(sigma) from 16 to 0.02: consistency
+iCT (arXiv:2310.14189, Sec. 3.1) lowers the scale of the Fourier features of ln(sigma) from 16 to 0.02: consistency
 training compares neighbouring noise levels, and features that differ between neighbours destabilise it.
 UNet2DModel's positional embedding of 250 ln(sigma) is as sensitive as the setting iCT rejects. Its features are
 cos and sin of 250 f_j ln(sigma) with frequencies f_j from 1 to 1e-4, so it holds both fast and slow ones:

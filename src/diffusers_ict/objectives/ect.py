@@ -63,7 +63,7 @@ class ECT(Objective):
     p_std: float = bounded(2.0, above=0)
     huber_c: float = bounded(0.0, at_least=0, below=1e6)
     adaptive_weight: bool = False
-    k: float = bounded(8.0, above=-1)
+    k: float = bounded(8.0, at_least=0)
     b: float = 1.0
     metric: str = "pseudo-huber"
     cauchy_c: float | None = bounded(None, above=0, below=1e6)

@@ -31,7 +31,7 @@ class ICT(GridObjective):
     citation: ClassVar[str] = (
         "Y. Song, P. Dhariwal. Improved Techniques for Training Consistency Models. ICLR 2024, arXiv:2310.14189."
     )
-    dropout: ClassVar[float] = 0.3  # Sec. 3.2, CIFAR-10
+    dropout: ClassVar[float] = 0.3  # Sec. 3.1, CIFAR-10
 
     s0: int = bounded(10, at_least=1, below=1e6)
     s1: int = bounded(1280, at_least=1, below=1e6)
