@@ -20,6 +20,7 @@ from ..hub.publish import check_push
 from ..objectives import BUILT_IN, objective_class
 from ..objectives.adversarial import Adversarial
 from ..objectives.base import Objective
+from ..pipeline_consistency import ConsistencyPipeline
 from ..processes import connect_cpus, make_accelerator
 from ..scheduling_ict import ICTScheduler
 from ..trial import check_call
@@ -63,12 +64,9 @@ def open_run(
     """
     if recipe.push_to_hub:
         check_push(recipe.hub_model_id, recipe.license)  # before a start is loaded or the data are read
-    accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir, recipe.ddp_timeout)
-    connect_cpus(accelerator)
-    _check_accumulation(recipe, accelerator)
+    accelerator = _open_accelerator(recipe)
     recipe, own_objective = _check_given(recipe, model, dataset, objective)
-    if (note := note_of_old_strategy(recipe)) is not None:
-        accelerator.print(note)
+    _print(accelerator, note_of_old_strategy(recipe))
     start = load_start(recipe) if model is None else None
     if objective is None or own_objective is None:
         objective = make_objective(recipe, start)
@@ -80,13 +78,11 @@ def open_run(
     scheduler = scheduler_for(data, scheduler, recipe.learn_residual)
     batch_size = recipe.images_in_step(accelerator.num_processes)
     recipe = _resolve(recipe, accelerator, objective, own_objective, data)
-    check_curriculum(objective, recipe.max_train_steps)
     _check_objective(objective, scheduler, recipe.max_train_steps, data, batch_size, recipe.reference_batch_size)
 
     with open_origin(recipe, accelerator) as origin:
-        begins = start is None and origin.saved is None
-        if begins and accelerator.is_main_process and (note := note_on_residuals(recipe, data)) is not None:
-            accelerator.print(note)
+        if start is None and origin.saved is None and accelerator.is_main_process:
+            _print(accelerator, note_on_residuals(recipe, data))
         networks = _open_networks(recipe, accelerator, objective, scheduler, data, model, start, origin.saved)
         state = state_of(networks, accelerator, data, objective)
         configs = configs_of(networks, unusual_constants(scheduler)) | identity_of(data)
@@ -110,36 +106,48 @@ def open_run(
         batch_size=batch_size,
         networks=networks,
         schedules=make_schedules(recipe, networks, first_step),
-        pipeline=make_pipeline(
-            networks.averages[recipe.ema_decays[0]].module,
-            scheduler,
-            data.normalization,
-            data.vae,
-            unlabelled=recipe.label_dropout > 0,
-        ),
+        pipeline=_open_pipeline(recipe, networks, scheduler, data),
         state=state,
         steps=steps,
         identity=identity,
         metrics=_open_log(recipe, accelerator, first_step, seconds),
-        publisher=BackgroundPublisher(
-            Path(recipe.output_dir),
-            recipe.hub_model_id,
-            recipe.hub_private_repo,
-            recipe.hub_checkpoints,
-            supersede=recipe.resume_from_checkpoint not in (None, LATEST, FROM_HUB),
-        ),
+        publisher=_open_publisher(recipe),
         lock=lock,
     )
 
 
-def _check_accumulation(recipe: Recipe, accelerator: Accelerator) -> None:
-    """Refuse an accumulation in accelerate's config that the run does not have."""
+def _print(accelerator: Accelerator, note: str | None) -> None:
+    """Print a note, if there is one."""
+    if note is not None:
+        accelerator.print(note)
+
+
+def _open_pipeline(
+    recipe: Recipe, networks: Networks, scheduler: ICTScheduler, data: TrainingData
+) -> ConsistencyPipeline:
+    """The pipeline that draws with the first average of the weights."""
+    unet = networks.averages[recipe.ema_decays[0]].module
+    return make_pipeline(unet, scheduler, data.normalization, data.vae, unlabelled=recipe.label_dropout > 0)
+
+
+def _open_publisher(recipe: Recipe) -> BackgroundPublisher:
+    """What publishes beside the run. Going back to a checkpoint on purpose replaces newer ones on the Hub."""
+    goes_back = recipe.resume_from_checkpoint not in (None, LATEST, FROM_HUB)
+    folder, model = Path(recipe.output_dir), recipe.hub_model_id
+    return BackgroundPublisher(folder, model, recipe.hub_private_repo, recipe.hub_checkpoints, supersede=goes_back)
+
+
+def _open_accelerator(recipe: Recipe) -> Accelerator:
+    """accelerate's part of a run. Refused is an accumulation in its config that the run does not have."""
+    accelerator = make_accelerator(recipe.mixed_precision, recipe.report_to, recipe.output_dir, recipe.ddp_timeout)
+    connect_cpus(accelerator)
     wanted = accelerator.gradient_accumulation_steps
     if wanted not in (1, recipe.gradient_accumulation_steps):
         raise UserError(
             f"accelerate's config asks for {wanted} accumulation steps and the run has "
             f"{recipe.gradient_accumulation_steps}: give `gradient_accumulation_steps` {wanted}, or take it out there."
         )
+    return accelerator
 
 
 def _check_before_data(recipe: Recipe, objective: Objective, fresh: bool) -> set[str]:
@@ -260,6 +268,7 @@ def _check_objective(
     batch_size: int,
     references: int,
 ) -> None:
+    check_curriculum(objective, total_steps)
     if data.count is not None and references > data.count:
         raise UserError(
             f"`reference_batch_size` must be at most {data.count}, the images of the data, got {references}."
