@@ -25,7 +25,7 @@ WIDTHS = {
     128: (128, 256, 256, 512, 512),
     256: (128, 128, 256, 256, 512, 512),
 }
-SMALL = "small_unet.json"  # of 2.5 M parameters: the default network of a CPU
+SMALL = "small_unet.json"  # of 1.1 M parameters: the default network of a CPU
 ATTENTION = 16  # and feature maps of at most this size squared have attention
 
 
