@@ -240,4 +240,4 @@ def test_a_cpu_trains_the_small_network_unless_told_otherwise_and_resumes_what_i
     assert run(*own, "--dry_run", "--output_dir", tmp_path / "other") == 0
     out = capsys.readouterr().out
     assert "network     the small one (small_unet.json), because there is no GPU here" in out
-    assert "parameters  2." in out
+    assert "parameters  1." in out
