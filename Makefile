@@ -19,7 +19,7 @@ help: ## show this list
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torch-fidelity
 	@touch $@
 
-demo: .venv/installed ## train on the digits of scikit-learn, sample, measure: two minutes, then see runs/digits
+demo: .venv/installed ## train on the digits of scikit-learn, sample, measure: two to six minutes, then see runs/digits
 	rm -rf runs/digits
 	$(BIN)/python examples/demo_digits.py --output_dir runs/digits
 
@@ -32,7 +32,7 @@ runs/digits/model_index.json:
 web: .venv/installed runs/digits/model_index.json ## draw in the browser with the model of `make demo`: Ctrl-C ends it
 	$(BIN)/diffusers-ict demo runs/digits --output_dir runs/web
 
-test: .venv/installed ## run the test suite without what is marked slow: four to eight minutes on two cores
+test: .venv/installed ## run the test suite without what is marked slow: four to twelve minutes on two cores
 	$(PYTEST) -m 'not slow'
 
 test-slow: .venv/installed ## run what is marked slow: kills, several processes, whole programs
