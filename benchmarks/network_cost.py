@@ -37,7 +37,7 @@ BATCHES = {GALLERY: 16, "small_budget": 16, "default": 64}
 def networks() -> list[tuple[str, int, UNet2DModel]]:
     """(name, side, network) for pictures of three colours without classes; without memory for weights or images."""
     small = {**read_config(SMALL), "in_channels": 3, "out_channels": 3}
-    narrow = read_config(str(ROOT / "benchmarks" / "runs" / "narrow_unet.json"))
+    narrow = read_config(str(ROOT / "benchmarks" / "runs" / "fashion32_unets" / "narrow.json"))
     configs = [(GALLERY, 32, {**narrow, "in_channels": 3, "out_channels": 3, "sample_size": 32})]
     configs += [("small_budget", side, {**small, "sample_size": side}) for side in (32, 64, 128)]
     configs += [("default", side, default_unet_config(side, 3, None)) for side in (32, 64, 128)]

@@ -17,7 +17,7 @@ results=${RESULTS:-benchmarks/results}
 card=${CARD:-model_cards/avatars}
 steps=${STEPS:-8000}
 more=${MORE_STEPS:-3500}
-unet=benchmarks/runs/narrow_unet.json
+unet=benchmarks/runs/fashion32_unets/narrow.json
 
 if [ ! -e "$runs/test/thumbs" ]; then
   npm install --no-save --prefix "$runs" @dicebear/core@9.4.3 @dicebear/collection@9.4.3 @resvg/resvg-js@2.6.2

@@ -14,10 +14,11 @@ data=$runs/fashion32.npz
 run=$runs/fashion32_guidance
 results=${RESULTS:-benchmarks/results}
 steps=${STEPS:-1600}
+unet=benchmarks/runs/fashion32_unets/narrow.json
 
 [ -e "$data" ] || $python benchmarks/runs/fashion_mnist.py "$data" ${SOURCE:+--source "$SOURCE"}
 [ -e "$run/model_index.json" ] || OMP_NUM_THREADS=1 $python train_scripts/train_ict.py --config small_budget \
-  --dataset_name "$data" --class_conditional --label_dropout 0.1 ${UNET:+--model_config_name_or_path "$UNET"} \
+  --dataset_name "$data" --class_conditional --label_dropout 0.1 --model_config_name_or_path "${UNET:-$unet}" \
   --ema_decays 0.999 0.9 --max_train_steps "$steps" --checkpointing_steps $((steps / 4)) --output_dir "$run" \
   --resume_from_checkpoint latest
 [ -e "$runs/classifier.pt2" ] || $python benchmarks/features.py "$data" "$runs/classifier.pt2"

@@ -20,6 +20,7 @@ for run in image grey small; do
   condition="--conditioning_image_column $run ${CONDITION_FLAGS:---learn_residual}"
   [ $run != image ] || condition=
   [ -e "$runs/$run/model_index.json" ] || $python train_scripts/train_ict.py --config small_budget \
+    --model_config_name_or_path "${UNET:-benchmarks/runs/fashion32_unets/narrow.json}" \
     --dataset_name "$runs/train.npz" --image_column image $condition --max_train_steps "$steps" \
     --checkpointing_steps $((steps / 4)) --validation_steps "$steps" --output_dir "$runs/$run" --resume_from_checkpoint latest
 done
